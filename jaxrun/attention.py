@@ -1,0 +1,34 @@
+"""Causal attention and rotary position embedding, in JAX. Letters: parity/recipe.py."""
+
+import jax
+import jax.numpy as jnp
+
+NEGATIVE = -1e30  # a masked score: exp(NEGATIVE - max) is exactly 0 in every precision in use
+
+
+def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
+    """softmax(scale q k^T, over earlier positions and the own one) v.
+
+    q, k, v: (B, T, H, K), one type. Returns (B, T, H, K) in that type; scores and softmax in float32 or wider.
+    """
+    T = q_BTHK.shape[1]
+    wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=wide, precision="highest") * scale
+    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, NEGATIVE)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v_BTHK.dtype)
+    return jnp.einsum("bhts,bshk->bthk", probs, v_BTHK, precision="highest")
+
+
+def rotary(x_BTHK, base: float, wide):
+    """Turns pairs of channels by an angle that grows with the position (half-truncated rotary embedding).
+
+    K/4 frequencies base^(-i / (K/4 - 1)), then K/4 zeros, so that half of the channels stand still; angles, sine and
+    cosine in `wide`. With x1, x2 the halves of a head: y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos.
+    """
+    T, K = x_BTHK.shape[1], x_BTHK.shape[3]
+    turning = (1 / base) ** (jnp.arange(K // 4, dtype=wide) / (K // 4 - 1))
+    frequency_K2 = jnp.concatenate([turning, jnp.zeros(K // 4, wide)])
+    theta_T1K2 = jnp.arange(T, dtype=wide)[:, None, None] * frequency_K2
+    cos, sin = jnp.cos(theta_T1K2), jnp.sin(theta_T1K2)
+    x1, x2 = jnp.split(x_BTHK.astype(wide), 2, axis=-1)
+    return jnp.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], axis=-1).astype(x_BTHK.dtype)

@@ -1,0 +1,31 @@
+"""Checkpoints for resuming, by orbax."""
+
+from pathlib import Path
+from typing import Any
+
+from parity.errors import InputError
+
+
+def save(directory: Path, state: Any) -> None:
+    """Writes a state (a tree of arrays) below an existing folder."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((directory / "state").absolute(), state)
+        checkpointer.wait_until_finished()
+
+
+def restore(directory: Path, template: Any) -> Any:
+    """Reads a state with the structure, shapes, types and shardings of `template`; InputError where it differs."""
+    import orbax.checkpoint as ocp
+
+    path = (directory / "state").absolute()
+    if not path.is_dir():
+        raise InputError(f"{directory}: expected a folder `state` written by orbax, found none: it is no JAX checkpoint")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, template)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: this checkpoint does not fit the program ({reason}): resume with the program that "
+                         "wrote it") from error

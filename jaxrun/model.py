@@ -1,0 +1,238 @@
+"""The models of the recipes in Flax (NNX): modules named as the canonical weights, one forward each.
+
+NNX, because its modules read like PyTorch's: attribute paths are the canonical names, so weights need no renaming. A
+model is built once, empty; `apply` runs it on a flat mapping of weights. Letters: parity/recipe.py.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrun.attention import NEGATIVE, causal_attention, rotary
+from parity.recipe import Dtypes, Muon, NanoGPT, Recipe
+
+
+class Linear(nnx.Module):
+    """x W^T + b: weight (out, in), bias (out,), cast to the type of products."""
+
+    def __init__(self, inputs: int, outputs: int, dtypes: Dtypes):
+        self.weight = _empty((outputs, inputs), dtypes.weights)
+        self.bias = _empty((outputs,), dtypes.weights)
+        self.dtype = dtypes.products
+
+    def __call__(self, x):
+        return product(x, self.weight[...], self.dtype) + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """Row lookup: weight (rows, D)."""
+
+    def __init__(self, rows: int, dim: int, dtype: str):
+        self.weight = _empty((rows, dim), dtype)
+
+    def __call__(self, index):
+        return self.weight[...][index]
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, variance biased, in the wide type."""
+
+    def __init__(self, dim: int, eps: float, dtypes: Dtypes):
+        self.weight = _empty((dim,), dtypes.weights)
+        self.bias = _empty((dim,), dtypes.weights)
+        self.eps, self.wide, self.dtype = eps, dtypes.wide, dtypes.stream
+
+    def __call__(self, x):
+        x = x.astype(self.wide)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.eps) * self.weight[...] + self.bias[...]).astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * gain over the last axis, computed in the wide type."""
+
+    def __init__(self, dim: int, eps: float, dtypes: Dtypes):
+        self.weight = _empty((dim,), dtypes.weights)
+        self.eps, self.wide, self.dtype = eps, dtypes.wide, dtypes.stream
+
+    def __call__(self, x):
+        return rms_norm(x, self.eps, self.wide, self.weight[...].astype(self.dtype))
+
+
+class NanoAttention(nnx.Module):
+    """Causal self-attention with one matrix for q, k and v, scale 1 / sqrt(K)."""
+
+    def __init__(self, recipe: NanoGPT):
+        self.qkv = Linear(recipe.dim, 3 * recipe.dim, recipe.dtypes)
+        self.proj = Linear(recipe.dim, recipe.dim, recipe.dtypes)
+        self.head_dim = recipe.head_dim
+
+    def __call__(self, x_BTD):
+        q, k, v = (heads(x, self.head_dim) for x in jnp.split(self.qkv(x_BTD), 3, axis=-1))
+        y_BTHK = causal_attention(q, k, v, self.head_dim**-0.5)
+        return self.proj(y_BTHK.reshape(x_BTD.shape))
+
+
+class NanoMLP(nnx.Module):
+    """D -> 4 D -> D with GELU."""
+
+    def __init__(self, recipe: NanoGPT):
+        self.fc = Linear(recipe.dim, 4 * recipe.dim, recipe.dtypes)
+        self.proj = Linear(4 * recipe.dim, recipe.dim, recipe.dtypes)
+        self.approximate = recipe.gelu == "tanh"
+
+    def __call__(self, x_BTD):
+        return self.proj(jax.nn.gelu(self.fc(x_BTD), approximate=self.approximate))
+
+
+class NanoBlock(nnx.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, recipe: NanoGPT):
+        self.norm1 = LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.attn = NanoAttention(recipe)
+        self.norm2 = LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.mlp = NanoMLP(recipe)
+
+    def __call__(self, x_BTD):
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        return x_BTD + self.mlp(self.norm2(x_BTD))
+
+
+class NanoModel(nnx.Module):
+    """GPT-2: token plus position embedding, blocks, LayerNorm, head tied to the token embedding.
+
+    Columns of the head above the tokenizer's size take no part in the softmax.
+    """
+
+    def __init__(self, recipe: NanoGPT):
+        self.embed = Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding)
+        self.positions = Embedding(recipe.context, recipe.dim, recipe.dtypes.weights)
+        self.blocks = nnx.List([NanoBlock(recipe) for _ in range(recipe.layers)])
+        self.norm_out = LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.tokenizer_size, self.dtypes = recipe.tokenizer_size, recipe.dtypes
+
+    def __call__(self, tokens_BT):
+        x_BTD = self.embed(tokens_BT) + self.positions(jnp.arange(tokens_BT.shape[1]))
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.norm_out(x_BTD)
+
+    def logits(self, x_BTD):
+        logits = product(x_BTD, self.embed.weight[...], self.dtypes.products).astype(self.dtypes.wide)
+        if logits.shape[-1] == self.tokenizer_size:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.tokenizer_size, logits, NEGATIVE)
+
+
+class MuonAttention(nnx.Module):
+    """Causal self-attention with separate q, k, v; q and k RMS-normalised per head without gain, then rotary."""
+
+    def __init__(self, recipe: Muon):
+        self.q = Linear(recipe.dim, recipe.dim, recipe.dtypes)
+        self.k = Linear(recipe.dim, recipe.dim, recipe.dtypes)
+        self.v = Linear(recipe.dim, recipe.dim, recipe.dtypes)
+        self.proj = Linear(recipe.dim, recipe.dim, recipe.dtypes)
+        self.head_dim, self.scale, self.base = recipe.head_dim, recipe.scale, recipe.rotary_base
+        self.eps, self.wide = recipe.norm_eps, recipe.dtypes.wide
+
+    def __call__(self, x_BTD):
+        q, k, v = (heads(layer(x_BTD), self.head_dim) for layer in (self.q, self.k, self.v))
+        q, k = (rotary(rms_norm(x, self.eps, self.wide), self.base, self.wide) for x in (q, k))
+        y_BTHK = causal_attention(q, k, v, self.scale)
+        return self.proj(y_BTHK.reshape(x_BTD.shape))
+
+
+class MuonMLP(nnx.Module):
+    """D -> 4 D -> D with ReLU squared."""
+
+    def __init__(self, recipe: Muon):
+        self.fc = Linear(recipe.dim, 4 * recipe.dim, recipe.dtypes)
+        self.proj = Linear(4 * recipe.dim, recipe.dim, recipe.dtypes)
+
+    def __call__(self, x_BTD):
+        return self.proj(jnp.square(jax.nn.relu(self.fc(x_BTD))))
+
+
+class MuonBlock(nnx.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, recipe: Muon):
+        self.norm1 = RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.attn = MuonAttention(recipe)
+        self.norm2 = RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.mlp = MuonMLP(recipe)
+
+    def __call__(self, x_BTD):
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        return x_BTD + self.mlp(self.norm2(x_BTD))
+
+
+class MuonModel(nnx.Module):
+    """The public optimization track's model: normed embedding, blocks, untied head with bias, capped logits."""
+
+    def __init__(self, recipe: Muon):
+        self.embed = Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding)
+        self.norm_in = RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.blocks = nnx.List([MuonBlock(recipe) for _ in range(recipe.layers)])
+        self.norm_out = RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.head = Linear(recipe.dim, recipe.vocab_size, recipe.dtypes)
+        self.cap, self.dtypes = recipe.logit_cap, recipe.dtypes
+
+    def __call__(self, tokens_BT):
+        x_BTD = self.norm_in(self.embed(tokens_BT))
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.norm_out(x_BTD)
+
+    def logits(self, x_BTD):
+        logits = self.head(x_BTD).astype(self.dtypes.wide)
+        return self.cap * logits * jax.lax.rsqrt(logits * logits + self.cap**2)
+
+
+MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
+
+
+def product(x, weight, dtype: str):
+    """x W^T with both cast to `dtype`; sums are kept in float32 or wider, and float32 is never narrowed."""
+    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x.astype(dtype), weight.astype(dtype), dimensions, precision="highest",
+                               preferred_element_type=jnp.dtype(dtype))
+
+
+def heads(x_BTD, head_dim: int):
+    """(B, T, D) -> (B, T, H, K)."""
+    return x_BTD.reshape(*x_BTD.shape[:2], -1, head_dim)
+
+
+def rms_norm(x, eps: float, wide: str, gain=None):
+    """x / sqrt(mean(x^2) + eps), times the gain if there is one; computed in `wide`, returned in the type of x."""
+    y = x.astype(wide)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y if gain is None else y * gain.astype(wide)).astype(x.dtype)
+
+
+def token_losses(logits_BTV, targets_BT):
+    """-log softmax(logits)[target]: (B, T), in the type of the logits, nats."""
+    target = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BTV, axis=-1) - target
+
+
+def make_model(recipe: Recipe):
+    """The recipe's model with no memory behind its weights, split into (definition, {canonical name: empty})."""
+    return nnx.split(nnx.eval_shape(lambda: MODELS[recipe.name](recipe)))
+
+
+def apply(definition, weights, method, *args):
+    """Runs `method(model, *args)` on the model that has these weights: {canonical name: array}."""
+    state = nnx.from_flat_state([(_path(name), nnx.Param(value)) for name, value in weights.items()])
+    return method(nnx.merge(definition, state), *args)
+
+
+def _empty(shape, dtype):
+    return nnx.Param(jnp.zeros(shape, dtype))
+
+
+def _path(name: str):
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))

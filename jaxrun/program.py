@@ -1,0 +1,148 @@
+"""A recipe as a JAX program: one compiled step over a mesh, and what the harness and the comparer ask of it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrun import checkpoint, model, optim, sharding
+from parity import weights as canonical
+from parity.errors import InputError
+from parity.program import own_function
+from parity.recipe import Recipe
+
+State = dict[str, Any]  # {"weights": {name: array}, "optimizer": optax state, "step": int32}
+
+
+class JaxProgram:
+    """Implements parity.program.Program for the recipes."""
+
+    framework = "jax"
+
+    def __init__(self, recipe: Recipe, devices: list, optimizer: optax.GradientTransformation | None = None):
+        self.recipe = recipe
+        self.devices = [d.device_kind for d in devices]
+        self.mesh = sharding.make_mesh(devices)
+        self.optimizer = optimizer or optim.make_optimizer(recipe)
+        self.groups = optim.group_of(recipe)
+        self.definition, _ = model.make_model(recipe)
+        whole, rows = sharding.replicated(self.mesh), sharding.by_row(self.mesh)
+        self._step = jax.jit(self._update, in_shardings=(whole, rows, rows), out_shardings=whole, donate_argnums=0)
+        self._grads = jax.jit(self._loss_and_grads, in_shardings=(whole, rows, rows), out_shardings=whole)
+        self._losses = jax.jit(self._token_losses, in_shardings=(whole, rows, rows), out_shardings=rows)
+        self._log_probs = jax.jit(self._row_log_probs)
+        self._fresh = jax.jit(self._first_state, out_shardings=whole)
+
+    def init(self, seed: int) -> State:
+        return self.load(canonical.initial_weights(self.recipe, seed))
+
+    def load(self, weights: canonical.Weights) -> State:
+        canonical.check(weights, self.recipe, "weights")
+        return self._fresh({name: weights[name] for name in self.recipe.parameters()})
+
+    def export(self, state: State) -> canonical.Weights:
+        dtype = np.float64 if self.recipe.precision == "float64" else np.float32
+        return {name: np.asarray(w).astype(dtype) for name, w in jax.device_get(state["weights"]).items()}
+
+    def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+        if len(inputs_BT) % self.mesh.size:
+            raise InputError(f"a batch of {len(inputs_BT)} rows cannot be split over {self.mesh.size} devices: "
+                             "choose --devices that divides the rows of a batch")
+        rows = sharding.by_row(self.mesh)
+        return jax.device_put(inputs_BT, rows), jax.device_put(targets_BT, rows)
+
+    def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
+        return self._step(state, *batch)
+
+    def token_losses(self, state: State, batch):
+        return self._losses(state["weights"], *batch)
+
+    def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
+        positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
+        return self._log_probs(state["weights"], inputs_BT, positions)
+
+    def loss_and_grads(self, state: State, batch):
+        return self._grads(state["weights"], *batch)
+
+    def fetch(self, values):
+        return jax.device_get(values)
+
+    def wait(self, state: State) -> None:
+        jax.block_until_ready(state)
+
+    def snapshot(self, state: State) -> State:
+        return jax.tree.map(jnp.copy, state)
+
+    def reset(self, state: State, snapshot: State) -> State:
+        return self.snapshot(snapshot)
+
+    def digest(self, state: State) -> str:
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+        return canonical.digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+
+    def save(self, state: State, directory: Path) -> None:
+        checkpoint.save(directory, state)
+
+    def restore(self, directory: Path) -> State:
+        whole = sharding.replicated(self.mesh)
+        empty = {name: jax.ShapeDtypeStruct(p.shape, np.float32) for name, p in self.recipe.parameters().items()}
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+                                jax.eval_shape(self._first_state, empty))
+        return checkpoint.restore(directory, template)
+
+    def _first_state(self, weights) -> State:
+        dtypes = self.recipe.dtypes
+        stored = {name: jnp.asarray(w).astype(dtypes.embedding if name == "embed.weight" else dtypes.weights)
+                  for name, w in weights.items()}
+        return {"weights": stored, "optimizer": self.optimizer.init(stored), "step": jnp.zeros((), jnp.int32)}
+
+    def _update(self, state: State, inputs_BT, targets_BT):
+        loss, grads = self._loss_and_grads(state["weights"], inputs_BT, targets_BT)
+        updates, optimizer = self.optimizer.update(grads, state["optimizer"], state["weights"])
+        weights = optax.apply_updates(state["weights"], updates)
+        mean = loss if self.recipe.loss_reduction == "mean" else loss / targets_BT.size
+        norms = {"weights": weights, "grads": grads, "updates": updates}
+        metrics = {"loss": mean, "grad_norm": optim.global_norm(grads),
+                   "norms": {kind: optim.group_norms(x, self.groups) for kind, x in norms.items()}}
+        return {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+
+    def _loss_and_grads(self, weights, inputs_BT, targets_BT):
+        reduce = jnp.mean if self.recipe.loss_reduction == "mean" else jnp.sum
+        return jax.value_and_grad(lambda w: reduce(self._token_losses(w, inputs_BT, targets_BT)))(weights)
+
+    def _token_losses(self, weights, inputs_BT, targets_BT):
+        logits_BTV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT)))
+        return model.token_losses(logits_BTV, targets_BT)
+
+    def _row_log_probs(self, weights, inputs_BT, positions):
+        logits_BPV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT)[:, positions]))
+        return jax.nn.log_softmax(logits_BPV, axis=-1)
+
+
+def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None) -> JaxProgram:
+    """The recipe in JAX on the chosen devices; `optimizer` is module:function, called with the recipe, an optax transform.
+
+    Raises InputError for devices that are not there, rows that they do not divide, and an optimizer that is none.
+    """
+    if recipe.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    chosen = sharding.pick_devices(device, devices)
+    rows = recipe.batch_tokens // recipe.context
+    if rows % len(chosen):
+        raise InputError(f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which {len(chosen)} "
+                         "devices do not divide: choose --devices or --batch-tokens so that they do")
+    transform = None
+    if optimizer:
+        transform = own_function(optimizer, "--optimizer")(recipe)
+        if not isinstance(transform, optax.GradientTransformation):
+            raise InputError(f"--optimizer {optimizer}: expected an optax.GradientTransformation, found "
+                             f"{type(transform).__name__}: return what optax's optimizers return")
+    return JaxProgram(recipe, chosen, transform)
+
+
+def platform(device: str = "auto") -> str:
+    """"cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
+    return sharding.pick_devices(device)[0].platform

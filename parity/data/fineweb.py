@@ -1,0 +1,120 @@
+"""The slice `fineweb10B`: FineWeb in GPT-2's tokens, as the public speedrun reads it, from the Hugging Face hub."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from parity.data.assets import MERGES, fetch_into
+from parity.data.building import describe, save_token_bytes
+from parity.data.files import sha256_file
+from parity.data.hub import hub_fetch
+from parity.data.manifest import FILE_NAME, Manifest, Part, ShardInfo
+from parity.data.progress import Progress
+from parity.data.tokenizer import BytePairTokenizer
+from parity.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the shards are and which windows (start, tokens) of the val shard are val and confirm."""
+
+    repository: str = "kjj0/fineweb10B-gpt2"
+    train_shards: int = 103
+    shard_tokens: int = 100_000_000
+    val: tuple[int, int] = (0, 10_485_760)
+    confirm: tuple[int, int] = (50_000_000, 10_485_760)
+    # At most one batch is lost at the end of a shard; the public one has 524,288 tokens.
+    lost_tokens: int = 524_288
+
+    def files(self, train_tokens: int) -> list[tuple[str, str]]:
+        """The (split, file) that hold a plan of so many train tokens. Raises InputError where there are not that many."""
+        most = self.train_shards * self.shard_tokens
+        if not 0 < train_tokens <= most:
+            raise InputError(
+                f"--train-tokens: expected 1 to {most:,}, the train tokens of fineweb10B, found {train_tokens:,}; "
+                "ask for a number in that range"
+            )
+        shards = min(math.ceil(train_tokens / (self.shard_tokens - self.lost_tokens)), self.train_shards)
+        train = [("train", f"fineweb_train_{number:06d}.bin") for number in range(1, shards + 1)]
+        return [("val", "fineweb_val_000000.bin"), *train]
+
+
+def build(
+    folder: Path, home: Path, train_tokens: int | None, progress: Progress, source: Source = Source()
+) -> Manifest:
+    """Brings the val shard and the train shards for `train_tokens` (default: one shard) into `folder`, if not there yet.
+
+    The manifest is saved after every shard, so that what was downloaded stays pinned whatever happens next.
+    """
+    path = folder / FILE_NAME
+    manifest = Manifest.load(path) if path.exists() else None
+    merges = fetch_into(folder, MERGES, home, progress)
+    tokenizer = BytePairTokenizer(merges.decode("utf-8"), len_vocabulary(merges))
+    token_bytes = tokenizer.token_bytes()
+    token_bytes_sha256 = save_token_bytes(folder, token_bytes)
+    files = source.files(train_tokens or 1)
+    for number, (split, name) in enumerate(files, 1):
+        pinned = _pinned(manifest, name)
+        if pinned and (folder / name).exists() and (folder / name).stat().st_size == pinned.size_bytes:
+            continue
+        progress.say(f"shard {number} of {len(files)}: {name}")
+        _bring(folder, name, source, pinned, progress)
+        if pinned:
+            continue
+        info = describe(folder / name, split, tokenizer.end_of_text, token_bytes)
+        if manifest is None:
+            manifest = _first(info, source, tokenizer, token_bytes_sha256)
+        else:
+            shards = sorted((*manifest.shards, info), key=lambda shard: (shard.split == "train", shard.file))
+            manifest = dataclasses.replace(manifest, shards=tuple(shards))
+        manifest.save(path)
+    assert manifest is not None
+    return manifest
+
+
+def len_vocabulary(merges: bytes) -> int:
+    """The size of the whole vocabulary: 256 bytes, the merges, end of text."""
+    return 256 + sum(1 for line in merges.splitlines()[1:] if line) + 1
+
+
+def _pinned(manifest: Manifest | None, file: str) -> ShardInfo | None:
+    return next((shard for shard in manifest.shards if shard.file == file), None) if manifest else None
+
+
+def _bring(folder: Path, file: str, source: Source, pinned: ShardInfo | None, progress: Progress) -> None:
+    """Makes the file be there: one that someone copied in is taken as it is, if it is the pinned one."""
+    path = folder / file
+    if pinned is None and path.exists():
+        return
+    hub_fetch(source.repository, file, path, progress)
+    if pinned and (found := sha256_file(path)) != pinned.sha256:
+        aside = path.replace(path.with_name(f"{file}.differs"))
+        raise InputError(
+            f"{path}: expected sha256 {pinned.sha256}, as when it was first seen, found {found} on the hub now; the file "
+            f"is kept as {aside.name}: find out why it changed, and only if the new one is right remove the slice's "
+            "folder and prepare it again"
+        )
+
+
+def _first(val: ShardInfo, source: Source, tokenizer: BytePairTokenizer, token_bytes_sha256: str) -> Manifest:
+    """The manifest once its first file, the val shard, is there. Raises InputError if the windows do not fit into it."""
+    parts = {"val": Part(val.file, *source.val), "confirm": Part(val.file, *source.confirm)}
+    needed = max(part.start + part.tokens + 1 for part in parts.values())
+    if val.tokens < needed:
+        raise InputError(
+            f"{val.file}: expected at least {needed:,} tokens for val and confirm, found {val.tokens:,}; delete it and "
+            "prepare the slice again"
+        )
+    return Manifest(
+        slice="fineweb10B",
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
+        tokenizer="gpt2",
+        tokenizer_sha256=tokenizer.sha256,
+        token_bytes_sha256=token_bytes_sha256,
+        source=f"the data set {source.repository} on the Hugging Face hub: FineWeb, sample 10BT, in GPT-2's tokens",
+        licence="ODC-By 1.0 (FineWeb), and Common Crawl's terms of use",
+        shards=(val,),
+        parts=parts,
+    )

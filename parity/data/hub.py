@@ -1,0 +1,102 @@
+"""Files from a data set on the Hugging Face hub, by a download that goes on where it was cut, also in a later process."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from parity.data.files import CHUNK_BYTES, cannot_write, sha256_file, sync_folder
+from parity.data.progress import Progress
+from parity.errors import InputError
+
+# huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download keeps
+# nothing of a file whose process was stopped (seen in 2.4), and a shard has 200 MB.
+ATTEMPTS = 5
+TIMEOUT_S = 30
+
+
+def hub_fetch(repository: str, file: str, path: Path, progress: Progress) -> None:
+    """Downloads one file of a data set to `path`; its partial file stays beside it until it is whole, and is gone on with.
+
+    Raises InputError where huggingface_hub is missing, the hub cannot be reached, the disk is full or the digest that
+    the hub gives differs.
+    """
+    url, headers, etag, size = _address(repository, file)
+    # Named after the content: a partial file of other content is never gone on with.
+    partial = path.with_name(f".{path.name}.{re.sub('[^0-9A-Za-z]', '', etag)[:16]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, headers, partial, size, file, progress)
+        # The hub's name for the content of a large file is its SHA-256.
+        if re.fullmatch("[0-9a-f]{64}", etag) and (found := sha256_file(partial)) != etag:
+            partial.unlink()
+            raise InputError(
+                f"{path}: expected sha256 {etag} from the hub, found {found} after the download; the download was "
+                "damaged: run the command again"
+            )
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _address(repository: str, file: str) -> tuple[str, dict[str, str], str, int]:
+    """Where a file is, with what headers to ask for it, its etag and its size in bytes."""
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+    except ImportError as error:
+        raise InputError(
+            f"{file}: expected the package huggingface_hub to find it with, found none; run pip install 'jaxrun[hub]'"
+        ) from error
+    url = hf_hub_url(repository, file, repo_type="dataset")
+    try:
+        found = get_hf_file_metadata(url)
+    # The exceptions differ between versions (requests, httpx, its own); whichever it is, the hub did not answer.
+    except Exception as error:  # noqa: BLE001
+        raise _unreachable(url, error) from error
+    if not found.etag or not found.size:
+        raise InputError(f"{url}: expected its size and etag from the hub, found none; run the command again later")
+    return url, build_hf_headers(), found.etag, found.size
+
+
+def _unreachable(url: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(
+        f"{url}: expected to read it from the Hugging Face hub, found: {reason[0]}; connect to the network, or set "
+        "HF_ENDPOINT to a mirror, or copy the shards from another machine into the slice's folder, then run the command "
+        "again: what was downloaded is kept"
+    )
+
+
+def _download(url: str, headers: dict[str, str], partial: Path, size: int, file: str, progress: Progress) -> None:
+    import requests
+
+    failures = 0
+    while (have := partial.stat().st_size if partial.exists() else 0) < size:
+        try:
+            _append(requests, url, headers, partial, have, size, file, progress)
+        except requests.RequestException as error:
+            grown = partial.exists() and partial.stat().st_size > have
+            failures = 1 if grown else failures + 1
+            if failures >= ATTEMPTS or isinstance(error, requests.ConnectionError) and not grown:
+                raise _unreachable(url, error) from error
+    if have > size:
+        partial.unlink()
+        raise InputError(f"{partial}: expected {size:,} bytes, found {have:,}; run the command again")
+
+
+def _append(
+    requests: Any, url: str, headers: dict[str, str], partial: Path, have: int, size: int, file: str, progress: Progress
+) -> None:
+    """Asks for the bytes that are missing and appends them as they come."""
+    wanted = {**headers, "Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    with requests.get(url, headers=wanted, stream=True, timeout=TIMEOUT_S) as answer:
+        answer.raise_for_status()
+        # 206 is the part that was asked for; 200 is the whole file from its start.
+        resumed = answer.status_code == 206
+        with open(partial, "ab" if resumed else "wb") as out:
+            done = have if resumed else 0
+            for chunk in answer.iter_content(CHUNK_BYTES):
+                out.write(chunk)
+                done += len(chunk)
+                progress.step(file, done / 1e6, size / 1e6, "MB")

@@ -1,0 +1,252 @@
+"""The slices there are, how they are prepared, opened and checked, and where they are kept."""
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parity.data.building import TOKEN_BYTES_FILE, pin_differences
+from parity.data.files import cannot_write, remove_temporary, sha256_file
+from parity.data.manifest import FILE_NAME, Manifest, Part
+from parity.data.pinned import PINNED
+from parity.data.progress import Progress, Silent
+from parity.data.shards import check_tokens, open_shard
+from parity.data.tokenizer import BytePairTokenizer, WordTokenizer, load_tokenizer
+from parity.errors import InputError, nearest
+
+DATA_VARIABLE = "JAXRUN_DATA"
+
+# Name, sentence. The module of a slice has `build`, and is only imported to prepare it.
+SLICES = {
+    "synthetic": "documents from a small Markov source of known entropy, made here in a second: for tests",
+    "news": "3,600 English news articles, 3.4M tokens of a vocabulary of 4,096, built here from a 10 MB download",
+    "fineweb10B": "web text in GPT-2's tokens, up to 10.3B, 200 MB a shard from the Hugging Face hub: the public track's",
+}
+_MODULES = {name: f"parity.data.{name}" for name in SLICES} | {"fineweb10B": "parity.data.fineweb"}
+
+
+def data_home(data_dir: str | Path | None = None) -> Path:
+    """The folder that holds the slices: `data_dir`, or the environment's JAXRUN_DATA, or the user's cache folder."""
+    chosen = data_dir or os.environ.get(DATA_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("jaxrun"))
+
+
+def prepare_command(name: str, data_dir: str | Path | None = None) -> str:
+    """The command that prepares a slice."""
+    return f"python -m parity.data prepare {name}" + (f" --data-dir {data_dir}" if data_dir else "")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """An opened slice: its manifest, and its train shards in order, each mapped, uint16 (tokens,)."""
+
+    directory: Path
+    manifest: Manifest
+    train: list[np.memmap]
+
+    @property
+    def name(self) -> str:
+        """The slice's name."""
+        return self.manifest.slice
+
+    @property
+    def train_lengths(self) -> list[int]:
+        """The number of tokens of each train shard, in order."""
+        return [len(shard) for shard in self.train]
+
+    def part(self, name: str) -> tuple[np.memmap, int, int]:
+        """Where "val" or "confirm" is: its shard, the first input's position, and how many tokens can be scored.
+
+        The shard holds at least start + tokens + 1 tokens. Raises InputError for another name, or a bad shard.
+        """
+        if name not in self.manifest.parts:
+            raise InputError(
+                f"part: expected one of the slice {self.name}, found {name!r}; {nearest(name, self.manifest.parts)}"
+            )
+        part = self.manifest.parts[name]
+        shard = _open(self.directory, self.manifest, part.file)
+        _check_part(self.directory, name, part, len(shard))
+        return shard, part.start, part.tokens
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of UTF-8 text each token stands for, uint16 (vocab_size,); 0 for end of text."""
+        return _load_token_bytes(self.directory, self.manifest)
+
+    def tokenizer(self) -> BytePairTokenizer | WordTokenizer:
+        """The tokenizer: encode(text), decode(ids), end_of_text. Raises InputError where its file is not the pinned one."""
+        found = load_tokenizer(self.manifest.tokenizer, self.manifest.vocab_size, self.directory)
+        if found.sha256 != self.manifest.tokenizer_sha256:
+            raise InputError(
+                f"{self.directory}: expected a tokenizer with sha256 {self.manifest.tokenizer_sha256}, found {found.sha256}; "
+                f"run {prepare_command(self.name)} again"
+            )
+        return found
+
+
+def _known(name: str) -> None:
+    if name not in SLICES:
+        raise InputError(f"slice: expected the name of one, found {name!r}; {nearest(name, SLICES)}")
+
+
+def _open(directory: Path, manifest: Manifest, file: str) -> np.memmap:
+    tokens, info = open_shard(directory / file), manifest.shard(file)
+    if len(tokens) != info.tokens:
+        raise InputError(
+            f"{directory / file}: expected {info.tokens:,} tokens as its manifest says, found {len(tokens):,}; delete it "
+            f"and run {prepare_command(manifest.slice)}"
+        )
+    return tokens
+
+
+def _check_part(directory: Path, name: str, part: Part, tokens: int) -> None:
+    if part.start + part.tokens + 1 > tokens:
+        raise InputError(
+            f"{directory / FILE_NAME}: expected part {name} to end within the {tokens:,} tokens of {part.file}, found "
+            f"{part.tokens:,} tokens from {part.start:,}; prepare the slice again"
+        )
+
+
+def _load_token_bytes(directory: Path, manifest: Manifest) -> np.ndarray:
+    path = directory / TOKEN_BYTES_FILE
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path}: expected the bytes of each token, found: {error}; run {prepare_command(manifest.slice)}"
+        ) from error
+    if table.dtype != np.uint16 or table.shape != (manifest.vocab_size,):
+        raise InputError(
+            f"{path}: expected uint16 of shape ({manifest.vocab_size},), found {table.dtype} of shape {table.shape}; "
+            f"run {prepare_command(manifest.slice)}"
+        )
+    return table
+
+
+def _load(name: str, data_dir: str | Path | None) -> tuple[Path, Manifest]:
+    """A prepared slice's folder and manifest."""
+    _known(name)
+    directory = data_home(data_dir) / name
+    path = directory / FILE_NAME
+    if not path.exists():
+        raise InputError(f"{path}: expected the slice {name}, found none there; run {prepare_command(name, data_dir)}")
+    manifest = Manifest.load(path)
+    if manifest.slice != name:
+        raise InputError(
+            f"{path}: expected the manifest of {name}, found that of {manifest.slice}; move it to its own folder, and "
+            f"run {prepare_command(name, data_dir)}"
+        )
+    return directory, manifest
+
+
+def open_slice(name: str, data_dir: str | Path | None = None) -> Slice:
+    """Opens a slice that was prepared: every shard's header and size checked, nothing else read, no network.
+
+    Raises InputError, with the command that prepares it, where it is missing, and for any bad file.
+    """
+    directory, manifest = _load(name, data_dir)
+    mapped = {info.file: _open(directory, manifest, info.file) for info in manifest.shards}
+    for part_name, part in manifest.parts.items():
+        _check_part(directory, part_name, part, manifest.shard(part.file).tokens)
+    return Slice(directory, manifest, [mapped[info.file] for info in manifest.train])
+
+
+@contextlib.contextmanager
+def _lock(home: Path, name: str, progress: Progress) -> Iterator[None]:
+    """Holds the slice's lock; it falls with the process, so that a killed builder leaves none behind."""
+    import filelock
+
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(home / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            progress.say(f"another process prepares {name} in {home}: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise cannot_write(home, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(
+    name: str,
+    data_dir: str | Path | None = None,
+    train_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Slice:
+    """Makes sure that a slice is here, whole and as pinned, and opens it; at most one process builds it at a time.
+
+    `train_tokens` is how many a plan needs, for a slice of which only a part is downloaded. Raises InputError for
+    an unknown name, and where the machine is offline, the disk is full or a digest differs.
+    """
+    _known(name)
+    progress = progress or Silent()
+    home = data_home(data_dir)
+    directory = home / name
+    with _lock(home, name, progress):
+        if name in PINNED and _whole(name, data_dir):
+            return open_slice(name, data_dir)
+        try:
+            directory.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(directory, error) from error
+        remove_temporary(directory)
+        importlib.import_module(_MODULES[name]).build(directory, home, train_tokens, progress)
+    return open_slice(name, data_dir)
+
+
+def _whole(name: str, data_dir: str | Path | None) -> bool:
+    try:
+        return not problems(name, data_dir)
+    except InputError:
+        return False
+
+
+def problems(name: str, data_dir: str | Path | None = None, progress: Progress | None = None) -> list[str]:
+    """What is wrong with a prepared slice, a sentence each: every digest and every token is looked at.
+
+    Raises InputError where it cannot be judged: not prepared, or no valid manifest.
+    """
+    progress = progress or Silent()
+    directory, manifest = _load(name, data_dir)
+    again = f"delete it and run {prepare_command(name, data_dir)}"
+    found = [f"{directory / FILE_NAME}: {clause}; {again}" for clause in _unpinned(name, manifest)]
+    sizes = [info.size_bytes for info in manifest.shards]
+    for number, info in enumerate(manifest.shards, 1):
+        path = directory / info.file
+        try:
+            check_tokens(_open(directory, manifest, info.file), manifest.vocab_size, path)
+            if (actual := sha256_file(path)) != info.sha256:
+                found.append(f"{path}: expected sha256 {info.sha256}, found {actual}; {again}")
+        except InputError as error:
+            found.append(str(error))
+        progress.step("checking", sum(sizes[:number]) / 1e6, sum(sizes) / 1e6, "MB")
+    try:
+        for name, part in manifest.parts.items():
+            _check_part(directory, name, part, manifest.shard(part.file).tokens)
+        opened = Slice(directory, manifest, [])
+        opened.tokenizer()
+        _ = opened.token_bytes
+        if (actual := sha256_file(directory / TOKEN_BYTES_FILE)) != manifest.token_bytes_sha256:
+            expected = manifest.token_bytes_sha256
+            found.append(f"{directory / TOKEN_BYTES_FILE}: expected sha256 {expected}, found {actual}; {again}")
+    except InputError as error:
+        found.append(str(error))
+    return found
+
+
+def _unpinned(name: str, manifest: Manifest) -> list[str]:
+    return pin_differences(manifest, PINNED[name]) if name in PINNED else []

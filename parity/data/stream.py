@@ -1,0 +1,261 @@
+"""The order in which a plan reads a slice's tokens, as pure functions, and a reader that prefetches it.
+
+A global batch of n tokens at position p of a shard has the inputs tokens[p : p+n] and the targets tokens[p+1 : p+n+1],
+both seen as rows of seq_len; then p += n. If p + n + 1 >= len(tokens) when a batch is asked for, the rest of the shard
+is skipped and the next one starts at 0. Rank r of R reads the r-th of R equal consecutive parts of the batch.
+"""
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity.data.shards import check_tokens
+from parity.errors import InputError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a batch plan: so many steps, each on a global batch of `tokens` tokens in rows of `seq_len`."""
+
+    steps: int
+    tokens: int
+    seq_len: int
+
+
+class Span(NamedTuple):
+    """One step's global batch: `tokens` inputs from `position` of shard number `shard`, in rows of `seq_len`."""
+
+    step: int
+    shard: int
+    position: int
+    tokens: int
+    seq_len: int
+
+
+class _Block(NamedTuple):
+    """So many consecutive batches of one segment in one shard, the first at `position`."""
+
+    first_step: int
+    steps: int
+    shard: int
+    position: int
+    segment: Segment
+
+
+def _blocks(shard_lengths: Sequence[int], plan: Sequence[Segment]) -> Iterator[_Block]:
+    """The plan shard by shard: the positions by arithmetic, so that no step need be walked through; ends where shards do."""
+    step, shard, position = 0, 0, 0
+    for segment in plan:
+        remaining = segment.steps
+        while remaining and shard < len(shard_lengths):
+            # k batches fit if the last one has position + n + 1 < length.
+            fitting = (shard_lengths[shard] - 2 - position) // segment.tokens
+            if fitting <= 0:
+                shard, position = shard + 1, 0
+                continue
+            steps = min(fitting, remaining)
+            yield _Block(step, steps, shard, position, segment)
+            step, position, remaining = step + steps, position + steps * segment.tokens, remaining - steps
+
+
+def check_plan(shard_lengths: Sequence[int], plan: Sequence[Segment], where: str) -> None:
+    """Raises InputError unless the shards hold every batch of the plan; `where` names the slice for the message."""
+    for segment in plan:
+        if segment.steps < 0 or segment.tokens <= 0 or segment.seq_len <= 0 or segment.tokens % segment.seq_len:
+            raise InputError(
+                f"batch plan: expected segments of whole rows, found {segment.steps} steps of {segment.tokens:,} tokens "
+                f"with seq_len {segment.seq_len:,}; make the tokens of a batch a multiple of seq_len"
+            )
+    steps = sum(segment.steps for segment in plan)
+    there = sum(block.steps for block in _blocks(shard_lengths, plan))
+    if there < steps:
+        needed = sum(segment.steps * segment.tokens for segment in plan)
+        raise InputError(
+            f"{where}: expected enough train tokens for {steps:,} steps ({needed:,} tokens), found {sum(shard_lengths):,} "
+            f"tokens in {len(shard_lengths)} shards, which last for {there:,} steps; plan fewer steps or smaller batches, "
+            "or prepare the slice with a larger --train-tokens where it has more"
+        )
+
+
+def spans(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int = 0) -> Iterator[Span]:
+    """The global batches of a plan in order, from `start_step` on.
+
+    Raises InputError, before it gives any, where the shards do not last for the plan.
+    """
+    check_plan(shard_lengths, plan, "train shards")
+    return _spans(shard_lengths, plan, start_step)
+
+
+def _spans(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int) -> Iterator[Span]:
+    for block in _blocks(shard_lengths, plan):
+        tokens, seq_len = block.segment.tokens, block.segment.seq_len
+        for i in range(max(0, start_step - block.first_step), block.steps):
+            yield Span(block.first_step + i, block.shard, block.position + i * tokens, tokens, seq_len)
+
+
+def eval_spans(start: int, tokens: int, batch_tokens: int, seq_len: int) -> Iterator[Span]:
+    """Consecutive batches that score exactly `tokens` targets, the first input at `start`; the last may be smaller.
+
+    start + tokens + 1 tokens must exist. Raises InputError where `tokens` or `batch_tokens` is not whole rows.
+    """
+    for name, value in (("tokens to score", tokens), ("evaluation batch", batch_tokens)):
+        if value <= 0 or seq_len <= 0 or value % seq_len:
+            raise InputError(
+                f"{name}: expected a multiple of seq_len {seq_len:,}, found {value:,}; change one of the two"
+            )
+    return (
+        Span(i, 0, start + begin, min(batch_tokens, tokens - begin), seq_len)
+        for i, begin in enumerate(range(0, tokens, batch_tokens))
+    )
+
+
+def rank_part(span: Span, rank: int, ranks: int) -> tuple[int, int]:
+    """Where a rank's inputs start and stop in the shard. Raises InputError where the batch does not divide into rows."""
+    if ranks < 1 or span.tokens % (ranks * span.seq_len):
+        raise InputError(
+            f"batch of {span.tokens:,} tokens: expected a multiple of ranks x seq_len = {ranks} x {span.seq_len:,}, found "
+            f"a remainder; change the batch's tokens, seq_len or the number of devices"
+        )
+    if not 0 <= rank < ranks:
+        raise InputError(f"rank: expected 0 to {ranks - 1}, found {rank}; start one process for each rank")
+    part = span.tokens // ranks
+    return span.position + rank * part, span.position + (rank + 1) * part
+
+
+def _window(shards: Sequence[np.ndarray], span: Span, start: int, stop: int) -> np.ndarray:
+    """The tokens of inputs start : stop and their targets, uint16 (stop - start + 1,), still mapped."""
+    if not 0 <= span.shard < len(shards) or start < 0 or stop + 1 > len(shards[span.shard]):
+        lengths = ", ".join(f"{len(shard):,}" for shard in shards)
+        raise InputError(
+            f"step {span.step}: expected tokens {start:,} to {stop + 1:,} in shard {span.shard}, found shards of {lengths} "
+            "tokens; use the shards that the plan was made for, or score fewer tokens"
+        )
+    return shards[span.shard][start : stop + 1]
+
+
+def _rows(window: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    # Plain arrays of their own: `astype` of a memory map would stay one by type.
+    inputs, targets = np.array(window[:-1], np.int32), np.array(window[1:], np.int32)
+    return inputs.reshape(-1, seq_len), targets.reshape(-1, seq_len)
+
+
+def read_span(shards: Sequence[np.ndarray], span: Span, rank: int = 0, ranks: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A rank's inputs and targets, int32 (tokens / ranks / seq_len, seq_len) each, C-contiguous; copies only those."""
+    window = _window(shards, span, *rank_part(span, rank, ranks))
+    return _rows(window, span.seq_len)
+
+
+def _digest(window: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(window, "<u2")).hexdigest()
+
+
+def span_digest(shards: Sequence[np.ndarray], span: Span) -> str:
+    """SHA-256, hexadecimal, of the little-endian uint16 bytes of tokens[p : p+n+1]: the same for any number of ranks."""
+    return rank_digest(shards, span, 0, 1)
+
+
+def rank_digest(shards: Sequence[np.ndarray], span: Span, rank: int, ranks: int) -> str:
+    """As `span_digest`, of a rank's part: its inputs and the one token after them."""
+    return _digest(_window(shards, span, *rank_part(span, rank, ranks)))
+
+
+class Batch(NamedTuple):
+    """One step's data for this rank (whatever `place` made of it), the digest of the global batch, and its span."""
+
+    step: int
+    inputs: Any
+    targets: Any
+    digest: str
+    span: Span
+
+
+class Reader:
+    """Iterates over the batches of `spans`, made ready ahead of time in a thread; use it as a context manager.
+
+    `prefetch` batches at most wait; each has its digest computed, every token of the global batch checked against
+    `vocab_size`, and its arrays handed to `place`, in the thread. What goes wrong there is raised by `next`. `close`
+    stops and joins the thread, also when batches are left.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        spans: Iterable[Span],
+        rank: int = 0,
+        ranks: int = 1,
+        vocab_size: int | None = None,
+        place: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]] = lambda inputs, targets: (inputs, targets),
+        prefetch: int = 2,
+    ):
+        self._shards, self._spans, self._rank, self._ranks = shards, spans, rank, ranks
+        self._vocab_size, self._place, self._prefetch = vocab_size, place, max(1, prefetch)
+        self._ready: deque[Batch] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="data-reader", daemon=True)
+        self._thread.start()
+
+    def _load(self, span: Span) -> Batch:
+        start, stop = rank_part(span, self._rank, self._ranks)
+        window = np.array(_window(self._shards, span, span.position, span.position + span.tokens))
+        if self._vocab_size is not None:
+            path = getattr(self._shards[span.shard], "filename", None) or f"shard {span.shard}"
+            check_tokens(window, self._vocab_size, path, span.position)
+        part = window[start - span.position : stop + 1 - span.position]
+        inputs, targets = self._place(*_rows(part, span.seq_len))
+        return Batch(span.step, inputs, targets, _digest(window), span)
+
+    def _work(self) -> None:
+        try:
+            for span in self._spans:
+                batch = self._load(span)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._prefetch)
+                    if self._closed:
+                        return
+                    self._ready.append(batch)
+                    self._changed.notify_all()
+        # Whatever it is, the consumer must get it: it would wait for ever on a thread that died.
+        except BaseException as error:  # noqa: BLE001
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def __iter__(self) -> "Reader":
+        return self
+
+    def __next__(self) -> Batch:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._ended or self._closed)
+            if self._closed:
+                raise StopIteration
+            if self._ready:
+                batch = self._ready.popleft()
+                self._changed.notify_all()
+                return batch
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stops the thread and waits for it to end; batches that were not taken are dropped."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,60 @@
+"""What a command may end with, and the two exceptions that say so.
+
+Exit codes of every command: 0 it holds; 1 it was judged, or ran, and falls short; 2 it could not be judged or run,
+and the user can mend it; 3 a fault of this program; 130 and 143 interrupted by Ctrl-C and SIGTERM.
+"""
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+REPORT_AT = "please report it with the lines above, the command and the run's run.json"
+
+
+class InputError(Exception):
+    """Something the user can mend. Its text is one sentence: what, where, expected, found, what to do. Exit code 2."""
+
+
+class RunFailed(Exception):
+    """A run that was carried out and falls short, such as a loss that is not finite. Exit code 1."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop (Ctrl-C or SIGTERM) and the run directory is in order. Exit code 128 + signal number."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the closest known one, if any is close, and all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Runs a command's main function and returns its exit code; prints the one line that explains a non-zero one."""
+    try:
+        return main() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return 128 + error.signal_number
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print(f"fault: this is a mistake in the program, not in what you asked for; {REPORT_AT}", file=sys.stderr)
+        return 3

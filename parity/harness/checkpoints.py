@@ -1,0 +1,70 @@
+"""Checkpoints of a run: folders that appear whole or not at all, each saying which run and step it belongs to."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from parity.errors import InputError
+from parity.harness.rundir import RunDir, atomic_directory, free_bytes
+from parity.program import Program
+
+SCHEMA = "checkpoint.v1"
+
+
+def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any]) -> tuple[Path, str]:
+    """Writes the state after `step` updates; returns its folder and the digest of the state.
+
+    `identity` is what a resumed run must share. Raises InputError where the disk is full; earlier checkpoints stay.
+    """
+    path = rundir.checkpoints / f"step-{step:06d}"
+    digest = program.digest(state)
+    if path.exists():
+        return path, digest
+    _check_room(rundir)
+    with atomic_directory(path) as partial:
+        program.save(state, partial)
+        facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity}
+        (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return path, digest
+
+
+def latest(rundir: RunDir, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint and its facts, or None; InputError where it is another run's or of another version."""
+    found = sorted(p for p in rundir.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name))
+    if not found:
+        return None
+    path = max(found, key=lambda p: int(p.name[5:]))
+    return path, read_facts(path, identity)
+
+
+def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoint.json says, checked against the run that wants it."""
+    try:
+        facts = json.loads((path / "checkpoint.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected checkpoint.json with the checkpoint's facts, found none that can be read "
+                         f"({error}): remove this folder to resume from the one before") from error
+    if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
+        found = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
+        raise InputError(f"{path}: expected a checkpoint of version {SCHEMA}, found {found!r}: resume with the version "
+                         "that wrote it")
+    for name, expected in identity.items():
+        if facts["identity"].get(name) != expected:
+            raise InputError(f"{path}: this checkpoint is of another {name}: expected {_short(expected)}, found "
+                             f"{_short(facts['identity'].get(name))}: put back the run's own checkpoints")
+    return facts
+
+
+def _check_room(rundir: RunDir) -> None:
+    """Raises InputError where a checkpoint as large as the largest so far would not fit on the disk."""
+    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in rundir.checkpoints.glob("step-*")]
+    needed, free = max(sizes, default=0), free_bytes(rundir.path)
+    if needed > free:
+        raise InputError(f"{rundir.checkpoints}: a checkpoint takes {needed:,} bytes and the disk has {free:,} left: "
+                         f"make room, then go on with --resume {rundir.path}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

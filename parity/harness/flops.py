@@ -1,0 +1,188 @@
+"""FLOPs of one training step, counted from the program itself, and what devices can do at best.
+
+Counted are the multiplications and additions of products: matrix products, convolutions and fused attention, 2 for each
+pair of factors, wherever they stand: forward, backward, optimizer. Not counted: anything element by element, reductions,
+softmax, norms, sorting, random numbers, lookups and their gradients, communication, and code of a foreign language.
+What a mask hides counts where the program computes it all the same.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from parity.errors import InputError
+from parity.program import Batch, Program, State
+
+
+def count_step(program: Program, state: State, batch: Batch, notes: list[str] | None = None) -> tuple[int, State]:
+    """FLOPs of the products of one whole step over all devices, and the state to go on with.
+
+    A JAX step is traced, not run: the state is the one given. A PyTorch step runs once, eagerly: the state comes back
+    changed, to be reset; with torch.distributed every process must call, and their counts are added. `notes` collects
+    a sentence for everything whose count is uncertain. Raises InputError for another framework.
+    """
+    notes = [] if notes is None else notes
+    if program.framework == "jax":
+        return _count_jax(program, state, batch, notes), state
+    if program.framework == "torch":
+        return _count_torch(program, state, batch)
+    raise InputError(f"{type(program).__name__}.framework: expected 'jax' or 'torch', found {program.framework!r}: "
+                     "FLOPs can be counted in these only")
+
+
+# JAX: the equations of the jaxpr
+
+
+def _count_jax(program: Program, state: State, batch: Batch, notes: list[str]) -> int:
+    import jax
+
+    found: list[str] = []
+    flops = _in_jaxpr(jax.make_jaxpr(program.step)(state, batch).jaxpr, found)
+    notes += dict.fromkeys(found)
+    return flops
+
+
+def _in_jaxpr(jaxpr: Any, notes: list[str]) -> int:
+    return sum(_in_equation(equation, notes) for equation in jaxpr.eqns)
+
+
+def _in_equation(equation: Any, notes: list[str]) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name in PRODUCTS:
+        return PRODUCTS[name](equation)
+    inner = [_in_jaxpr(jaxpr, notes) for jaxpr in _jaxprs_in(params)]
+    if name == "cond":
+        return max(inner)
+    if name == "while" and sum(inner):
+        notes.append("a while loop's number of rounds is not known: its products count once")
+    elif name == "ffi_call":
+        notes.append(f"the foreign function {params.get('target_name')} is not counted")
+    return sum(inner) * _repeats(name, params)
+
+
+def _repeats(name: str, params: dict[str, Any]) -> int:
+    """How often an equation runs the programs inside it, over all devices."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # inside are the shapes of one device
+        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    return 1
+
+
+def _jaxprs_in(value: Any) -> Iterator[Any]:
+    """The programs inside an equation: in pjit, scan, while, cond, remat, shard_map, custom_vjp, pallas_call, ..."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _jaxprs_in(item)
+    elif hasattr(value, "eqns"):  # a Jaxpr, or a ClosedJaxpr, which holds one
+        yield getattr(value, "jaxpr", value)
+
+
+def _dot(equation: Any) -> int:
+    """2 for every element of the left factor and every column of the right one that it meets; plain and ragged."""
+    left, right = (v.aval.shape for v in equation.invars[:2])
+    ragged = equation.params.get("ragged_dot_dimension_numbers")
+    numbers = ragged.dot_dimension_numbers if ragged else equation.params["dimension_numbers"]
+    (_, contracted), (_, batch) = numbers
+    met = {*contracted, *batch, *(ragged.rhs_group_dimensions if ragged else ())}
+    return 2 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in met)
+
+
+def _convolution(equation: Any) -> int:
+    """2 for every element of the result and every weight that reaches it; zeros between the inputs (strided
+    convolutions have them in their gradient) do not count, zeros around them do."""
+    kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    weights = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(result) * weights // math.prod(equation.params["lhs_dilation"])
+
+
+def _attention(products: int) -> Any:
+    """cuDNN's fused attention: so many products of the size of q k^T, unmasked; backward computes the scores again."""
+    def count(equation: Any) -> int:
+        query, key = (v.aval.shape for v in equation.invars[:2])
+        return products * 2 * math.prod(query) * key[1 + int(equation.params["layout"])]  # 0: BTNH, 1: BNTH
+    return count
+
+
+PRODUCTS = {"dot_general": _dot, "ragged_dot_general": _dot, "ragged_dot": _dot, "conv_general_dilated": _convolution,
+            "dot_product_attention_fwd_wrapper": _attention(2), "dot_product_attention_bwd_wrapper": _attention(5)}
+
+
+# PyTorch: the operators as they are dispatched
+
+
+def _count_torch(program: Program, state: State, batch: Batch) -> tuple[int, State]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Compiled code hides its operators, hence eager.
+    with (torch.compiler.set_stance("force_eager"),
+          FlopCounterMode(display=False, custom_mapping=_not_in_torch()) as counter):
+        state, _ = program.step(state, batch)
+        program.wait(state)
+    flops = counter.get_total_flops()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [0] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, flops)
+        flops = sum(parts)
+    return flops, state
+
+
+def _not_in_torch() -> dict[Any, Any]:
+    """Products that FlopCounterMode does not know: fused attention on the CPU, in place and with vectors."""
+    import torch
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    aten = torch.ops.aten
+
+    def matrices(first: int) -> Any:
+        """The product of the two arguments from number `first` on: (..., M, K) and (..., K, N), or vectors of K."""
+        def count(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+            left, right = shapes[first:first + 2]
+            return 2 * math.prod(left) * (right[-1] if len(right) > 1 else 1)
+        return count
+
+    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None,
+                           **options: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    return {aten._scaled_dot_product_flash_attention_for_cpu: attention,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+            aten.addmm_: matrices(1), aten.baddbmm_: matrices(1), aten.addbmm: matrices(1), aten.addbmm_: matrices(1),
+            aten.mv: matrices(0), aten.addmv: matrices(1), aten.addmv_: matrices(1),
+            aten.dot: matrices(0), aten.vdot: matrices(0)}
+
+
+# Devices
+
+# Dense products in TFLOP/s by the vendor's data sheets (which give the tensor cores' figures with sparsity, twice these):
+# (how the device's name must contain it, {precision: peak}). float32 is plain float32: the recipes never narrow it to
+# TF32. float64 is the tensor cores'. The first that fits holds.
+PEAKS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
+    (("H200", "NVL"), {"bfloat16": 835.5, "tf32": 417.5, "float32": 60.0, "float64": 60.0}),
+    (("H200",), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),
+    (("H100", "NVL"), {"bfloat16": 835.5, "tf32": 417.5, "float32": 60.0, "float64": 60.0}),
+    (("H100", "PCIe"), {"bfloat16": 756.0, "tf32": 378.0, "float32": 51.0, "float64": 51.0}),
+    (("H100", "HBM3"), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),
+    (("H100", "SXM"), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),
+    (("A100",), {"bfloat16": 312.0, "tf32": 156.0, "float32": 19.5, "float64": 19.5}),
+)
+
+
+def peak_flops(device_kind: str, precision: str) -> float | None:
+    """Dense FLOP/s of one device at best, by its name as the driver gives it ("NVIDIA H100 80GB HBM3" is the SXM one).
+
+    `precision` is a recipe's, or "tf32". None where the peak is not known: CPUs, and GPUs not in the table.
+    """
+    name = device_kind.lower()
+    for words, peaks in PEAKS:
+        if all(word.lower() in name for word in words):
+            return peaks[precision] * 1e12 if precision in peaks else None
+    return None

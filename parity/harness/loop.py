@@ -1,0 +1,163 @@
+"""The training loop, the same for every program: plan, warm up, step, evaluate, log, checkpoint, finish."""
+
+import math
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from parity import weights as canonical
+from parity.data.stream import Reader, spans
+from parity.errors import InputError, Interrupted, RunFailed
+from parity.harness import checkpoints, fingerprint, flops
+from parity.harness.clock import now_s
+from parity.harness.evaluation import evaluate
+from parity.harness.interrupts import StopRequest
+from parity.harness.session import Run
+
+State = Any
+
+
+def train(run: Run, stop: StopRequest) -> State:
+    """Trains a run to the end of its plan and returns the final state; a resumed run goes on from its last checkpoint.
+
+    Raises RunFailed where the loss is not finite, Interrupted where the user asked to stop; either way, and where
+    anything else goes wrong, the run directory is left so that it can be resumed, and says what happened.
+    """
+    done = 0
+    try:
+        state, done = begin(run)
+        state = warm_up(run, state)
+        if done == 0 and not run.evaluations:
+            pause(run, state, done)
+        with Reader(run.slice.train, spans(run.slice.train_lengths, run.recipe.plan, done),
+                    vocab_size=run.slice.manifest.vocab_size, place=lambda *batch: (run.program.place(*batch), None)) as reader:
+            stops = {*run.recipe.eval_steps(), *run.recipe.checkpoint_steps()}
+            unread = None
+            run.clock.start()
+            for batch in reader:
+                # Step n + 1 is dispatched before step n's metrics are read, so that the device never waits for the log.
+                state, metrics = run.program.step(state, batch.inputs)
+                done = batch.step + 1
+                if unread:
+                    record(run, *unread)
+                unread = batch.step, batch.digest, metrics
+                if done in stops or stop.signal_number:
+                    record(run, *unread)
+                    run.program.wait(state)
+                    run.clock.stop()
+                    record_norms(run, batch.step, metrics)
+                    unread = None
+                    pause(run, state, done, stop.signal_number)
+                    run.clock.start()
+        run.clock.stop()
+        return state
+    except (RunFailed, Interrupted):
+        raise
+    except BaseException as error:
+        with suppress(InputError):  # the log itself may be what went wrong, as on a full disk
+            run.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
+        raise
+
+
+def begin(run: Run) -> tuple[State, int]:
+    """The state to go on from, and how many updates it has had."""
+    if run.resumed and (found := checkpoints.latest(run.place, run.identity)):
+        path, facts = found
+        state = run.program.restore(path)
+        digest = run.program.digest(state)
+        run.log.event("resume", step=facts["step"], checkpoint=path.name, digest=digest)
+        if digest != facts["digest"]:
+            raise RunFailed(f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
+                            "checkpoint is damaged; remove its folder to resume from the one before")  # fmt: skip
+        return state, facts["step"]
+    state = run.program.init(run.seed)
+    run.log.event("state", name="initial weights", digest=canonical.digest(run.program.export(state)))
+    if run.resumed:
+        run.log.event("resume", step=0, checkpoint="none")
+    return state, 0
+
+
+def warm_up(run: Run, state: State) -> State:
+    """Compiles the step and the evaluation on dummy data, counts the step's FLOPs, and puts the state back."""
+    run.screen.phase("compiling")
+    with run.phase("warm-up"):
+        before = run.program.digest(state)
+        run.log.event("state", name="before warm-up", digest=before)
+        kept = run.program.snapshot(state)
+        batch, eval_batch = (run.program.place(*[np.zeros((tokens // run.recipe.context, run.recipe.context), np.int32)] * 2)
+                             for tokens in (run.recipe.batch_tokens, run.eval_batch_tokens))
+        run.flops_per_step, state = flops.count_step(run.program, state, batch)
+        state, metrics = run.program.step(state, batch)
+        run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
+        state = run.program.reset(state, kept)
+        after = run.program.digest(state)
+        run.log.event("state", name="after warm-up", digest=after)
+    if after != before:
+        raise RuntimeError(f"the warm-up changed the state: digest {before} before, {after} after")
+    return state
+
+
+def pause(run: Run, state: State, done: int, signal_number: int | None = None) -> None:
+    """What happens between two steps while the clock stands: evaluation, checkpoint, and stopping where that is asked."""
+    if done in run.recipe.eval_steps():
+        validate(run, state, done)
+    if done in run.recipe.checkpoint_steps() or signal_number:
+        with run.phase("checkpoint"):
+            path, digest = checkpoints.save(run.place, run.program, state, done, run.identity)
+        run.log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
+        run.log.sync()
+    if signal_number and done < run.recipe.steps:
+        run.log.event("interrupt", step=done, signal=int(signal_number))
+        raise Interrupted(f"stopped after step {done} of {run.recipe.steps}, all of it saved; go on with\n"
+                          f"  {run.resume_command}", signal_number)  # fmt: skip
+
+
+def validate(run: Run, state: State, done: int) -> None:
+    """Takes the val loss after `done` updates and logs it."""
+    begin_s = now_s()
+    with run.phase("evaluate"):
+        found = evaluate(run.program, state, run.slice, "val", run.track.val_tokens, run.eval_batch_tokens,
+                         run.recipe.context)  # fmt: skip
+    event = {"step": done, "val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte, "tokens": found.tokens,
+             "train_s": run.clock.seconds, "eval_s": now_s() - begin_s, "batches": found.batches}  # fmt: skip
+    run.log.event("eval", **event)
+    run.log.event("memory", host_bytes=fingerprint.peak_memory_bytes(),
+                  device_bytes=fingerprint.peak_device_bytes(run.program.framework))  # fmt: skip
+    run.evaluations[done] = event
+    run.screen.evaluated(done, found.val_loss, found.bits_per_byte)
+
+
+def record(run: Run, step: int, batch_digest: str, metrics: dict[str, Any]) -> None:
+    """Waits for a step's loss and logs the step; its time is the clock's since the last. Raises RunFailed on nan or inf."""
+    found = run.program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
+    seconds = run.clock.seconds
+    begin_s = now_s()
+    loss, step_s = float(found["loss"]), seconds - run.last_s
+    tokens = (step + 1) * run.recipe.batch_tokens
+    rates = run.recipe.rates(step) if run.options.optimizer is None else {}
+    run.log.event("step", step=step, loss=loss, grad_norm=float(found["grad_norm"]), rates=rates, step_s=step_s,
+                  train_s=seconds, tokens=tokens, batch=batch_digest)  # fmt: skip
+    run.last_s, run.losses[step] = seconds, loss
+    if not math.isfinite(loss):
+        fail(run, step, f"the loss is {loss}")
+    mean_s = seconds / len(run.losses)
+    run.screen.step(step + 1, loss, run.recipe.batch_tokens / mean_s, (run.recipe.steps - step - 1) * mean_s)
+    run.telemetry_s += now_s() - begin_s
+
+
+def record_norms(run: Run, step: int, metrics: dict[str, Any]) -> None:
+    """Logs norms of weights, gradients and updates by group. Raises RunFailed where the weights are not finite."""
+    norms = {kind: {group: float(norm) for group, norm in groups.items()}
+             for kind, groups in run.program.fetch(metrics["norms"]).items()}  # fmt: skip
+    run.log.event("norms", step=step, **norms)
+    if not all(math.isfinite(norm) for norm in norms["weights"].values()):
+        fail(run, step, "the weights are not finite")
+
+
+def fail(run: Run, step: int, what: str) -> None:
+    """Ends the run: logs the failure and raises RunFailed with the step and the last good checkpoint."""
+    found = checkpoints.latest(run.place, run.identity)
+    good = f"the last good checkpoint is {found[0]}" if found else "no checkpoint was written yet"
+    run.log.event("failure", step=step, reason=what)
+    raise RunFailed(f"{what} at step {step}; {good}; try a lower rate, or float32, with a new --name")

@@ -1,0 +1,129 @@
+"""The command line of both trainers: run options, and every field of the recipe, from dataclasses."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from parity.errors import InputError
+from parity.recipe import Recipe
+from parity.track import Track, check_recipe, default_recipe, track_for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run and where."""
+
+    track: str = "pocket"
+    """pocket, pocket-optimizer, small, optimizer, or tiny."""
+    recipe: str | None = None
+    """muon or nanogpt; by default the track's first."""
+    seed: int = 0
+    """Seed of the initial weights; the order of the data is the same for every seed."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: the GPU if there is one."""
+    devices: int | None = None
+    """How many devices to use; all of them by default."""
+    name: str | None = None
+    """Name of the run's folder; by default recipe, backend, seed and time."""
+    runs: Path = Path("runs")
+    """Folder that run directories are made in, by track."""
+    data_dir: Path | None = None
+    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    resume: Path | None = None
+    """Go on with this run directory; takes track, recipe and seed from it."""
+    optimizer: str | None = None
+    """Own optimizer as module:function. jaxrun: called with the recipe, returns an optax transform of the gradients of
+    the recipe's loss; torchref: called with the recipe and {name: parameter}, returns a torch optimizer, or that and a
+    learning-rate scheduler."""
+    samples: int = 3
+    """Lines of text to sample at the end."""
+    tensorboard: bool = False
+    """Also write the figures where TensorBoard finds them (pip install 'jaxrun[tensorboard]')."""
+
+
+@dataclass(frozen=True)
+class TorchOptions(Options):
+    """What to run and where."""
+
+    compile: bool = False
+    """Compile the model and the orthogonalisation with torch.compile."""
+
+
+OPTIONS = {"jaxrun": Options, "torchref": TorchOptions}
+FRAMEWORK = {"jaxrun": "JAX", "torchref": "PyTorch"}
+
+
+class Arguments(NamedTuple):
+    """A trainer's command line: `given` are the names of the options that were written out."""
+
+    options: Options
+    track: Track
+    recipe: Recipe
+    given: frozenset[str]
+
+
+def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
+    """Reads a trainer's command line. Raises InputError for an unknown track, recipe, option or impossible value."""
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--track", default=Options.track)
+    first.add_argument("--recipe", default=None)
+    chosen, _ = first.parse_known_args(argv)
+    track = track_for(chosen.track)
+    base = default_recipe(track, chosen.recipe)
+
+    known = dataclasses.make_dataclass("Known", [
+        ("options", Annotated[OPTIONS[backend], tyro.conf.arg(name="")]),
+        ("recipe", Annotated[type(base), tyro.conf.arg(name="")], base),
+    ], frozen=True)  # fmt: skip
+    known.__doc__ = (f"Trains recipe {base.name} at the sizes of track {track.name} in {FRAMEWORK[backend]}. "
+                     "--track and --recipe change the defaults below.")  # fmt: skip
+    parsed = command_line(known, f"python -m {backend}.train", argv)
+    check_recipe(track, parsed.recipe)
+    given = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
+    return Arguments(parsed.options, track, parsed.recipe, given)
+
+
+def command_line(into: type, command: str, argv: Sequence[str] | None = None) -> Any:
+    """Reads a command line into a dataclass; InputError, in one sentence, for what cannot be read. --help exits."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(into, prog=command, args=argv, return_unknown_args=True)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_sentence(complaint.getvalue())) from None
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], _names(into), n=1)
+        raise InputError(f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
+                         "--help lists all options")  # fmt: skip
+    return parsed
+
+
+def _names(into: type) -> list[str]:
+    """Every option of a dataclass, fields of dataclasses in it included."""
+    names = []
+    for field in dataclasses.fields(into):
+        inner = get_args(field.type)[0] if get_args(field.type) else field.type
+        names += _names(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
+    return names
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of a complaint that the option parser drew as a box."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    first = list(itertools.takewhile(lambda line: line and not line.startswith("──"), lines))
+    return f"{' '.join(first)} (--help lists all options)" if first else box.strip()

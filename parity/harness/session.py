@@ -1,0 +1,192 @@
+"""Setting up a run: everything is checked before its directory is made, so that bad input leaves nothing behind."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import parity
+from parity import program as programs
+from parity.data import slices
+from parity.data.stream import check_plan
+from parity.errors import InputError
+from parity.harness import fingerprint, rundir
+from parity.harness.clock import TrainingClock
+from parity.harness.evaluation import check_length, largest_batch
+from parity.harness.options import Arguments, Options
+from parity.harness.rundir import RunDir
+from parity.harness.runlog import RunLog, read
+from parity.harness.screen import Screen
+from parity.program import Program
+from parity.recipe import Recipe, from_fields, to_fields
+from parity.track import Track, track_for
+
+KEPT = ("devices", "optimizer", "compile")  # options that a resumed run must share with the run it goes on with
+FREE_ON_RESUME = {"resume", "device", "data_dir", "samples", "tensorboard"}
+
+
+@dataclass
+class Run:
+    """Everything that one execution works with. `identity` is what its checkpoints must share with it."""
+
+    backend: str
+    options: Options
+    track: Track
+    recipe: Recipe
+    seed: int
+    slice: slices.Slice
+    program: Program
+    place: RunDir
+    log: RunLog
+    screen: Screen
+    clock: TrainingClock
+    identity: dict[str, Any]
+    resumed: bool = False
+    last_s: float = 0.0  # the clock's reading at the last logged step
+    telemetry_s: float = 0.0  # what logging and showing steps has cost, inside the training time
+    losses: dict[int, float] = field(default_factory=dict)  # step -> training loss
+    evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)  # updates -> the eval event's fields
+    flops_per_step: int | None = None
+
+    @property
+    def resume_command(self) -> str:
+        return f"python -m {self.backend}.train --resume {self.place.path}"
+
+    @property
+    def eval_batch_tokens(self) -> int:
+        return largest_batch(self.track.val_tokens, self.recipe.batch_tokens, self.recipe.context,
+                             len(self.program.devices))  # fmt: skip
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Logs the beginning and the end of something that is not training; both clocks stand on every line."""
+        self.log.event("phase", name=name, edge="begin")
+        yield
+        self.log.event("phase", name=name, edge="end")
+
+
+@contextmanager
+def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
+    """A new run, or the one that --resume names, ready to train; locked, and closed in order at the end.
+
+    Raises InputError for whatever can be found out before the first step.
+    """
+    options, track, recipe, given = arguments
+    place, seed, before = None, options.seed, None
+    if options.resume is not None:
+        _refuse_changes(given)
+        place = rundir.open_existing(options.resume, lock=True)
+    try:
+        if place is not None:
+            before = place.read_run_json()
+            track, recipe, seed, options = _from_run_json(backend, before, options, place.path)
+        slice_ = _slice(track, recipe, options.data_dir)
+        if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
+            recipe = dataclasses.replace(recipe, precision="bfloat16")
+        program = _build(backend, recipe, options)
+        identity = {"track": track.name, "recipe": to_fields(recipe), "seed": seed, "backend": backend,
+                    "slice": slice_.manifest.digest, "options": _kept(options)}  # fmt: skip
+        if before is not None and before["slice"]["digest"] != slice_.manifest.digest:
+            raise InputError(f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
+                             f"{slice_.manifest.digest[:12]} in {slice_.directory}: use --data-dir with its own slice")
+        if place is None:
+            place = rundir.create(options.runs, track.name, options.name,
+                                  default=rundir.default_name(recipe.name, backend, seed))  # fmt: skip
+            _write_run_json(place, backend, program, slice_, track, identity)
+            log = RunLog(place.log)
+            log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")})
+        else:
+            log = RunLog.resume(place.log)
+        screen = Screen(recipe.name, track.name, recipe.steps)
+        run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity)
+        try:
+            if before is not None:
+                _read_back(run)
+            yield run
+        finally:
+            screen.close()
+            log.close()
+    finally:
+        if place is not None:
+            place.release()
+
+
+def _refuse_changes(given: frozenset[str]) -> None:
+    if changed := sorted(given - FREE_ON_RESUME):
+        option = "--" + changed[0].replace("_", "-")
+        raise InputError(f"{option} cannot be given with --resume: the run goes on as it was started; leave it out, or "
+                         "start a new run")  # fmt: skip
+
+
+def _from_run_json(backend: str, before: dict[str, Any], options: Options,
+                   path: Path) -> tuple[Track, Recipe, int, Options]:
+    if before["backend"] != backend:
+        raise InputError(f"{path} is a run of {before['backend']}: go on with it with python -m {before['backend']}.train "
+                         f"--resume {path}")  # fmt: skip
+    options = dataclasses.replace(options, **before.get("options", {}))
+    return track_for(before["track"]), from_fields(before["recipe"]), before["seed"], options
+
+
+def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
+    """The track's slice, prepared where it is not here yet, with enough tokens of the recipe's vocabulary."""
+    needed = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1
+    slice_ = slices.prepare(track.slice, data_dir, train_tokens=needed)
+    if slice_.manifest.vocab_size != recipe.tokenizer_size:
+        raise InputError(f"slice {track.slice} has a vocabulary of {slice_.manifest.vocab_size}, found --tokenizer-size "
+                         f"{recipe.tokenizer_size}: they must be equal")  # fmt: skip
+    check_plan(slice_.train_lengths, recipe.plan, f"slice {track.slice}")
+    check_length(slice_, "val", track.val_tokens, slice_.part("val")[2])
+    if track.val_tokens % recipe.context:
+        raise InputError(f"--context {recipe.context} does not divide the track's {track.val_tokens:,} val tokens: choose "
+                         "a context that does, so that exactly these are scored")  # fmt: skip
+    return slice_
+
+
+def _build(backend: str, recipe: Recipe, options: Options) -> Program:
+    chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # own optimizers are looked for in the folder that the command is run from
+    return programs.build(backend, recipe, **chosen, **({"compile": options.compile} if backend == "torchref" else {}))
+
+
+def _kept(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in KEPT if hasattr(options, name)}
+
+
+def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slices.Slice, track: Track,
+                    identity: dict[str, Any]) -> None:
+    recipe = program.recipe
+    root = Path(parity.__file__).parents[1]
+    own = [Path(sys.modules[identity["options"]["optimizer"].partition(":")[0]].__file__)] \
+        if identity["options"].get("optimizer") else []  # fmt: skip
+    source = rundir.pack_source(place.source, [root / "parity", root / backend], own)
+    kinds = sorted(set(program.devices))
+    platform = programs.platform(backend, "cpu" if kinds == ["cpu"] else "auto")
+    place.write_run_json({
+        "schema": rundir.SCHEMA, "track": track.name, "recipe": identity["recipe"], "seed": identity["seed"],
+        "backend": backend, "precision": recipe.precision, "options": identity["options"],
+        "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
+        "devices": [{"kind": kind, "platform": platform, "count": program.devices.count(kind)} for kind in kinds],
+        "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
+        "slice": {"name": track.slice, "digest": slice_.manifest.digest}, "source_sha256": source,
+        "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
+        "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
+    })  # fmt: skip
+
+
+def _read_back(run: Run) -> None:
+    """Takes what the log of a resumed run already says: losses, evaluations, and the training time so far."""
+    run.resumed, seconds = True, 0.0
+    for event in read(run.place.log):
+        if event["event"] == "step":
+            run.losses[event["step"]] = float(event["loss"])
+            seconds = event["train_s"]
+        elif event["event"] == "eval":
+            run.evaluations[event["step"]] = event
+        elif event["event"] == "finish":
+            raise InputError(f"{run.place.path} is finished: there is nothing to resume; start another with a new --name")
+    run.clock, run.last_s = TrainingClock(seconds), seconds

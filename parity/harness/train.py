@@ -1,0 +1,22 @@
+"""The command that both trainers are: `python -m jaxrun.train` and `python -m torchref.train`."""
+
+from collections.abc import Sequence
+
+from parity.errors import run_command
+from parity.harness.options import parse
+
+
+def main(backend: str, argv: Sequence[str] | None = None) -> int:
+    """Trains with a backend as the command line says; returns the exit code."""
+    return run_command(lambda: train(backend, argv))
+
+
+def train(backend: str, argv: Sequence[str] | None) -> None:
+    arguments = parse(backend, argv)  # before the imports below, so that --help and mistakes answer at once
+    from parity.harness.finish import finish
+    from parity.harness.interrupts import StopRequest
+    from parity.harness.loop import train as loop
+    from parity.harness.session import open_run
+
+    with open_run(backend, arguments) as run, StopRequest() as stop:
+        finish(run, loop(run, stop))

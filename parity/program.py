@@ -1,0 +1,121 @@
+"""The protocol of a program: what a backend, or anyone's own code, gives the harness and the comparer.
+
+A program owns only its state and its step; the harness owns data, clock, evaluation and log. A state given to `step` or
+`reset` is used up: go on with the one that comes back. Everything that a framework can do later (steps, losses) is
+returned at once and read with `fetch`.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from parity.errors import InputError, nearest
+from parity.recipe import Recipe
+from parity.weights import Weights
+
+BACKENDS = ("jaxrun", "torchref")
+
+State = Any
+Batch = Any
+Snapshot = Any
+
+
+class Program(Protocol):
+    """A recipe, or own code, built in one backend."""
+
+    framework: str
+    """"jax" or "torch": how the harness counts FLOPs."""
+    recipe: Recipe
+    devices: list[str]
+    """Kind of every device that computes."""
+
+    def init(self, seed: int) -> State:
+        """The state before the first step: canonical initial weights of the seed, empty optimizer state."""
+
+    def load(self, weights: Weights) -> State:
+        """A state with these canonical weights and empty optimizer state; InputError where names or shapes differ."""
+
+    def export(self, state: State) -> Weights:
+        """Canonical weights of a state: float32, or float64 at that precision."""
+
+    def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
+        """Puts an int32 host batch on the devices. Called from a reader's thread."""
+
+    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
+        """One update. Metrics, still on the device: `loss` (mean nats per token before the update), `grad_norm`
+        (global L2 norm of the gradient that the recipe descends, before clipping), and `norms`: {"weights" (after the
+        update), "grads", "updates"} -> {group: L2 norm}."""
+
+    def token_losses(self, state: State, batch: Batch) -> Any:
+        """(B, T) negative log-likelihood of each target in nats, float32 (float64 at that precision)."""
+
+    def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None) -> Any:
+        """(B, P, V) log-probabilities of the next token at the given positions of every row (None: at all of them)."""
+
+    def loss_and_grads(self, state: State, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        """The recipe's loss (its own reduction) and its gradient by canonical name. Leaves the state as it was."""
+
+    def fetch(self, values: Any) -> Any:
+        """Waits for values on the device (arrays in dicts, tuples, lists) and returns them as numpy arrays."""
+
+    def wait(self, state: State) -> None:
+        """Returns when everything the state depends on has been computed: the devices are drained."""
+
+    def snapshot(self, state: State) -> Snapshot:
+        """A copy of the whole state, unharmed by later steps."""
+
+    def reset(self, state: State, snapshot: Snapshot) -> State:
+        """The state that the snapshot was taken of."""
+
+    def digest(self, state: State) -> str:
+        """sha256 over everything in the state: weights, optimizer state, step."""
+
+    def save(self, state: State, directory: Path) -> None:
+        """Writes the state as files of the framework's own kind into an existing empty folder."""
+
+    def restore(self, directory: Path) -> State:
+        """Reads what `save` wrote; InputError where it is damaged or of other shapes."""
+
+
+def build(backend: str, recipe: Recipe, **options: Any) -> Program:
+    """Builds a recipe in a backend by name. Options: `device`, `devices`, `optimizer`, and torchref's `compile`.
+
+    Raises InputError where the backend's framework is not installed or a device that was asked for is not there.
+    """
+    return _backend(backend).build(recipe, **options)
+
+
+def platform(backend: str, device: str = "auto") -> str:
+    """"cpu" or "gpu": what `device` (auto, cpu, gpu) means here. Raises InputError where there is no such device."""
+    return _backend(backend).platform(device)
+
+
+def _backend(name: str) -> Any:
+    if name not in BACKENDS:
+        raise InputError(f"unknown backend {name!r}; {nearest(name, BACKENDS)}")
+    try:
+        return importlib.import_module(f"{name}.program")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("jaxrun", "torchref", "parity"):
+            raise
+        raise InputError(f"backend {name} needs the package {error.name}, which is not installed: "
+                         f"pip install {error.name}") from error
+
+
+def own_function(spec: str, option: str) -> Any:
+    """The function that `module:name` names, imported; InputError that says what could not be found."""
+    module_name, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise InputError(f"{option} {spec}: expected module:function, for example mymodule:make")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise
+        raise InputError(f"{option} {spec}: no module {module_name} on the import path: run from its folder or set "
+                         "PYTHONPATH") from error
+    if not callable(getattr(module, name, None)):
+        raise InputError(f"{option} {spec}: {module.__file__} has no function {name!r}; {nearest(name, vars(module))}")
+    return getattr(module, name)

@@ -1,0 +1,75 @@
+"""Tracks: a slice, the number of val tokens, the target loss, what is scored, and which recipe fields are fixed."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from parity.errors import InputError, nearest
+from parity.recipe import Recipe, recipe_for
+
+
+@dataclass(frozen=True)
+class Track:
+    """One discipline. `target` is a val loss in nats per token; `scored` is what a lower number of wins.
+
+    `fixed` names the recipe whose data, batch and architecture every run on the track must have; None leaves them free.
+    `target_basis` says where the target comes from.
+    """
+
+    name: str
+    purpose: str
+    slice: str
+    scale: str | None
+    val_tokens: int
+    target: float | None
+    scored: str | None
+    recipes: tuple[str, ...]
+    fixed: str | None = None
+    target_basis: str = ""
+
+
+FIXED_FIELDS = ("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "norm_eps",
+                "attention_scale", "rotary_base", "logit_cap", "val_every", "final_val_every")
+
+TRACKS = {track.name: track for track in (
+    Track("pocket", "a laptop, minutes on 2 cores", "news", "pocket", 131_072, None, "seconds", ("muon", "nanogpt")),
+    Track("pocket-optimizer", "optimizer research on a laptop: any optax transform or torch optimizer drops in",
+          "news", "pocket", 131_072, None, "steps", ("muon",), fixed="muon"),
+    Track("small", "the public track 1: 124M parameters, 8 x H100", "fineweb10B", "small", 10_485_760, 3.28, "seconds",
+          ("muon", "nanogpt"), target_basis="the public track's"),
+    Track("optimizer", "the public optimization track: data, batch and architecture fixed", "fineweb10B", "small",
+          10_485_760, 3.28, "steps", ("muon",), fixed="muon", target_basis="the public track's"),
+    Track("medium", "the public track 2 (350M): its history only", "fineweb10B", None, 10_485_760, 2.92, "seconds", (),
+          target_basis="the public track's"),
+    Track("tiny", "tests: seconds on a CPU", "synthetic", "tiny", 8_192, None, None, ("muon", "nanogpt")),
+)}
+
+
+def track_for(name: str) -> Track:
+    """The track of a name; InputError with the nearest name where there is none."""
+    if name not in TRACKS:
+        raise InputError(f"unknown track {name!r}; {nearest(name, TRACKS)}")
+    return TRACKS[name]
+
+
+def default_recipe(track: Track, name: str | None) -> Recipe:
+    """The recipe `name` (default: the track's first) at the track's scale; InputError where the track has none."""
+    if track.scale is None:
+        raise InputError(f"track {track.name} has a public history but no recipe yet: choose --track pocket or small")
+    name = name or track.recipes[0]
+    recipe = recipe_for(name, track.scale)
+    if name not in track.recipes:
+        raise InputError(f"track {track.name} runs {' or '.join(track.recipes)}, found --recipe {name}: "
+                         "its architecture is fixed; choose --track pocket or small for another")
+    return recipe
+
+
+def check_recipe(track: Track, recipe: Recipe) -> None:
+    """Raises InputError where the recipe changes what the track fixes."""
+    if track.fixed is None or track.scale is None:
+        return
+    pinned = recipe_for(track.fixed, track.scale)
+    for field in dataclasses.fields(pinned):
+        if field.name in FIXED_FIELDS and getattr(recipe, field.name) != getattr(pinned, field.name):
+            option = "--" + field.name.replace("_", "-")
+            raise InputError(f"track {track.name} fixes {option} at {getattr(pinned, field.name)}, found "
+                             f"{getattr(recipe, field.name)}: data, batch and architecture are the same for all its runs")

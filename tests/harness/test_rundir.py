@@ -1,0 +1,364 @@
+"""The run directory: made once, locked while live, and never half written."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from parity.errors import InputError
+from parity.harness import rundir
+
+RUN = {
+    "schema": "run.v1",
+    "track": "tiny",
+    "recipe": {"name": "muon", "fields": {"layers": 4}},
+    "seed": 0,
+    "backend": "jaxrun",
+    "precision": "float32",
+    "created_utc": "2026-01-02T03:04:05Z",
+    "command": ["python", "-m", "jaxrun.train"],
+    "devices": [{"kind": "cpu", "platform": "cpu", "count": 1}],
+    "host": {"cpu": "a cpu", "cores": 2, "memory_bytes": 8_000_000_000, "os": "Linux", "python": "3.12.1"},
+    "versions": {"numpy": "2.4.6"},
+    "slice": {"name": "synthetic", "digest": "ab" * 32},
+    "source_sha256": "cd" * 32,
+    "environment": {"OMP_NUM_THREADS": "2"},
+    "plan": [{"steps": 60, "tokens": 1024, "seq_len": 64}],
+    "val_tokens": 8192,
+    "checkpoints": [0, 20, 40, 60],
+    "flops": None,
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    with rundir.create(tmp_path, "tiny", "first") as made:
+        yield made
+
+
+# Making and opening
+
+
+def test_create_makes_track_and_name_under_the_root_and_gives_its_places(tmp_path):
+    with rundir.create(tmp_path / "runs", "tiny", "first") as run:
+        assert run.path == tmp_path / "runs" / "tiny" / "first" and run.checkpoints.is_dir()
+        places = (run.run_json, run.log, run.weights, run.source, run.curve, run.verdict)
+        assert [place.name for place in places] == [
+            "run.json", "log.jsonl", "weights.safetensors", "source.zip", "curve.png", "verdict.json",
+        ]  # fmt: skip
+
+
+def test_a_run_that_exists_is_not_made_again_and_the_message_offers_resume_and_name(run, tmp_path):
+    with pytest.raises(InputError, match=f"{run.path} exists: .*--resume {run.path}.*--name"):
+        rundir.create(tmp_path, "tiny", "first")
+
+
+def test_without_a_name_the_default_is_taken_with_a_number_where_it_exists(tmp_path):
+    names = []
+    for _ in range(3):
+        with rundir.create(tmp_path, "tiny", None, default="muon-jaxrun-s0-20260102-030405") as run:
+            names.append(run.path.name.removeprefix("muon-jaxrun-s0-20260102-030405"))
+    assert names == ["", "-2", "-3"]
+
+
+def test_the_default_name_has_recipe_backend_seed_and_date():
+    assert re.fullmatch(r"muon-jaxrun-s7-20\d{6}-\d{6}", rundir.default_name("muon", "jaxrun", 7))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/abs", ".hidden"])
+def test_a_name_that_is_no_plain_directory_name_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="--name"):
+        rundir.create(tmp_path / "runs", "tiny", name)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_root_that_cannot_hold_directories_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        rundir.create(tmp_path / "file", "tiny", "first")
+
+
+NOT_WRITABLE = """
+import os, sys, tempfile
+from parity.errors import InputError
+from parity.harness import rundir
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    rundir.create(sys.argv[1], "tiny", "first")
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_root_that_the_user_may_not_write_to_is_refused(tmp_path):
+    """The file system's own answer, from a process without root's rights, on a directory that it can reach."""
+    closed = Path("/usr")
+    if not closed.is_dir() or (os.getuid() != 0 and os.access(closed, os.W_OK)):
+        pytest.skip("no directory that is closed to this user")
+    code = f"import filelock, fastjsonschema\n{NOT_WRITABLE}"
+    done = subprocess.run([sys.executable, "-c", code, str(closed)], capture_output=True, text=True)
+    assert "cannot be made (Permission denied): choose a --runs directory" in done.stdout, done.stderr
+
+
+def test_open_existing_refuses_what_is_missing_a_file_or_has_no_run_json(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, found in (("missing", "nothing"), ("file", "a file"), ("empty", "expected run.json in it, found none")):
+        with pytest.raises(InputError, match=f"{name} is not a run directory: .*{found}"):
+            rundir.open_existing(tmp_path / name)
+
+
+def test_open_existing_reads_a_live_run_without_its_lock(run):
+    run.write_run_json(RUN)
+    assert rundir.open_existing(run.path).read_run_json() == RUN
+
+
+# The lock
+
+HOLDER = """
+import sys
+from parity.harness import rundir
+run = rundir.open_existing(sys.argv[1], lock=True)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(path: Path) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"locked\n"
+    return child
+
+
+def test_a_run_locked_by_another_process_is_refused_with_its_pid_until_that_process_ends(run):
+    run.write_run_json(RUN)
+    run.release()
+    child = holder(run.path)
+    try:
+        for _ in range(2):
+            with pytest.raises(InputError, match=rf"is locked by a live run \(pid {child.pid}\)"):
+                rundir.open_existing(run.path, lock=True)
+    finally:
+        child.communicate(b"")
+    rundir.open_existing(run.path, lock=True).release()
+
+
+def test_kill_9_of_the_holder_frees_the_lock(run):
+    run.write_run_json(RUN)
+    run.release()
+    child = holder(run.path)
+    child.kill()
+    child.communicate()
+    rundir.open_existing(run.path, lock=True).release()
+
+
+def test_a_run_is_locked_from_its_creation_on_in_its_own_process_too(run):
+    run.write_run_json(RUN)
+    with pytest.raises(InputError, match=rf"locked by a live run \(pid {os.getpid()}\)"):
+        rundir.open_existing(run.path, lock=True)
+
+
+# run.json
+
+
+def test_run_json_comes_back_as_it_was_written_and_leaves_no_other_file(run):
+    run.write_run_json(RUN)
+    run.write_run_json({**RUN, "flops": {"step": 1.5e9}, "remark": "further fields are allowed"})
+    assert run.read_run_json()["flops"] == {"step": 1.5e9}
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", ".lock.pid", "checkpoints", "run.json"]
+
+
+@pytest.mark.parametrize("name", list(RUN))
+def test_a_field_of_run_json_that_is_missing_is_refused_by_its_name_on_both_sides(run, name):
+    lacking = {key: value for key, value in RUN.items() if key != name}
+    with pytest.raises(ValueError, match=name):
+        run.write_run_json(lacking)
+    assert not run.run_json.exists()
+    run.run_json.write_text(json.dumps(lacking))
+    with pytest.raises(InputError, match=rf"run\.json.*{name}"):
+        run.read_run_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [("seed", -1), ("seed", "0"), ("precision", "float16"), ("created_utc", "yesterday"), ("command", []), ("plan", []),
+     ("slice", {"name": "news", "digest": "12"}), ("devices", []), ("environment", {"A": 1}), ("flops", "many")],
+)  # fmt: skip
+def test_a_field_of_run_json_that_is_wrong_is_refused_by_its_name(run, name, bad):
+    with pytest.raises(ValueError, match=f"run.json: .*{name}"):
+        run.write_run_json({**RUN, name: bad})
+
+
+@pytest.mark.parametrize("version", ["run.v2", None, 1])
+def test_an_unknown_version_of_run_json_is_refused(run, version):
+    run.run_json.write_text(json.dumps({**RUN, "schema": version}))
+    with pytest.raises(InputError, match=f"expected schema run.v1, found {version!r}"):
+        run.read_run_json()
+
+
+@pytest.mark.parametrize("data", [b"", b'{"schema": "run.v1", "tr', b"\xff\x00", b"{}\n{}"])
+def test_a_torn_run_json_is_refused(run, data):
+    run.run_json.write_bytes(data)
+    with pytest.raises(InputError, match=r"run\.json is torn or was changed"):
+        run.read_run_json()
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from parity.errors import InputError
+from parity.harness import rundir
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+def attempt(act):
+    try:
+        act()
+    except InputError as error:
+        print(error)
+here = Path(sys.argv[1])
+def directory():
+    with rundir.atomic_directory(here / "checkpoint") as made:
+        (made / "small").write_bytes(b"x" * 900)
+        (made / "large").write_bytes(b"x" * 5000)
+attempt(lambda: rundir.write_atomically(here / "run.json", b"x" * 5000))
+attempt(lambda: rundir.pack_source(here / "source.zip", [Path(rundir.__file__).parent], []))
+attempt(directory)
+"""
+
+
+def test_a_full_disk_leaves_the_old_file_no_part_of_a_new_one_and_a_sentence_each(tmp_path):
+    (tmp_path / "run.json").write_text("old")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
+    messages = done.stdout.splitlines()
+    assert len(messages) == 3 and all("cannot be written" in message and "free" in message for message in messages)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == "old"
+
+
+# Directories that appear whole
+
+
+def test_an_atomic_directory_is_there_only_after_its_block(tmp_path):
+    path = tmp_path / "checkpoints" / "20"
+    with rundir.atomic_directory(path) as made:
+        (made / "deep").mkdir()
+        (made / "deep" / "file").write_text("whole")
+        assert made.parent == path.parent and not path.exists()
+    assert (path / "deep" / "file").read_text() == "whole" and os.listdir(path.parent) == ["20"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, FileNotFoundError])
+def test_an_atomic_directory_whose_block_fails_is_gone_and_the_error_is_the_blocks_own(tmp_path, error):
+    with pytest.raises(error), rundir.atomic_directory(tmp_path / "20") as made:
+        (made / "file").write_text("half")
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_atomic_directory_never_overwrites(tmp_path):
+    (tmp_path / "20").mkdir()
+    with pytest.raises(InputError, match="exists"), rundir.atomic_directory(tmp_path / "20"):
+        raise AssertionError("the block ran")
+
+
+KILLED = """
+import os, signal, sys
+from parity.harness import rundir
+with rundir.atomic_directory(sys.argv[1]) as made:
+    (made / "file").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_atomic_directory_whose_process_was_killed_is_not_there_and_can_be_made_again(tmp_path):
+    path = tmp_path / "20"
+    subprocess.run([sys.executable, "-c", KILLED, path])
+    assert not path.exists()
+    with rundir.atomic_directory(path) as made:
+        assert os.listdir(made) == []
+    assert os.listdir(tmp_path) == ["20"]
+
+
+def test_free_bytes_is_that_of_the_nearest_directory_that_exists(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert abs(rundir.free_bytes(tmp_path / "not" / "there") - free) < free / 2
+
+
+# The packed source
+
+
+@pytest.fixture
+def package(tmp_path):
+    root = tmp_path / "mine"
+    (root / "deep").mkdir(parents=True)
+    (root / "__init__.py").write_text("")
+    (root / "deep" / "model.py").write_text("x = 1\n" * 100)
+    (root / "notes.txt").write_text("left out")
+    (tmp_path / "zone.toml").write_text("[a]\n")
+    return root
+
+
+def test_the_source_zip_has_the_python_files_of_the_packages_and_the_extra_files(package, tmp_path):
+    digest = rundir.pack_source(tmp_path / "source.zip", [package], [tmp_path / "zone.toml"])
+    with zipfile.ZipFile(tmp_path / "source.zip") as archive:
+        assert archive.namelist() == ["mine/__init__.py", "mine/deep/model.py", "zone.toml"]
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert archive.read("mine/deep/model.py") == (package / "deep" / "model.py").read_bytes()
+    assert rundir.source_digest(tmp_path / "source.zip") == digest
+
+
+def test_the_source_zip_is_the_same_bytes_at_another_time_and_place(package, tmp_path):
+    first = rundir.pack_source(tmp_path / "1.zip", [package], [])
+    shutil.copytree(package, tmp_path / "elsewhere" / "mine")
+    for file in (tmp_path / "elsewhere" / "mine").rglob("*"):
+        os.utime(file, (1, 1))
+    second = rundir.pack_source(tmp_path / "2.zip", [tmp_path / "elsewhere" / "mine"], [])
+    assert first == second and (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
+
+
+def test_the_source_digest_changes_with_a_content_and_with_a_name(package, tmp_path):
+    def digest():
+        return rundir.pack_source(tmp_path / "source.zip", [package], [])
+
+    seen = {digest()}
+    (package / "deep" / "model.py").write_text("x = 2\n")
+    seen.add(digest())
+    (package / "deep" / "model.py").rename(package / "deep" / "mode1.py")
+    seen.add(digest())
+    assert len(seen) == 3
+
+
+def test_two_files_and_one_that_holds_the_others_name_and_content_differ_in_digest(tmp_path):
+    root = tmp_path / "mine"
+    root.mkdir()
+    (root / "a.py").write_text("1")
+    (root / "b.py").write_text("2")
+    two = rundir.pack_source(tmp_path / "source.zip", [root], [])
+    (root / "b.py").unlink()
+    (root / "a.py").write_text("1mine/b.py2")
+    assert rundir.pack_source(tmp_path / "source.zip", [root], []) != two
+
+
+def test_source_that_is_missing_or_named_twice_is_refused(package, tmp_path):
+    pack = rundir.pack_source
+    with pytest.raises(InputError, match="no Python files"):
+        pack(tmp_path / "source.zip", [tmp_path / "none"], [])
+    with pytest.raises(InputError, match=r"gone\.py cannot be packed"):
+        pack(tmp_path / "source.zip", [package], [tmp_path / "gone.py"])
+    with pytest.raises(InputError, match="another source file is named"):
+        pack(tmp_path / "source.zip", [package, package], [])
+    assert not (tmp_path / "source.zip").exists()
+
+
+def test_a_source_zip_that_is_cut_is_refused(package, tmp_path):
+    packed = tmp_path / "source.zip"
+    rundir.pack_source(packed, [package], [])
+    packed.write_bytes(packed.read_bytes()[:-30])
+    with pytest.raises(InputError, match="cannot be read as a zip"):
+        rundir.source_digest(packed)

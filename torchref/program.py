@@ -1,0 +1,229 @@
+"""A recipe as a PyTorch program: one step, eager or compiled, and what the harness and the comparer ask of it."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from parity import weights as canonical
+from parity.errors import InputError
+from parity.program import own_function
+from parity.recipe import Recipe
+from torchref import checkpoint, distributed, model, optim
+
+MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
+
+
+@dataclass
+class State:
+    model: nn.Module
+    optimizer: optim.ByGroup
+    step: int
+
+
+class TorchProgram:
+    """Implements parity.program.Program for the recipes."""
+
+    framework = "torch"
+
+    def __init__(self, recipe: Recipe, device: torch.device, optimizer: MakeOptimizer | None = None, compile: bool = False):
+        self.recipe = recipe
+        self.device = device
+        self.devices = [_kind(device)] * distributed.world_size()
+        self.make_optimizer = optimizer or (lambda weights: optim.make_optimizer(recipe, weights, compile))
+        self.groups = optim.group_of(recipe)
+        self._before: list[torch.Tensor] | None = None
+        compiled = (lambda function: torch.compile(function, dynamic=False)) if compile else (lambda function: function)
+        self._loss = compiled(_loss)
+        self._losses = compiled(_token_losses)
+
+    def init(self, seed: int) -> State:
+        return self.load(canonical.initial_weights(self.recipe, seed))
+
+    def load(self, weights: canonical.Weights) -> State:
+        canonical.check(weights, self.recipe, "weights")
+        net = model.make_model(self.recipe).to_empty(device=self.device)
+        net.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()})
+        return State(net, self.make_optimizer(dict(net.named_parameters())), 0)
+
+    def export(self, state: State) -> canonical.Weights:
+        dtype = np.float64 if self.recipe.precision == "float64" else np.float32
+        return {name: w.astype(dtype) for name, w in self.fetch(_weights(state)).items()}
+
+    def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+        if len(inputs_BT) % len(self.devices):
+            raise InputError(f"a batch of {len(inputs_BT)} rows cannot be split over {len(self.devices)} devices: "
+                             "choose a number of processes that divides the rows of a batch")
+        return tuple(self._put(distributed.by_row(x)) for x in (inputs_BT, targets_BT))
+
+    def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
+        loss, grads = self.loss_and_grads(state, batch)
+        weights = _weights(state)
+        norm = optim.global_norm(grads)
+        norms = {"grads": optim.group_norms(grads, self.groups)}
+        for name, parameter in state.model.named_parameters():
+            parameter.grad = grads[name]
+        before = self._copy(list(weights.values()))
+        state.optimizer.update(state.step, list(grads.values()), norm)
+        state.model.zero_grad(set_to_none=True)
+        torch._foreach_sub_(before, list(weights.values()))
+        norms["weights"] = optim.group_norms(weights, self.groups)
+        norms["updates"] = optim.group_norms(dict(zip(weights, before)), self.groups)
+        state.step += 1
+        mean = loss if self.recipe.loss_reduction == "mean" else loss / (batch[1].numel() * len(self.devices))
+        return state, {"loss": mean, "grad_norm": norm, "norms": norms}
+
+    @torch.no_grad()
+    def token_losses(self, state: State, batch):
+        return distributed.gather_rows(self._losses(state.model, *batch))
+
+    @torch.no_grad()
+    def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
+        positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
+        x_BTD = state.model(self._put(inputs_BT))
+        return F.log_softmax(state.model.logits(x_BTD[:, self._put(positions)]), dim=-1)
+
+    def loss_and_grads(self, state: State, batch):
+        loss = self._loss(state.model, *batch, self.recipe.loss_reduction)
+        names, parameters = zip(*state.model.named_parameters())
+        grads = torch.autograd.grad(loss, parameters)
+        loss = loss.detach()
+        distributed.reduce_gradients([loss, *grads], self.recipe.loss_reduction)
+        return loss, dict(zip(names, grads))
+
+    def fetch(self, values):
+        if isinstance(values, dict):
+            return {key: self.fetch(value) for key, value in values.items()}
+        if isinstance(values, tuple | list):
+            return type(values)(self.fetch(value) for value in values)
+        if not isinstance(values, torch.Tensor):
+            return values
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # numpy has no bfloat16
+
+    def wait(self, state: State) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def snapshot(self, state: State) -> dict[str, Any]:
+        return copy.deepcopy(_tree(state))
+
+    def reset(self, state: State, snapshot: dict[str, Any]) -> State:
+        snapshot = copy.deepcopy(snapshot)  # a torch optimizer goes on with the very tensors that it is given
+        state.model.load_state_dict(snapshot["weights"])
+        state.optimizer.load_state_dict(snapshot["optimizer"])
+        state.step = snapshot["step"]
+        return state
+
+    def digest(self, state: State) -> str:
+        return canonical.digest(dict(_leaves("", self.fetch(_tree(state)))))
+
+    def save(self, state: State, directory: Path) -> None:
+        checkpoint.save(directory, _tree(state))
+
+    def restore(self, directory: Path) -> State:
+        saved = checkpoint.restore(directory, self.device)
+        state = self.init(0)
+        if reason := _difference(_tree(state), saved):
+            raise InputError(f"{directory}: this checkpoint does not fit the program ({reason}): resume with the program "
+                             "that wrote it")
+        return self.reset(state, saved)
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array.astype(np.int64))  # PyTorch looks up by 64-bit indices
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    @torch.no_grad()
+    def _copy(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self._before is None:  # kept between steps: fresh memory costs more than the copy
+            self._before = [torch.empty_like(w) for w in weights]
+        torch._foreach_copy_(self._before, weights)
+        return self._before
+
+
+def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None,
+          compile: bool = False) -> TorchProgram:
+    """The recipe in PyTorch on the chosen device; `optimizer` is module:function, called with the recipe and the
+    parameters by canonical name, a torch optimizer or one with its scheduler.
+
+    Raises InputError for devices that are not there, rows that they do not divide, and an optimizer that is none.
+    """
+    chosen = distributed.pick_device(device, devices)
+    rows = recipe.batch_tokens // recipe.context
+    if rows % distributed.world_size():
+        raise InputError(f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which "
+                         f"{distributed.world_size()} processes do not divide: choose the processes or --batch-tokens so "
+                         "that they do")
+    compiler = os.environ.get("CXX", "g++")
+    if compile and chosen.type == "cpu" and not shutil.which(compiler):
+        raise InputError(f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
+                         "it in CXX, or leave --compile out")
+    distributed.join(chosen)
+    return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile)
+
+
+def _own_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:
+    function = own_function(spec, "--optimizer")
+
+    def make(weights: dict[str, nn.Parameter]) -> optim.ByGroup:
+        made = function(recipe, weights)
+        parts = dict(zip(("optimizer", "scheduler"), made if isinstance(made, tuple) else (made,)))
+        wanted = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+        for part, kind in zip(parts.values(), wanted):
+            if not isinstance(part, kind):
+                raise InputError(f"--optimizer {spec}: expected a torch.optim.Optimizer, or one and its LRScheduler, found "
+                                 f"{type(part).__name__}: return what torch's optimizers are")
+        return optim.ByGroup(parts, {})
+
+    make(dict(model.make_model(recipe).named_parameters()))  # what is wrong with it is said before the first step
+    return make
+
+
+def _loss(net: nn.Module, inputs_BT, targets_BT, reduction: str):
+    losses_BT = _token_losses(net, inputs_BT, targets_BT)
+    return losses_BT.mean() if reduction == "mean" else losses_BT.sum()
+
+
+def _token_losses(net: nn.Module, inputs_BT, targets_BT):
+    return model.token_losses(net.logits(net(inputs_BT)), targets_BT)
+
+
+def _kind(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _weights(state: State) -> dict[str, torch.Tensor]:
+    return {name: w.detach() for name, w in state.model.named_parameters()}
+
+
+def _tree(state: State) -> dict[str, Any]:
+    return {"weights": _weights(state), "optimizer": state.optimizer.state_dict(), "step": state.step}
+
+
+def _leaves(path: str, tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(tree, dict | tuple | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(f"{path}/{key}", value)
+    else:  # plain values by their text, which for a Python float is exact
+        yield path, tree if isinstance(tree, np.ndarray) else np.frombuffer(repr(tree).encode(), np.uint8)
+
+
+def _difference(expected: dict[str, Any], found: Any) -> str | None:
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        return f"expected the parts {', '.join(expected)}"
+    for name in sorted(expected["weights"].keys() | found["weights"].keys()):
+        wanted, got = ([tree["weights"][name]] if name in tree["weights"] else [] for tree in (expected, found))
+        if [(x.shape, x.dtype) for x in wanted] != [(x.shape, x.dtype) for x in got]:
+            return f"weight {name} differs in shape or type"
+    for name, part in expected["optimizer"].items():
+        if len(part.get("param_groups", [])) != len(found["optimizer"].get(name, {}).get("param_groups", [])):
+            return f"the optimizer's part {name} differs"
+    return None
