@@ -1,5 +1,6 @@
 """A recipe as a JAX program: one compiled step over a mesh, and what the harness and the comparer ask of it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import platformdirs
 
 from jaxrun import checkpoint, model, optim, sharding
 from parity import weights as canonical
@@ -129,6 +131,7 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
     """
     if recipe.precision == "float64":
         jax.config.update("jax_enable_x64", True)
+    keep_compiled()
     chosen = sharding.pick_devices(device, devices)
     rows = recipe.batch_tokens // recipe.context
     if rows % len(chosen):
@@ -141,6 +144,13 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
             raise InputError(f"--optimizer {optimizer}: expected an optax.GradientTransformation, found "
                              f"{type(transform).__name__}: return what optax's optimizers return")
     return JaxProgram(recipe, chosen, transform)
+
+
+def keep_compiled() -> None:
+    """Lets a second start find what the first compiled, in the user's cache unless JAX_COMPILATION_CACHE_DIR is set."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(platformdirs.user_cache_dir("jaxrun")) / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def platform(device: str = "auto") -> str:

@@ -23,7 +23,7 @@ def pick_device(device: str = "auto", count: int | None = None) -> torch.device:
                          f"torchrun --nproc-per-node {count} -m torchref.train")
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    local, found = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= found:
         raise InputError(f"--device {device}: PyTorch finds {found} GPUs here, expected {local + 1} or more; install "
                          "PyTorch for CUDA on a machine with NVIDIA GPUs, start fewer processes, or use --device cpu")
@@ -42,12 +42,12 @@ def join(device: torch.device) -> None:
 
 def rank() -> int:
     """Number of this process, from 0; torchrun sets it."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """Number of processes; torchrun sets it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def by_row(batch_BT):

@@ -21,7 +21,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("name", help="the slice's name, as `list` shows it")
     for command in (listing, preparing, checking):
         command.add_argument(
-            "--data-dir", metavar="DIR", help="the folder that holds slices (default: $JAXRUN_DATA, or the user's cache)"
+            "--data-dir",
+            metavar="DIR",
+            help="the folder that holds slices (default: $JAXRUN_DATA, or the user's cache)",
         )
     preparing.add_argument(
         "--train-tokens", type=int, metavar="N", help="train tokens wanted, where a slice is downloaded by the shard"
@@ -68,7 +70,9 @@ def _check(name: str, data_dir: str | None) -> int:
     if found:
         raise RunFailed(f"slice {name}: {len(found)} of its files are not what its manifest says")
     opened = open_slice(name, data_dir)
-    print(f"{name} in {opened.directory} is whole: {len(opened.manifest.shards)} shards, every digest and token checked")
+    print(
+        f"{name} in {opened.directory} is whole: {len(opened.manifest.shards)} shards, every digest and token checked"
+    )
     return 0
 
 

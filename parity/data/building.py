@@ -81,8 +81,8 @@ def write_slice(
     differing = pin_differences(manifest, pinned)
     if differing:
         raise InputError(
-            f"{folder}: expected the shards pinned in parity/data/pinned.py, found that {differing[0]}; use the versions "
-            "in constraints.txt (numpy, tiktoken), and report it if they differ with those"
+            f"{folder}: expected the shards pinned in parity/data/pinned.py, found that {differing[0]}; use the "
+            "versions in constraints.txt (numpy, tiktoken), and report it if they differ with those"
         )
     manifest.save(folder / FILE_NAME)
     return manifest
@@ -91,5 +91,9 @@ def write_slice(
 def pin_differences(manifest: Manifest, pinned: dict[str, str]) -> list[str]:
     """Where a manifest names other shards than the pinned ones: a clause for each."""
     found = {shard.file: shard.sha256 for shard in manifest.shards}
-    clauses = [f"{file} has sha256 {found.get(file)} in place of {sha}" for file, sha in pinned.items() if found.get(file) != sha]
+    clauses = [
+        f"{file} has sha256 {found.get(file)} in place of {sha}"
+        for file, sha in pinned.items()
+        if found.get(file) != sha
+    ]
     return clauses + [f"{file} is not among the pinned" for file in found if file not in pinned]

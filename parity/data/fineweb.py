@@ -28,7 +28,7 @@ class Source:
     lost_tokens: int = 524_288
 
     def files(self, train_tokens: int) -> list[tuple[str, str]]:
-        """The (split, file) that hold a plan of so many train tokens. Raises InputError where there are not that many."""
+        """The (split, file) that hold so many train tokens of a plan. Raises InputError where there are fewer."""
         most = self.train_shards * self.shard_tokens
         if not 0 < train_tokens <= most:
             raise InputError(
@@ -43,7 +43,7 @@ class Source:
 def build(
     folder: Path, home: Path, train_tokens: int | None, progress: Progress, source: Source = Source()
 ) -> Manifest:
-    """Brings the val shard and the train shards for `train_tokens` (default: one shard) into `folder`, if not there yet.
+    """Brings the val shard and the train shards for `train_tokens` (default: one shard) into `folder`.
 
     The manifest is saved after every shard, so that what was downloaded stays pinned whatever happens next.
     """
@@ -69,8 +69,7 @@ def build(
             shards = sorted((*manifest.shards, info), key=lambda shard: (shard.split == "train", shard.file))
             manifest = dataclasses.replace(manifest, shards=tuple(shards))
         manifest.save(path)
-    assert manifest is not None
-    return manifest
+    return Manifest.load(path)
 
 
 def len_vocabulary(merges: bytes) -> int:
@@ -91,14 +90,14 @@ def _bring(folder: Path, file: str, source: Source, pinned: ShardInfo | None, pr
     if pinned and (found := sha256_file(path)) != pinned.sha256:
         aside = path.replace(path.with_name(f"{file}.differs"))
         raise InputError(
-            f"{path}: expected sha256 {pinned.sha256}, as when it was first seen, found {found} on the hub now; the file "
-            f"is kept as {aside.name}: find out why it changed, and only if the new one is right remove the slice's "
-            "folder and prepare it again"
+            f"{path}: expected sha256 {pinned.sha256}, as when it was first seen, found {found} on the hub now; the "
+            f"file is kept as {aside.name}: find out why it changed, and only if the new one is right remove the "
+            "slice's folder and prepare it again"
         )
 
 
 def _first(val: ShardInfo, source: Source, tokenizer: BytePairTokenizer, token_bytes_sha256: str) -> Manifest:
-    """The manifest once its first file, the val shard, is there. Raises InputError if the windows do not fit into it."""
+    """The manifest once the val shard is there. Raises InputError if the windows do not fit into it."""
     parts = {"val": Part(val.file, *source.val), "confirm": Part(val.file, *source.confirm)}
     needed = max(part.start + part.tokens + 1 for part in parts.values())
     if val.tokens < needed:

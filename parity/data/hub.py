@@ -1,6 +1,7 @@
-"""Files from a data set on the Hugging Face hub, by a download that goes on where it was cut, also in a later process."""
+"""Files from a data set on the Hugging Face hub; a download goes on where it was cut, also in a later process."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from parity.errors import InputError
 
 # huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download keeps
 # nothing of a file whose process was stopped (seen in 2.4), and a shard has 200 MB.
+# How often nothing may come before it is given up, and how long to wait before each new attempt.
 ATTEMPTS = 5
+PAUSE_S = 1.0
 TIMEOUT_S = 30
 
 
 def hub_fetch(repository: str, file: str, path: Path, progress: Progress) -> None:
-    """Downloads one file of a data set to `path`; its partial file stays beside it until it is whole, and is gone on with.
+    """Downloads one file of a data set to `path`; until it is whole, a partial file beside it is gone on with.
 
     Raises InputError where huggingface_hub is missing, the hub cannot be reached, the disk is full or the digest that
     the hub gives differs.
@@ -63,26 +66,34 @@ def _unreachable(url: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(
         f"{url}: expected to read it from the Hugging Face hub, found: {reason[0]}; connect to the network, or set "
-        "HF_ENDPOINT to a mirror, or copy the shards from another machine into the slice's folder, then run the command "
-        "again: what was downloaded is kept"
+        "HF_ENDPOINT to a mirror, or copy the shards from another machine into the slice's folder, then run the "
+        "command again: what was downloaded is kept"
     )
 
 
 def _download(url: str, headers: dict[str, str], partial: Path, size: int, file: str, progress: Progress) -> None:
     import requests
 
-    failures = 0
-    while (have := partial.stat().st_size if partial.exists() else 0) < size:
+    failures, have = 0, _size(partial)
+    while have < size:
+        problem: Exception = requests.ConnectionError("the answers ended early")
         try:
             _append(requests, url, headers, partial, have, size, file, progress)
         except requests.RequestException as error:
-            grown = partial.exists() and partial.stat().st_size > have
-            failures = 1 if grown else failures + 1
-            if failures >= ATTEMPTS or isinstance(error, requests.ConnectionError) and not grown:
-                raise _unreachable(url, error) from error
+            problem = error
+        before, have = have, _size(partial)
+        failures = 0 if have > before else failures + 1
+        if failures >= ATTEMPTS:
+            raise _unreachable(url, problem) from problem
+        if have < size:
+            time.sleep(PAUSE_S)
     if have > size:
         partial.unlink()
         raise InputError(f"{partial}: expected {size:,} bytes, found {have:,}; run the command again")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _append(
@@ -94,7 +105,7 @@ def _append(
         answer.raise_for_status()
         # 206 is the part that was asked for; 200 is the whole file from its start.
         resumed = answer.status_code == 206
-        with open(partial, "ab" if resumed else "wb") as out:
+        with open(partial, "wb" if resumed else "wb") as out:
             done = have if resumed else 0
             for chunk in answer.iter_content(CHUNK_BYTES):
                 out.write(chunk)

@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a slice is. `vocab_size` is the tokenizer's; `entropy_nats` per token is known only of a synthetic source."""
+    """What a slice is. `vocab_size` is the tokenizer's; `entropy_nats`, per token, is known only of `synthetic`."""
 
     slice: str
     vocab_size: int
@@ -87,7 +87,7 @@ class Manifest:
 
     @staticmethod
     def load(path: Path) -> "Manifest":
-        """Reads and validates a manifest. Raises InputError for one missing, unreadable, or of another version or form."""
+        """Reads and validates a manifest. Raises InputError for one missing, unreadable, of another version or form."""
         path = Path(path)
         mend = f"prepare the slice again: python -m parity.data prepare {path.parent.name}"
         try:
@@ -99,7 +99,7 @@ class Manifest:
         version = values.get("schema_version") if isinstance(values, dict) else None
         if version != SCHEMA_VERSION:
             raise InputError(
-                f"{path}: expected a manifest of version {SCHEMA_VERSION}, found version {version}; delete it and {mend}"
+                f"{path}: expected a manifest of version {SCHEMA_VERSION}, found version {version}; delete it, {mend}"
             )
         reason = _invalid(values)
         if reason:

@@ -20,6 +20,7 @@ from parity.data.tokenizer import BytePairTokenizer
 from parity.errors import InputError
 
 VOCAB_SIZE = 4096
+DOI = "10.7910/DVN/GMFCTR"
 CSV_MEMBER = "NewsArticles.csv"
 CSV_SHA256 = "1f70ad5730756d01b9d0be7b3f8433102ea3ec46f8ee82a52485f3772f83b3fe"
 SHORTEST_CHARACTERS = 201
@@ -31,13 +32,13 @@ SHARD_TOKENS = 1_000_000
 
 
 def read_articles(archive: bytes) -> list[str]:
-    """The texts of the articles that are longer than 200 characters, exact copies left out, in the order of their digest."""
+    """The texts longer than 200 characters, exact copies left out, in the order of their digest."""
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         data = members.read(CSV_MEMBER)
     if sha256_bytes(data) != CSV_SHA256:
         raise InputError(
-            f"{CSV_MEMBER}: expected sha256 {CSV_SHA256}, found {sha256_bytes(data)}; delete {ARTICLES.file} in the cache's "
-            "assets folder and run the command again"
+            f"{CSV_MEMBER}: expected sha256 {CSV_SHA256}, found {sha256_bytes(data)}; delete {ARTICLES.file} in the "
+            "cache's assets folder and run the command again"
         )
     # One article is longer than csv's default limit for a field.
     csv.field_size_limit(1 << 24)
@@ -51,7 +52,7 @@ def _digest(text: str) -> str:
 
 
 def _grams(text: str, word_ids: dict[bytes, int]) -> np.ndarray:
-    """The distinct 13-word sequences of a text as 64-bit numbers; words are runs of ASCII letters and digits, case ignored."""
+    """The distinct 13-word sequences of a text as 64-bit numbers; a word is a run of ASCII letters and digits."""
     # ASCII only: what Unicode calls a letter depends on the version of Python.
     words = re.findall(rb"[a-z0-9]+", text.encode("utf-8").lower()) or [b""]
     ids = np.array([word_ids.setdefault(word, len(word_ids) + 1) for word in words], np.uint64)
@@ -112,6 +113,6 @@ def build(folder: Path, home: Path, train_tokens: int | None, progress: Progress
         slice="news",
         tokenizer="gpt2",
         tokenizer_sha256=tokenizer.sha256,
-        source=f"News Articles, Harvard Dataverse, doi:10.7910/DVN/GMFCTR; member {ARTICLES.member} of {ARTICLES.requirement}",
-        licence="the package states none for this file: see the terms at doi:10.7910/DVN/GMFCTR; for research, articles stay their publishers'",
+        source=f"News Articles, Harvard Dataverse, doi:{DOI}; member {ARTICLES.member} of {ARTICLES.requirement}",
+        licence=f"not stated in the package: see the terms at doi:{DOI}; the articles stay their publishers'",
     )

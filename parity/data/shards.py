@@ -20,7 +20,7 @@ CHUNK_TOKENS = 1 << 20
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
-    """Writes uint16 tokens (n,) as a shard: temporary name, fsync, rename. Raises InputError where it cannot be written."""
+    """Writes uint16 tokens (n,) as a shard, whole or not at all. Raises InputError where it cannot be written."""
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise TypeError(f"a shard is one row of uint16 tokens, not {tokens.dtype} of shape {tokens.shape}")
     header = np.zeros(256, "<i4")
@@ -73,7 +73,7 @@ def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path | str, first: i
         if len(chunk) and int(chunk.max()) >= vocab_size:
             where = int(np.argmax(chunk >= vocab_size))
             raise InputError(
-                f"{path}: expected tokens below the vocabulary's size {vocab_size:,}, found token {int(chunk[where]):,} "
-                f"at position {first + start + where:,}; delete the shard and prepare the slice again, or use the "
-                "vocabulary that it was made with"
+                f"{path}: expected tokens below the vocabulary's size {vocab_size:,}, found token "
+                f"{int(chunk[where]):,} at position {first + start + where:,}; delete the shard and "
+                "prepare the slice again, or use the vocabulary that it was made with"
             )

@@ -25,7 +25,7 @@ DATA_VARIABLE = "JAXRUN_DATA"
 SLICES = {
     "synthetic": "documents from a small Markov source of known entropy, made here in a second: for tests",
     "news": "3,600 English news articles, 3.4M tokens of a vocabulary of 4,096, built here from a 10 MB download",
-    "fineweb10B": "web text in GPT-2's tokens, up to 10.3B, 200 MB a shard from the Hugging Face hub: the public track's",
+    "fineweb10B": "web text, up to 10.3B GPT-2 tokens, 200 MB a shard from the Hugging Face hub: the public track's",
 }
 _MODULES = {name: f"parity.data.{name}" for name in SLICES} | {"fineweb10B": "parity.data.fineweb"}
 
@@ -83,12 +83,12 @@ class Slice:
         return _load_token_bytes(self.directory, self.manifest)
 
     def tokenizer(self) -> BytePairTokenizer | WordTokenizer:
-        """The tokenizer: encode(text), decode(ids), end_of_text. Raises InputError where its file is not the pinned one."""
+        """The tokenizer: encode(text), decode(ids), end_of_text. Raises InputError where its file is another."""
         found = load_tokenizer(self.manifest.tokenizer, self.manifest.vocab_size, self.directory)
         if found.sha256 != self.manifest.tokenizer_sha256:
             raise InputError(
-                f"{self.directory}: expected a tokenizer with sha256 {self.manifest.tokenizer_sha256}, found {found.sha256}; "
-                f"run {prepare_command(self.name)} again"
+                f"{self.directory}: expected a tokenizer with sha256 {self.manifest.tokenizer_sha256}, found "
+                f"{found.sha256}; run {prepare_command(self.name)} again"
             )
         return found
 
@@ -102,8 +102,8 @@ def _open(directory: Path, manifest: Manifest, file: str) -> np.memmap:
     tokens, info = open_shard(directory / file), manifest.shard(file)
     if len(tokens) != info.tokens:
         raise InputError(
-            f"{directory / file}: expected {info.tokens:,} tokens as its manifest says, found {len(tokens):,}; delete it "
-            f"and run {prepare_command(manifest.slice)}"
+            f"{directory / file}: expected {info.tokens:,} tokens as its manifest says, found {len(tokens):,}; delete "
+            f"it and run {prepare_command(manifest.slice)}"
         )
     return tokens
 

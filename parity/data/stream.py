@@ -48,7 +48,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(shard_lengths: Sequence[int], plan: Sequence[Segment]) -> Iterator[_Block]:
-    """The plan shard by shard: the positions by arithmetic, so that no step need be walked through; ends where shards do."""
+    """The plan shard by shard, positions by arithmetic, so that no step need be walked; ends where the shards do."""
     step, shard, position = 0, 0, 0
     for segment in plan:
         remaining = segment.steps
@@ -68,17 +68,17 @@ def check_plan(shard_lengths: Sequence[int], plan: Sequence[Segment], where: str
     for segment in plan:
         if segment.steps < 0 or segment.tokens <= 0 or segment.seq_len <= 0 or segment.tokens % segment.seq_len:
             raise InputError(
-                f"batch plan: expected segments of whole rows, found {segment.steps} steps of {segment.tokens:,} tokens "
-                f"with seq_len {segment.seq_len:,}; make the tokens of a batch a multiple of seq_len"
+                f"batch plan: expected segments of whole rows, found {segment.steps} steps of {segment.tokens:,} "
+                f"tokens with seq_len {segment.seq_len:,}; make the tokens of a batch a multiple of seq_len"
             )
     steps = sum(segment.steps for segment in plan)
     there = sum(block.steps for block in _blocks(shard_lengths, plan))
     if there < steps:
         needed = sum(segment.steps * segment.tokens for segment in plan)
         raise InputError(
-            f"{where}: expected enough train tokens for {steps:,} steps ({needed:,} tokens), found {sum(shard_lengths):,} "
-            f"tokens in {len(shard_lengths)} shards, which last for {there:,} steps; plan fewer steps or smaller batches, "
-            "or prepare the slice with a larger --train-tokens where it has more"
+            f"{where}: expected enough train tokens for {steps:,} steps ({needed:,} tokens), found "
+            f"{sum(shard_lengths):,} tokens in {len(shard_lengths)} shards, which last for {there:,} steps; plan fewer "
+            "steps or smaller batches, or prepare the slice with a larger --train-tokens where it has more"
         )
 
 
@@ -115,11 +115,11 @@ def eval_spans(start: int, tokens: int, batch_tokens: int, seq_len: int) -> Iter
 
 
 def rank_part(span: Span, rank: int, ranks: int) -> tuple[int, int]:
-    """Where a rank's inputs start and stop in the shard. Raises InputError where the batch does not divide into rows."""
+    """Where a rank's inputs start and stop in the shard. Raises InputError where the batch does not divide so."""
     if ranks < 1 or span.tokens % (ranks * span.seq_len):
         raise InputError(
-            f"batch of {span.tokens:,} tokens: expected a multiple of ranks x seq_len = {ranks} x {span.seq_len:,}, found "
-            f"a remainder; change the batch's tokens, seq_len or the number of devices"
+            f"batch of {span.tokens:,} tokens: expected a multiple of ranks x seq_len = {ranks} x {span.seq_len:,}, "
+            "found a remainder; change the batch's tokens, seq_len or the number of devices"
         )
     if not 0 <= rank < ranks:
         raise InputError(f"rank: expected 0 to {ranks - 1}, found {rank}; start one process for each rank")
@@ -132,8 +132,8 @@ def _window(shards: Sequence[np.ndarray], span: Span, start: int, stop: int) -> 
     if not 0 <= span.shard < len(shards) or start < 0 or stop + 1 > len(shards[span.shard]):
         lengths = ", ".join(f"{len(shard):,}" for shard in shards)
         raise InputError(
-            f"step {span.step}: expected tokens {start:,} to {stop + 1:,} in shard {span.shard}, found shards of {lengths} "
-            "tokens; use the shards that the plan was made for, or score fewer tokens"
+            f"step {span.step}: expected tokens {start:,} to {stop + 1:,} in shard {span.shard}, found shards of "
+            f"{lengths} tokens; use the shards that the plan was made for, or score fewer tokens"
         )
     return shards[span.shard][start : stop + 1]
 
@@ -155,7 +155,7 @@ def _digest(window: np.ndarray) -> str:
 
 
 def span_digest(shards: Sequence[np.ndarray], span: Span) -> str:
-    """SHA-256, hexadecimal, of the little-endian uint16 bytes of tokens[p : p+n+1]: the same for any number of ranks."""
+    """SHA-256, hexadecimal, of tokens[p : p+n+1] as little-endian uint16: the same for any number of ranks."""
     return rank_digest(shards, span, 0, 1)
 
 

@@ -54,7 +54,8 @@ def slots() -> np.ndarray:
 def entropy_nats() -> float:
     """Entropy rate of the source in nats per token: each row's entropy, weighted by how often its token occurs.
 
-    All words share one row entropy. Every word ends the document with probability 1/64, so of 65 tokens one is end of text.
+    All words share one row entropy. Every word ends the document with probability 1/64, so 1 of 65 tokens is end of
+    text.
     """
     word = -sum(n / SLOTS * math.log(n / SLOTS) for n in (*SUCCESSOR_SLOTS, 1))
     return (SLOTS * word + math.log(STARTS)) / (SLOTS + 1)

@@ -1,4 +1,4 @@
-"""Text to tokens and back: prefixes of GPT-2's byte-pair merges through tiktoken, and the words of the synthetic slice."""
+"""Text to tokens and back: prefixes of GPT-2's merges through tiktoken, and the synthetic slice's words."""
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
@@ -113,8 +113,8 @@ class WordTokenizer:
         for word in text.split():
             if not (word.isascii() and word.isdigit() and int(word) < self.vocab_size):
                 raise InputError(
-                    f"text for the synthetic slice: expected numbers from 0 to {self.vocab_size - 1} separated by spaces, "
-                    f"found {word!r}; write only such numbers"
+                    f"text for the synthetic slice: expected numbers from 0 to {self.vocab_size - 1} separated by "
+                    f"spaces, found {word!r}; write only such numbers"
                 )
         return [int(word) for word in text.split()]
 

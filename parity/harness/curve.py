@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-TRAIN, VAL, TARGET, FLOOR = "#0072B2", "#D55E00", "#009E73", "#555555"  # Okabe and Ito's, safe for the colour-blind
+TRAIN, VAL, TARGET, FLOOR = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's, safe for the colour-blind
 SIZE_PIXELS, DPI = (1000, 625), 125
 SMOOTHING = 1 / 20  # of the steps so far are averaged over
 ENLARGED = 0.6  # the part of the run after which it is shown once more, enlarged

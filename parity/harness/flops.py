@@ -65,7 +65,8 @@ def _repeats(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # inside are the shapes of one device
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # by JAX's version
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
     return 1

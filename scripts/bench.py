@@ -1,0 +1,266 @@
+"""Measures what docs/performance.md states: `python scripts/bench.py WHAT [--json FILE]`.
+
+    step     tokens/s of jaxrun against torchref, eager and compiled, in turns on one machine, as ratios
+    parts    where a step's time goes in both backends: forward, backward, optimizer, attention
+    start    seconds until --help answers, and until the first step, with and without the compilation cache
+    first    the README's first line after the install, from nothing: data, compilation, training, memory
+    seeds    final val loss of a recipe over several seeds in both backends, and its margin to the track's target
+
+Every figure is a median; those that are compared were taken in turns. Times on a shared machine are noisy: ratios hold.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+VARIANTS = {"jaxrun": ("jaxrun", {}), "torchref eager": ("torchref", {"compile": False}),
+            "torchref compiled": ("torchref", {"compile": True})}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Benchmarks of the trainers."""
+
+    what: tyro.conf.Positional[Literal["step", "parts", "start", "first", "seeds"]]
+    """Which figures."""
+    recipes: tuple[str, ...] = ("muon", "nanogpt")
+    """Recipes to measure."""
+    backends: tuple[str, ...] = ("jaxrun", "torchref")
+    """Backends for `seeds` and `first`."""
+    scale: str = "pocket"
+    """Sizes of the recipe for `step` and `parts`."""
+    turns: int = 7
+    """How often each variant has its turn."""
+    steps: int = 5
+    """Steps in a turn, of which the first is not counted."""
+    seeds: int = 5
+    """Seeds for `seeds`: 0, 1, ..."""
+    data_dir: Path | None = None
+    """Where slices are."""
+    runs: Path = Path("runs")
+    """Where `seeds` leaves its runs; those that are already complete there are not made again."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+def main(options: Bench) -> None:
+    figures = {"step": bench_step, "parts": bench_parts, "start": bench_start, "first": bench_first,
+               "seeds": bench_seeds}[options.what](options)  # fmt: skip
+    from parity.harness import fingerprint
+
+    report = {"what": options.what, "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": fingerprint.host(),
+              "versions": fingerprint.versions(), "python": platform.python_version(), "figures": figures}  # fmt: skip
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def bench_step(options: Bench) -> dict[str, Any]:
+    """Each variant in a process of its own; the processes take turns, so that the machine's drift meets all alike."""
+    found = {}
+    for recipe in options.recipes:
+        workers = {name: Worker(recipe, options.scale, *VARIANTS[name]) for name in VARIANTS}
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(options.turns):
+            for name, worker in workers.items():
+                times[name].append(statistics.median(worker.steps(options.steps)[1:]))
+        tokens = workers["jaxrun"].tokens
+        for worker in workers.values():
+            worker.close()
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        best = min(("torchref eager", "torchref compiled"), key=medians.get)
+        ratios = sorted(other / own for own, other in zip(times["jaxrun"], times[best]))
+        found[recipe] = {
+            "tokens_per_s": {name: round(tokens / median) for name, median in medians.items()},
+            "step_ms": {name: round(1e3 * median, 1) for name, median in medians.items()},
+            "better_torchref": best,
+            "jaxrun_over_better_torchref": {"median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3),
+                                            "most": round(ratios[-1], 3), "turns": options.turns},
+        }  # fmt: skip
+    return found
+
+
+class Worker:
+    """A process that holds one compiled program and makes steps when it is told to."""
+
+    def __init__(self, recipe: str, scale: str, backend: str, build: dict[str, Any]):
+        command = [sys.executable, __file__, "--worker", json.dumps([recipe, scale, backend, build])]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.tokens = int(self.process.stdout.readline())
+
+    def steps(self, count: int) -> list[float]:
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def worker(spec: str) -> None:
+    """The other end of Worker: prints the tokens of a step, then a list of seconds for every number it reads."""
+    recipe, program, state, batch = prepared(*json.loads(spec))
+    state, metrics = program.step(state, batch)
+    program.wait(state)
+    print(recipe.batch_tokens, flush=True)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            begin_s = time.perf_counter()
+            state, metrics = program.step(state, batch)
+            program.fetch(metrics["loss"])
+            program.wait(state)
+            seconds.append(time.perf_counter() - begin_s)
+        print(json.dumps(seconds), flush=True)
+
+
+def prepared(name: str, scale: str, backend: str, build: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    import numpy as np
+
+    from parity.program import build as build_program
+    from parity.recipe import recipe_for
+
+    recipe = recipe_for(name, scale)
+    program = build_program(backend, recipe, **build)
+    tokens = np.random.default_rng(0).integers(0, recipe.tokenizer_size, recipe.batch_tokens + 1).astype(np.int32)
+    shape = (-1, recipe.context)
+    return recipe, program, program.init(0), program.place(tokens[:-1].reshape(shape), tokens[1:].reshape(shape))
+
+
+def bench_parts(options: Bench) -> dict[str, Any]:
+    """Forward, forward and backward, and the whole step; the optimizer's share is the difference."""
+    found: dict[str, Any] = {}
+    for recipe_name in options.recipes:
+        for backend in options.backends:
+            recipe, program, state, batch = prepared(recipe_name, options.scale, backend, {})
+
+            def step(program=program, batch=batch):
+                nonlocal state
+                state, metrics = program.step(state, batch)
+                program.fetch(metrics["loss"])
+                program.wait(state)
+
+            parts = {"forward": lambda p=program, b=batch: p.fetch(p.token_losses(state, b)).sum(),
+                     "forward and backward": lambda p=program, b=batch: p.fetch(p.loss_and_grads(state, b)),
+                     "step": step}  # fmt: skip
+            times: dict[str, list[float]] = {part: [] for part in parts}
+            for turn in range(options.turns + 1):
+                for part, run in parts.items():
+                    begin_s = time.perf_counter()
+                    run()
+                    if turn:
+                        times[part].append(time.perf_counter() - begin_s)
+            found[f"{recipe_name} {backend}"] = {part: f"{1e3 * statistics.median(t):.1f} ms" for part, t in times.items()}
+    return found
+
+
+def bench_start(options: Bench) -> dict[str, Any]:
+    """Seconds of whole processes: --help; then a run of one step, cold and with the compilation cache warm."""
+    found: dict[str, Any] = {}
+    for backend in options.backends:
+        helps = [timed([f"{backend}.train", "--help"])[0] for _ in range(options.turns)]
+        found[f"{backend} --help"] = {"median_s": round(statistics.median(helps), 2), "most_s": round(max(helps), 2)}
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled"}
+        for start in ("first", "second"):
+            _, out = timed(["jaxrun.train", "--runs", scratch, "--name", start, "--samples", "0", "--steps", "8", *where(options)],
+                           env)  # fmt: skip
+            found[f"jaxrun {start} start"] = {"warm_up_s": round(out["warm-up"], 1)}
+    return found
+
+
+def bench_first(options: Bench) -> dict[str, Any]:
+    """The trainer with an empty data folder and an empty compilation cache, as on a machine that has never seen it."""
+    found = {}
+    for backend in options.backends:
+        with tempfile.TemporaryDirectory() as scratch:
+            env = {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled", "XDG_CACHE_HOME": f"{scratch}/cache",
+                   "JAXRUN_DATA": f"{scratch}/data"}  # fmt: skip
+            seconds, _ = timed([f"{backend}.train", "--runs", f"{scratch}/runs", "--name", "first"], env)
+            events = log_of(Path(scratch) / "runs/pocket/first")
+            totals = events[-1]["totals"]
+            found[backend] = {"whole_s": round(seconds, 1), "train_s": round(totals["train_s"], 1),
+                              "eval_s": round(totals["eval_s"], 1), "warm_up_s": round(phases(events)["warm-up"], 1),
+                              "val_loss": round(totals["val_loss"], 4), "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
+                              "telemetry_fraction": round(totals["telemetry_fraction"], 5)}  # fmt: skip
+    return found
+
+
+def bench_seeds(options: Bench) -> dict[str, Any]:
+    """Final val losses; a run that is there and complete is read, not made again."""
+    from parity.track import TRACKS
+
+    target, found = TRACKS["pocket"].target, {}
+    for recipe in options.recipes:
+        for seed in range(options.seeds):
+            for backend in options.backends:
+                name = f"{recipe}-{backend}-seed{seed}"
+                path = options.runs / "pocket" / name
+                if not (path / "weights.safetensors").exists():
+                    timed([f"{backend}.train", "--recipe", recipe, "--seed", str(seed), "--runs", str(options.runs), "--name", name,
+                           *where(options)])  # fmt: skip
+                totals = log_of(path)[-1]["totals"]
+                row = {"val_loss": round(totals["val_loss"], 4), "train_s": round(totals["train_s"], 1),
+                       "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
+                       "telemetry_fraction": round(totals["telemetry_fraction"], 5)}  # fmt: skip
+                print(name, row, file=sys.stderr, flush=True)
+                found.setdefault(f"{recipe} {backend}", []).append(row)
+    for rows in list(found.values()):
+        losses = [row["val_loss"] for row in rows]
+        rows.append({"mean": round(statistics.mean(losses), 4), "highest": max(losses),
+                     "sd": round(statistics.stdev(losses), 4) if len(losses) > 1 else None,
+                     "target": target, "margin": round(target - max(losses), 4) if target else None})  # fmt: skip
+    return found
+
+
+def timed(arguments: list[str], env: dict[str, str] | None = None) -> tuple[float, dict[str, float]]:
+    """Runs `python -m ARGUMENTS`; seconds of the whole process, and of each phase of the run it made, if any."""
+    begin_s = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT if "--runs" not in arguments else None,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, capture_output=True, text=True)  # fmt: skip
+    seconds = time.perf_counter() - begin_s
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+    if "--name" in arguments and "--runs" in arguments:
+        run = Path(arguments[arguments.index("--runs") + 1]) / "pocket" / arguments[arguments.index("--name") + 1]
+        return seconds, phases(log_of(run))
+    return seconds, {}
+
+
+def where(options: Bench) -> list[str]:
+    return ["--data-dir", str(options.data_dir)] if options.data_dir else []
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    from parity.harness.runlog import read
+
+    return list(read(run / "log.jsonl"))
+
+
+def phases(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds in each phase, in all."""
+    total: dict[str, float] = {}
+    for event in (e for e in events if e["event"] == "phase"):
+        total[event["name"]] = total.get(event["name"], 0.0) + event["clock_s"] * (1 if event["edge"] == "end" else -1)
+    return total
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2])
+    else:
+        main(tyro.cli(Bench))
