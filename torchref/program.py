@@ -227,3 +227,8 @@ def _difference(expected: dict[str, Any], found: Any) -> str | None:
         if len(part.get("param_groups", [])) != len(found["optimizer"].get(name, {}).get("param_groups", [])):
             return f"the optimizer's part {name} differs"
     return None
+
+
+def platform(device: str = "auto") -> str:
+    """"cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
+    return "gpu" if distributed.pick_device(device, None).type == "cuda" else "cpu"

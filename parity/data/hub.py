@@ -75,14 +75,15 @@ def _download(url: str, headers: dict[str, str], partial: Path, size: int, file:
     import requests
 
     failures, have = 0, _size(partial)
+    most = have
     while have < size:
         problem: Exception = requests.ConnectionError("the answers ended early")
         try:
             _append(requests, url, headers, partial, have, size, file, progress)
         except requests.RequestException as error:
             problem = error
-        before, have = have, _size(partial)
-        failures = 0 if have > before else failures + 1
+        have = _size(partial)
+        failures, most = (0, have) if have > most else (failures + 1, most)
         if failures >= ATTEMPTS:
             raise _unreachable(url, problem) from problem
         if have < size:
@@ -105,7 +106,7 @@ def _append(
         answer.raise_for_status()
         # 206 is the part that was asked for; 200 is the whole file from its start.
         resumed = answer.status_code == 206
-        with open(partial, "wb" if resumed else "wb") as out:
+        with open(partial, "ab" if resumed else "wb") as out:
             done = have if resumed else 0
             for chunk in answer.iter_content(CHUNK_BYTES):
                 out.write(chunk)

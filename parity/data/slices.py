@@ -235,8 +235,8 @@ def problems(name: str, data_dir: str | Path | None = None, progress: Progress |
             found.append(str(error))
         progress.step("checking", sum(sizes[:number]) / 1e6, sum(sizes) / 1e6, "MB")
     try:
-        for name, part in manifest.parts.items():
-            _check_part(directory, name, part, manifest.shard(part.file).tokens)
+        for part_name, part in manifest.parts.items():
+            _check_part(directory, part_name, part, manifest.shard(part.file).tokens)
         opened = Slice(directory, manifest, [])
         opened.tokenizer()
         _ = opened.token_bytes

@@ -28,7 +28,7 @@ def train(run: Run, stop: StopRequest) -> State:
     try:
         state, done = begin(run)
         state = warm_up(run, state)
-        if done == 0 and not run.evaluations:
+        if done == 0 and not checkpoints.latest(run.place, run.identity):
             pause(run, state, done)
         with Reader(run.slice.train, spans(run.slice.train_lengths, run.recipe.plan, done),
                     vocab_size=run.slice.manifest.vocab_size, place=lambda *batch: (run.program.place(*batch), None)) as reader:
@@ -43,14 +43,14 @@ def train(run: Run, stop: StopRequest) -> State:
                     record(run, *unread)
                 unread = batch.step, batch.digest, metrics
                 if done in stops or stop.signal_number:
-                    record(run, *unread)
                     run.program.wait(state)
                     run.clock.stop()
+                    record(run, *unread)
                     record_norms(run, batch.step, metrics)
                     unread = None
                     pause(run, state, done, stop.signal_number)
-                    run.clock.start()
-        run.clock.stop()
+                    if done < run.recipe.steps:
+                        run.clock.start()
         return state
     except (RunFailed, Interrupted):
         raise
