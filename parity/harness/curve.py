@@ -59,7 +59,8 @@ def _finite(steps: Sequence[float], losses: Sequence[float]) -> list[tuple[float
     return [(step, loss) for step, loss in zip(steps, losses) if abs(loss) < float("inf")]
 
 
-def _enlarge_end(axes: Any, draw: Callable[[Any], None], points: list[tuple[float, float]], levels: list[float]) -> None:
+def _enlarge_end(axes: Any, draw: Callable[[Any], None], points: list[tuple[float, float]],
+                 levels: list[float]) -> None:
     """Draws the end of the run again in the empty corner above it; nothing where that corner is not empty."""
     last = max((step for step, _ in points), default=0)
     end = sorted(loss for step, loss in points if step >= ENLARGED * last)
@@ -77,7 +78,7 @@ def _enlarge_end(axes: Any, draw: Callable[[Any], None], points: list[tuple[floa
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Mean over the latest steps, as many as 1/20 of the steps so far and at least one; not finite ones are passed over.
+    """Mean over the latest twentieth of the steps so far, and at least one; losses that are not finite are passed over.
 
     Few at the start, where the loss falls fast, so that the curve does not lag behind.
     """

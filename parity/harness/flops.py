@@ -1,9 +1,9 @@
 """FLOPs of one training step, counted from the program itself, and what devices can do at best.
 
-Counted are the multiplications and additions of products: matrix products, convolutions and fused attention, 2 for each
-pair of factors, wherever they stand: forward, backward, optimizer. Not counted: anything element by element, reductions,
-softmax, norms, sorting, random numbers, lookups and their gradients, communication, and code of a foreign language.
-What a mask hides counts where the program computes it all the same.
+Counted are the multiplications and additions of products: matrix products, convolutions and fused attention, 2 for
+each pair of factors, wherever they stand: forward, backward, optimizer. Not counted: anything element by element,
+reductions, softmax, norms, sorting, random numbers, lookups and their gradients, communication, and code of a foreign
+language. What a mask hides counts where the program computes it all the same; fused attention counts as unmasked.
 """
 
 import math
@@ -65,7 +65,7 @@ def _repeats(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # inside are the shapes of one device
-        axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # by JAX's version
+        axes = params.get("newly_manual_axes") or params["manual_axes"]  # JAX 0.10 renamed it
         return math.prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
@@ -120,7 +120,7 @@ def _count_torch(program: Program, state: State, batch: Batch) -> tuple[int, Sta
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Compiled code hides its operators, hence eager.
+    # Compiled code may hide its operators, hence eager.
     with (torch.compiler.set_stance("force_eager"),
           FlopCounterMode(display=False, custom_mapping=_not_in_torch()) as counter):
         state, _ = program.step(state, batch)
@@ -163,9 +163,9 @@ def _not_in_torch() -> dict[Any, Any]:
 
 # Devices
 
-# Dense products in TFLOP/s by the vendor's data sheets (which give the tensor cores' figures with sparsity, twice these):
-# (how the device's name must contain it, {precision: peak}). float32 is plain float32: the recipes never narrow it to
-# TF32. float64 is the tensor cores'. The first that fits holds.
+# Dense products in TFLOP/s by the vendor's data sheets (which give the tensor cores' figures with sparsity, twice
+# these): (words in the device's name, {precision: peak}); the first that fits holds. float32 is plain float32, since
+# the recipes never narrow it to TF32; float64 is the tensor cores'.
 PEAKS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
     (("H200", "NVL"), {"bfloat16": 835.5, "tf32": 417.5, "float32": 60.0, "float64": 60.0}),
     (("H200",), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),

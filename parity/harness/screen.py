@@ -44,14 +44,14 @@ class Screen:
             now_s = time.monotonic()
             if now_s < self._redraw_s:
                 return
-            self._line.draw(step, f"step {step}/{self._total}  loss {loss:.4f}{self._val}  {tokens_per_s:,.0f} tokens/s  "
-                                  f"{duration(seconds_left)} left")
+            self._line.draw(step, f"step {step}/{self._total}  loss {loss:.4f}{self._val}  "
+                                  f"{tokens_per_s:,.0f} tokens/s  {duration(seconds_left)} left")
             self._redraw_s = time.monotonic() + DRAW_INTERVAL_S
         elif step >= self._next_step or step == self._total:
             every = max(1, self._total // PLAIN_LINES)
             self._next_step = (step // every + 1) * every
-            self._write(f"step {step:>{self._digits}}/{self._total}  loss {loss:8.4f}  {tokens_per_s:>10,.0f} tokens/s  "
-                        f"{duration(seconds_left)} left")
+            self._write(f"step {step:>{self._digits}}/{self._total}  loss {loss:8.4f}  "
+                        f"{tokens_per_s:>10,.0f} tokens/s  {duration(seconds_left)} left")
 
     def evaluated(self, step: int, val_loss: float, bits_per_byte: float | None = None) -> None:
         """After an evaluation: val loss in nats per token, and in bits per byte of text where that is known."""
@@ -70,8 +70,8 @@ class Screen:
             self._write(text)
 
     def finish(self, totals: Mapping[str, Any], rows: Iterable[tuple[str, str]] = ()) -> None:
-        """The summary: the run's totals, each with the unit that ends its name (`train_s`, `peak_bytes`), then `rows` of
-        (name, text) as they are. A total of None is left out."""
+        """The summary: the run's totals, each with the unit that ends its name (`train_s`, `peak_bytes`, `val_loss`),
+        then `rows` of (name, text) as they are. A total of None is left out."""
         table = [labelled(name, value) for name, value in totals.items() if value is not None]
         table += [(name, printable(text)) for name, text in rows]
         if self._line:
