@@ -88,6 +88,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     prepare("synthetic", home / "data")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX", "COLUMNS"))}
     env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu",
+            "OMP_NUM_THREADS": "1",  # several processes share the cores, and OpenMP's threads wait by spinning
             "JAX_COMPILATION_CACHE_DIR": str(home / "compiled")}  # fmt: skip
     return Commands(home, home / "data", env)
 

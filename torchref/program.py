@@ -50,9 +50,9 @@ class TorchProgram:
 
     def load(self, weights: canonical.Weights) -> State:
         canonical.check(weights, self.recipe, "weights")
-        net = model.make_model(self.recipe).to_empty(device=self.device)
-        net.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()})
-        return State(net, self.make_optimizer(dict(net.named_parameters())), 0)
+        state = self._fresh()
+        state.model.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()})
+        return state
 
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
@@ -131,11 +131,15 @@ class TorchProgram:
 
     def restore(self, directory: Path) -> State:
         saved = checkpoint.restore(directory, self.device)
-        state = self.init(0)
+        state = self._fresh()
         if reason := _difference(_tree(state), saved):
             raise InputError(f"{directory}: this checkpoint does not fit the program ({reason}): resume with the program "
                              "that wrote it")
         return self.reset(state, saved)
+
+    def _fresh(self) -> State:
+        net = model.make_model(self.recipe).to_empty(device=self.device)
+        return State(net, self.make_optimizer(dict(net.named_parameters())), 0)
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array.astype(np.int64))  # PyTorch looks up by 64-bit indices
@@ -170,20 +174,23 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
     return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile)
 
 
+def platform(device: str = "auto") -> str:
+    """"cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
+    return "gpu" if distributed.pick_device(device, None).type == "cuda" else "cpu"
+
+
 def _own_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:
     function = own_function(spec, "--optimizer")
 
     def make(weights: dict[str, nn.Parameter]) -> optim.ByGroup:
         made = function(recipe, weights)
-        parts = dict(zip(("optimizer", "scheduler"), made if isinstance(made, tuple) else (made,)))
+        parts = made if isinstance(made, tuple) else (made,)
         wanted = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
-        for part, kind in zip(parts.values(), wanted):
-            if not isinstance(part, kind):
-                raise InputError(f"--optimizer {spec}: expected a torch.optim.Optimizer, or one and its LRScheduler, found "
-                                 f"{type(part).__name__}: return what torch's optimizers are")
-        return optim.ByGroup(parts, {})
+        if not 1 <= len(parts) <= 2 or not all(map(isinstance, parts, wanted)):
+            raise InputError(f"--optimizer {spec}: expected a torch.optim.Optimizer, or one and its LRScheduler, found "
+                             f"{', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are")
+        return optim.ByGroup(dict(zip(("optimizer", "scheduler"), parts)), {})
 
-    make(dict(model.make_model(recipe).named_parameters()))  # what is wrong with it is said before the first step
     return make
 
 
@@ -219,16 +226,10 @@ def _leaves(path: str, tree: Any) -> Iterator[tuple[str, np.ndarray]]:
 def _difference(expected: dict[str, Any], found: Any) -> str | None:
     if not isinstance(found, dict) or found.keys() != expected.keys():
         return f"expected the parts {', '.join(expected)}"
-    for name in sorted(expected["weights"].keys() | found["weights"].keys()):
-        wanted, got = ([tree["weights"][name]] if name in tree["weights"] else [] for tree in (expected, found))
-        if [(x.shape, x.dtype) for x in wanted] != [(x.shape, x.dtype) for x in got]:
-            return f"weight {name} differs in shape or type"
-    for name, part in expected["optimizer"].items():
-        if len(part.get("param_groups", [])) != len(found["optimizer"].get(name, {}).get("param_groups", [])):
-            return f"the optimizer's part {name} differs"
-    return None
-
-
-def platform(device: str = "auto") -> str:
-    """"cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
-    return "gpu" if distributed.pick_device(device, None).type == "cuda" else "cpu"
+    wanted, got = ({name: f"{w.dtype} {list(w.shape)}" for name, w in tree["weights"].items()} for tree in (expected, found))
+    for name in sorted(wanted.keys() | got.keys()):
+        if wanted.get(name) != got.get(name):
+            return f"weight {name}: expected {wanted.get(name, 'none')}, found {got.get(name, 'none')}"
+    wanted, got = ({name: [len(group["params"]) for group in part.get("param_groups", [])] for name, part in tree.items()}
+                   for tree in (expected["optimizer"], found["optimizer"]))
+    return None if wanted == got else f"optimizer: expected the parts and sizes {wanted}, found {got}"

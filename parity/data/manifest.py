@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +79,11 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256, hexadecimal, of the canonical JSON (sorted keys, no spaces): it names this slice's exact content."""
         return sha256_bytes(json.dumps(self.to_json(), sort_keys=True, separators=(",", ":")).encode())
+
+    def used(self, train_shards: int) -> "Manifest":
+        """The manifest with its first train shards only: the same whether or not more of them were prepared since."""
+        kept = {shard.file for shard in self.train[:train_shards]}
+        return replace(self, shards=tuple(s for s in self.shards if s.split != "train" or s.file in kept))
 
     def save(self, path: Path) -> None:
         """Writes the manifest as JSON, whole or not at all. Raises InputError where it cannot be written."""

@@ -23,7 +23,11 @@ def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict
         return path, digest
     _check_room(rundir)
     with atomic_directory(path) as partial:
-        program.save(state, partial)
+        try:
+            program.save(state, partial)
+        except (RuntimeError, ValueError):
+            _ask_disk(rundir, partial)  # PyTorch and tensorstore have no error of their own for a full disk
+            raise
         facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
     return path, digest
@@ -58,11 +62,24 @@ def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 def _check_room(rundir: RunDir) -> None:
     """Raises InputError where a checkpoint as large as the largest so far would not fit on the disk."""
-    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in rundir.checkpoints.glob("step-*")]
-    needed, free = max(sizes, default=0), free_bytes(rundir.path)
+    needed, free = _largest(rundir), free_bytes(rundir.path)
     if needed > free:
         raise InputError(f"{rundir.checkpoints}: a checkpoint takes {needed:,} bytes and the disk has {free:,} left: "
                          f"make room, then go on with --resume {rundir.path}")
+
+
+def _largest(rundir: RunDir) -> int:
+    """Bytes of the largest checkpoint so far."""
+    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in rundir.checkpoints.glob("step-*")]
+    return max(sizes, default=0)
+
+
+def _ask_disk(rundir: RunDir, folder: Path) -> None:
+    """Raises OSError where a checkpoint's size in zeros cannot be written in a folder that is about to be removed."""
+    zeros = bytes(1 << 20)
+    with open(folder / "zeros", "wb") as file:
+        for _ in range(_largest(rundir) // len(zeros) + 1):
+            file.write(zeros)
 
 
 def _short(value: Any) -> str:

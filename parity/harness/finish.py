@@ -31,7 +31,7 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
     for line in lines:
         run.screen.note(f"sample: {line}")
     run.screen.note(f"\nrun directory: {run.place.path}   loss curve: {run.place.curve}")
-    run.screen.note(f'next: python -m {run.backend}.sample {run.place.path} --prompt "The president"')
+    run.screen.note(f'next: python -m {run.backend}.sample {run.place.path} --prompt "{_opening(run)}"')
     return found
 
 
@@ -107,6 +107,12 @@ def _scalars(event: dict[str, Any]) -> list[tuple[str, float]]:
     if event["event"] == "norms":
         return [(f"norms/{kind}/{group}", value) for kind in ("weights", "grads", "updates") for group, value in event[kind].items()]
     return []
+
+
+def _opening(run: Run) -> str:
+    """The first words of the val text, as something to continue."""
+    shard, start, _ = run.slice.part("val")
+    return " ".join(run.slice.tokenizer().decode(shard[start + 1 : start + 20].tolist()).split()[:3]).replace('"', "")
 
 
 def _samples(run: Run, state: Any) -> list[str]:

@@ -65,7 +65,7 @@ def _repeats(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # inside are the shapes of one device
-        axes = params.get("newly_manual_axes") or params["manual_axes"]  # JAX 0.10 renamed it
+        axes = params.get("newly_manual_axes") or params["manual_axes"]  # the name depends on JAX's version
         return math.prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)

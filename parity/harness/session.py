@@ -12,7 +12,8 @@ from typing import Any
 import parity
 from parity import program as programs
 from parity.data import slices
-from parity.data.stream import check_plan
+from parity.data.progress import Progress
+from parity.data.stream import check_plan, spans
 from parity.errors import InputError
 from parity.harness import fingerprint, rundir
 from parity.harness.clock import TrainingClock
@@ -89,10 +90,10 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
             recipe = dataclasses.replace(recipe, precision="bfloat16")
         program = _build(backend, recipe, options)
         identity = {"track": track.name, "recipe": to_fields(recipe), "seed": seed, "backend": backend,
-                    "slice": slice_.manifest.digest, "options": _kept(options)}  # fmt: skip
-        if before is not None and before["slice"]["digest"] != slice_.manifest.digest:
+                    "slice": _digest(slice_, recipe), "options": _kept(options)}  # fmt: skip
+        if before is not None and before["slice"]["digest"] != identity["slice"]:
             raise InputError(f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
-                             f"{slice_.manifest.digest[:12]} in {slice_.directory}: use --data-dir with its own slice")
+                             f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice")
         if place is None:
             place = rundir.create(options.runs, track.name, options.name,
                                   default=rundir.default_name(recipe.name, backend, seed))  # fmt: skip
@@ -134,7 +135,7 @@ def _from_run_json(backend: str, before: dict[str, Any], options: Options,
 def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
     """The track's slice, prepared where it is not here yet, with enough tokens of the recipe's vocabulary."""
     needed = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1
-    slice_ = slices.prepare(track.slice, data_dir, train_tokens=needed)
+    slice_ = slices.prepare(track.slice, data_dir, train_tokens=needed, progress=Progress())
     if slice_.manifest.vocab_size != recipe.tokenizer_size:
         raise InputError(f"slice {track.slice} has a vocabulary of {slice_.manifest.vocab_size}, found --tokenizer-size "
                          f"{recipe.tokenizer_size}: they must be equal")  # fmt: skip
@@ -144,6 +145,12 @@ def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
         raise InputError(f"--context {recipe.context} does not divide the track's {track.val_tokens:,} val tokens: choose "
                          "a context that does, so that exactly these are scored")  # fmt: skip
     return slice_
+
+
+def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
+    """The digest of what the run reads of a slice: train shards that its plan does not reach do not count."""
+    *_, last = spans(slice_.train_lengths, recipe.plan)
+    return slice_.manifest.used(last.shard + 1).digest
 
 
 def _build(backend: str, recipe: Recipe, options: Options) -> Program:
@@ -172,7 +179,7 @@ def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slice
         "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
         "devices": [{"kind": kind, "platform": platform, "count": program.devices.count(kind)} for kind in kinds],
         "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
-        "slice": {"name": track.slice, "digest": slice_.manifest.digest}, "source_sha256": source,
+        "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
         "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
         "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
     })  # fmt: skip

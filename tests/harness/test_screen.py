@@ -29,7 +29,8 @@ screen.close()
 
 
 def run_in_pipe(code: str = RUN, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
+                          env=os.environ | environment)
 
 
 def run_on_terminal(code: str = RUN, terminal: str = "xterm-256color") -> str:
@@ -73,9 +74,8 @@ def test_a_terminal_gets_a_live_line_and_a_table_and_its_cursor_back():
 
 
 def test_an_error_on_a_terminal_leaves_the_cursor_visible_when_the_screen_is_closed():
-    code = "\n".join(["from parity.harness.screen import Screen", "screen = Screen('muon', 'tiny', 9)",
-                      "screen.step(1, 2.0, 3.0, 4.0)", "screen.close()"])
-    shown = run_on_terminal(code)
+    shown = run_on_terminal("from parity.harness.screen import Screen; screen = Screen('muon', 'tiny', 9); "
+                            "screen.step(1, 2.0, 3.0, 4.0); screen.close()")
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
