@@ -1,22 +1,40 @@
 """Causal attention and rotary position embedding, in JAX. Letters: parity/recipe.py."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 NEGATIVE = -1e30  # a masked score: exp(NEGATIVE - max) is exactly 0 in every precision in use
+SMALLEST_BLOCK = 64  # positions; smaller products cost more than the scores they save
+MOST_BLOCKS = 8  # each is compiled by itself
 
 
 def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     """softmax(scale q k^T, over earlier positions and the own one) v.
 
     q, k, v: (B, T, H, K), one type. Returns (B, T, H, K) in that type; scores and softmax in float32 or wider.
+
+    Queries go in blocks of positions, each against the keys up to its own end: that leaves out almost half of the
+    scores, all of them masked.
     """
-    T = q_BTHK.shape[1]
-    wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=wide, precision="highest") * scale
-    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, NEGATIVE)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v_BTHK.dtype)
-    return jnp.einsum("bhts,bshk->bthk", probs, v_BTHK, precision="highest")
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
+    T = q.shape[2]
+    size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
+    blocks = [_block(q[:, :, start:start + size], k[:, :, :start + size], v[:, :, :start + size], scale)
+              for start in range(0, T, size)]
+    return jnp.swapaxes(jnp.concatenate(blocks, axis=2), 1, 2)
+
+
+@partial(jax.checkpoint, static_argnums=3)  # else the gradient would keep every block's probabilities
+def _block(q_BHTK, k_BHSK, v_BHSK, scale):
+    """Attention of the last T of S positions."""
+    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+    wide = jnp.promote_types(q_BHTK.dtype, jnp.float32)
+    scores = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=wide, precision="highest") * scale
+    scores = jnp.where(jnp.tril(jnp.ones((T, S), bool), S - T), scores, NEGATIVE)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v_BHSK.dtype)
+    return jnp.einsum("bhts,bhsk->bhtk", probs, v_BHSK, precision="highest")
 
 
 def rotary(x_BTHK, base: float, wide):

@@ -4,6 +4,8 @@ NNX, because its modules read like PyTorch's: attribute paths are the canonical 
 model is built once, empty; `apply` runs it on a flat mapping of weights. Letters: parity/recipe.py.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -80,10 +82,10 @@ class NanoMLP(nnx.Module):
     def __init__(self, recipe: NanoGPT):
         self.fc = Linear(recipe.dim, 4 * recipe.dim, recipe.dtypes)
         self.proj = Linear(4 * recipe.dim, recipe.dim, recipe.dtypes)
-        self.approximate = recipe.gelu == "tanh"
+        self.gelu = recipe.gelu
 
     def __call__(self, x_BTD):
-        return self.proj(jax.nn.gelu(self.fc(x_BTD), approximate=self.approximate))
+        return self.proj(gelu(self.fc(x_BTD), self.gelu))
 
 
 class NanoBlock(nnx.Module):
@@ -187,8 +189,7 @@ class MuonModel(nnx.Module):
         return self.norm_out(x_BTD)
 
     def logits(self, x_BTD):
-        logits = self.head(x_BTD).astype(self.dtypes.wide)
-        return self.cap * logits * jax.lax.rsqrt(logits * logits + self.cap**2)
+        return capped(self.head(x_BTD).astype(self.dtypes.wide), self.cap)
 
 
 MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
@@ -196,9 +197,45 @@ MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
 
 def product(x, weight, dtype: str):
     """x W^T with both cast to `dtype`; sums are kept in float32 or wider, and float32 is never narrowed."""
-    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x.astype(dtype), weight.astype(dtype), dimensions, precision="highest",
-                               preferred_element_type=jnp.dtype(dtype))
+    return _product(x.astype(dtype), weight.astype(dtype))
+
+
+@jax.custom_vjp
+def _product(x, weight):
+    return _dot(x, weight, (x.ndim - 1,), (1,))
+
+
+def _product_forward(x, weight):
+    return _product(x, weight), (x, weight)
+
+
+def _product_backward(kept, dy):
+    x, weight = kept
+    rows = tuple(range(x.ndim - 1))
+    if weight.shape[0] > weight.shape[1]:  # XLA on the CPU copies the left side transposed: let it be the narrower one
+        dweight = jax.lax.optimization_barrier(_dot(x, dy, rows, rows)).T  # without the barrier XLA turns it back
+    else:
+        dweight = _dot(dy, x, rows, rows)
+    return _dot(dy, weight, (x.ndim - 1,), (0,)), dweight
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(a, b, a_axes, b_axes):
+    return jax.lax.dot_general(a, b, ((a_axes, b_axes), ((), ())), precision="highest", preferred_element_type=a.dtype)
+
+
+@partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the gradient
+def gelu(x, form: str):
+    """x Phi(x), Phi the normal distribution function by erf ("exact") or by its approximation with tanh ("tanh")."""
+    return jax.nn.gelu(x) if form == "tanh" else 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+@partial(jax.checkpoint, static_argnums=1)
+def capped(x, cap: float):
+    """cap x / sqrt(x^2 + cap^2)."""
+    return cap * x * jax.lax.rsqrt(x * x + cap**2)
 
 
 def heads(x_BTD, head_dim: int):

@@ -1,6 +1,7 @@
 """Recipes: schedules at their corners, sizes against known counts, groups, plans, and what is refused."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -103,8 +104,8 @@ def test_the_attention_scale_is_the_descriptions_at_128_and_keeps_the_spread_els
 def test_evaluations_are_at_both_ends_and_denser_in_the_last_tenth():
     steps = recipe_for("muon", "small").eval_steps()
     assert (steps[0], steps[1], steps[-1]) == (0, 125, 3250)
-    assert all(b - a == 25 for a, b in zip(steps, steps[1:]) if a >= 2925)
-    assert all(b - a == 125 for a, b in zip(steps, steps[1:]) if b <= 2875)
+    assert all(b - a == 25 for a, b in itertools.pairwise(steps) if a >= 2925)
+    assert all(b - a == 125 for a, b in itertools.pairwise(steps) if b <= 2875)
 
 
 def test_checkpoints_are_evenly_spaced_from_the_start_to_the_end():

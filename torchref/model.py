@@ -83,10 +83,10 @@ class NanoMLP(nn.Module):
         super().__init__()
         self.fc = Linear(recipe.dim, 4 * recipe.dim, recipe.dtypes)
         self.proj = Linear(4 * recipe.dim, recipe.dim, recipe.dtypes)
-        self.approximate = "tanh" if recipe.gelu == "tanh" else "none"
+        self.gelu = recipe.gelu
 
     def forward(self, x_BTD):
-        return self.proj(F.gelu(self.fc(x_BTD), approximate=self.approximate))
+        return self.proj(gelu(self.fc(x_BTD), self.gelu))
 
 
 class NanoBlock(nn.Module):
@@ -197,8 +197,7 @@ class MuonModel(nn.Module):
         return self.norm_out(x_BTD)
 
     def logits(self, x_BTD):
-        logits = self.head(x_BTD).to(self.wide)
-        return self.cap * logits * torch.rsqrt(logits * logits + self.cap**2)
+        return capped(self.head(x_BTD).to(self.wide), self.cap)
 
 
 MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
@@ -207,6 +206,16 @@ MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
 def product(x, weight, dtype: torch.dtype, bias=None):
     """x W^T, plus the bias if there is one, all cast to `dtype`; sums are kept in float32 or wider."""
     return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def gelu(x, form: str):
+    """x Phi(x), Phi the normal distribution function by erf ("exact") or by its approximation with tanh ("tanh")."""
+    return F.gelu(x, approximate="tanh" if form == "tanh" else "none")
+
+
+def capped(x, cap: float):
+    """cap x / sqrt(x^2 + cap^2): never beyond the cap on either side."""
+    return cap * x * torch.rsqrt(x * x + cap**2)
 
 
 def heads(x_BTD, head_dim: int):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from parity.data.files import sha256_file
 from parity.errors import InputError
 from parity.harness.rundir import RunDir, atomic_directory, free_bytes
 from parity.program import Program
@@ -28,7 +29,7 @@ def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict
         except (RuntimeError, ValueError):
             _ask_disk(rundir, partial)  # PyTorch and tensorstore have no error of their own for a full disk
             raise
-        facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity}
+        facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity, "files": _digests(partial)}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
     return path, digest
 
@@ -53,11 +54,29 @@ def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         found = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
         raise InputError(f"{path}: expected a checkpoint of version {SCHEMA}, found {found!r}: resume with the version "
                          "that wrote it")
+    if missing := sorted({"step", "digest", "identity", "files"} - facts.keys()):
+        raise InputError(f"{path / 'checkpoint.json'}: expected the field {missing[0]}, found none: the checkpoint is "
+                         "damaged; remove its folder to resume from the one before")
     for name, expected in identity.items():
         if facts["identity"].get(name) != expected:
             raise InputError(f"{path}: this checkpoint is of another {name}: expected {_short(expected)}, found "
                              f"{_short(facts['identity'].get(name))}: put back the run's own checkpoints")
     return facts
+
+
+def check_files(path: Path, facts: dict[str, Any]) -> None:
+    """Raises InputError unless a checkpoint's files are those that were written: frameworks read damaged ones, or crash."""
+    found = _digests(path)
+    for name, digest in facts["files"].items():
+        if found.get(name) != digest:
+            raise InputError(f"{path / name}: expected sha256 {digest[:12]}, found {found.get(name, 'no file')[:12]}: the "
+                             "checkpoint is damaged; remove its folder to resume from the one before")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder but checkpoint.json, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "checkpoint.json")
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
 def _check_room(rundir: RunDir) -> None:

@@ -64,6 +64,7 @@ def begin(run: Run) -> tuple[State, int]:
     """The state to go on from, and how many updates it has had."""
     if run.resumed and (found := checkpoints.latest(run.place, run.identity)):
         path, facts = found
+        checkpoints.check_files(path, facts)
         state = run.program.restore(path)
         digest = run.program.digest(state)
         run.log.event("resume", step=facts["step"], checkpoint=path.name, digest=digest)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
         if place is not None:
             before = place.read_run_json()
             track, recipe, seed, options = _from_run_json(backend, before, options, place.path)
+        if options.tensorboard and not find_spec("tensorboard"):
+            raise InputError("--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out")
         slice_ = _slice(track, recipe, options.data_dir)
         if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
@@ -157,7 +160,10 @@ def _build(backend: str, recipe: Recipe, options: Options) -> Program:
     chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
     if "" not in sys.path:
         sys.path.insert(0, "")  # own optimizers are looked for in the folder that the command is run from
-    return programs.build(backend, recipe, **chosen, **({"compile": options.compile} if backend == "torchref" else {}))
+    program = programs.build(backend, recipe, **chosen, **({"compile": options.compile} if backend == "torchref" else {}))
+    if options.optimizer:
+        program.init(options.seed)  # what is wrong with an own optimizer is said before there is a run directory
+    return program
 
 
 def _kept(options: Options) -> dict[str, Any]:
@@ -168,8 +174,7 @@ def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slice
                     identity: dict[str, Any]) -> None:
     recipe = program.recipe
     root = Path(parity.__file__).parents[1]
-    own = [Path(sys.modules[identity["options"]["optimizer"].partition(":")[0]].__file__)] \
-        if identity["options"].get("optimizer") else []  # fmt: skip
+    own = [Path(file)] if (file := _own_file(identity["options"].get("optimizer"))) else []
     source = rundir.pack_source(place.source, [root / "parity", root / backend], own)
     kinds = sorted(set(program.devices))
     platform = programs.platform(backend, "cpu" if kinds == ["cpu"] else "auto")
@@ -183,6 +188,11 @@ def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slice
         "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
         "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
     })  # fmt: skip
+
+
+def _own_file(optimizer: str | None) -> str | None:
+    """The file that an own optimizer comes from; None for one that Python itself brings without a file."""
+    return getattr(sys.modules[optimizer.partition(":")[0]], "__file__", None) if optimizer else None
 
 
 def _read_back(run: Run) -> None:

@@ -190,8 +190,6 @@ def test_help_imports_nothing_heavy(command: str, commands):
     assert "parity" in imported and imported.isdisjoint(HEAVY)
 
 
-
-
 def test_tensorboard_finds_the_figures_of_a_run(commands, tmp_path):
     pytest.importorskip("tensorboard")
     done = commands.run(*commands.small("torchref", tmp_path, "seen", "--tensorboard"))

@@ -1,5 +1,7 @@
 """Both backends' pieces behind one face, so that one test holds for each: numpy arrays in, numpy arrays out."""
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -38,10 +40,17 @@ class Pieces:
         return np.asarray(array).astype(np.float64) if self.name == "jaxrun" else array.detach().double().numpy()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Matrices this small are done before a second thread has woken up, and waiting threads take a busy machine's cores."""
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module", params=["jaxrun", "torchref"])
 def pieces(request: pytest.FixtureRequest) -> Pieces:
-    import importlib
-
     pytest.importorskip("jax" if request.param == "jaxrun" else "torch")
     return Pieces(request.param, *(importlib.import_module(f"{request.param}.{name}")
                                    for name in ("attention", "model", "optim")))  # fmt: skip

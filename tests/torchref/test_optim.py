@@ -13,7 +13,7 @@ from parity.recipe import recipe_for
 pytestmark = pytest.mark.usefixtures("x64")
 
 RATES = np.array([0.1, 0.2, 0.05, 0.3, 0.1])
-CLOSE = dict(rtol=1e-13, atol=1e-13)
+CLOSE = {"rtol": 1e-13, "atol": 1e-13}
 NEWTON_SCHULZ = (2.0, -1.5, 0.5)
 
 
@@ -52,9 +52,14 @@ def optax_after(transform, weights, grads, optax):
 
     weights = jax.tree.map(jnp.asarray, weights)
     state = transform.init(weights)
+
+    @jax.jit  # operation by operation, each would be compiled for each shape
+    def step(weights, state, gradients):
+        updates, state = transform.update(gradients, state, weights)
+        return optax.apply_updates(weights, updates), state
+
     for gradients in grads:
-        updates, state = transform.update(jax.tree.map(jnp.asarray, gradients), state, weights)
-        weights = optax.apply_updates(weights, updates)
+        weights, state = step(weights, state, gradients)
     return {name: np.asarray(w) for name, w in weights.items()}
 
 
@@ -150,31 +155,31 @@ def test_muon_is_torchs_up_to_the_bfloat16_that_torch_always_orthogonalises_in(p
     assert min(moved.values()) > 0.5, "the tolerance must be small beside the movement"
 
 
-def optax_muon(optax, **options):
+def optax_muon(optax, weights):
     from optax.contrib import MuonDimensionNumbers, muon
 
     # ours are (out, in); optax's default is (in, out), which turns the aspect factor around
-    axes = dict.fromkeys(SHAPES, MuonDimensionNumbers(reduction_axis=1, output_axis=0))
+    axes = dict.fromkeys(weights, MuonDimensionNumbers(reduction_axis=1, output_axis=0))
     return muon(float(RATES[0]), ns_coeffs=NEWTON_SCHULZ, ns_steps=12, beta=0.95, eps=1e-7, weight_decay=0.05,
-                muon_weight_dimension_numbers=axes, **options)  # fmt: skip
+                muon_weight_dimension_numbers=axes)  # fmt: skip
 
 
 def test_muon_is_optaxs_at_the_first_step(pieces, rng):
     """Orthogonalisation, aspect factor, decay and epsilon agree where momentum has no say."""
     optax = pytest.importorskip("optax")
-    weights, grads = start(rng, SHAPES)
+    weights, grads = start(rng, {name: SHAPES[name] for name in ("wide", "tall")})
     found = after(pieces, "muon", weights, grads[:1], 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
     # optax's first look ahead is g itself, ours g / 10: epsilon is 1e-7 of the one's norm and 1e-6 of the other's
-    same(found, optax_after(optax_muon(optax), weights, grads[:1], optax), rtol=0, atol=2e-6)
+    same(found, optax_after(optax_muon(optax, weights), weights, grads[:1], optax), rtol=0, atol=2e-6)
 
 
 def test_muon_is_not_optaxs_later_because_optax_corrects_the_momentum_for_its_start(pieces, rng):
     optax = pytest.importorskip("optax")
-    weights, grads = start(rng, SHAPES)
-    for nesterov in (True, False):  # without look ahead it differs too: ours always looks ahead
-        peer = optax_after(optax_muon(optax, nesterov=nesterov), weights, [grads[0], grads[1]], optax)
-        found = after(pieces, "muon", weights, [grads[0], grads[1]], 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
-        assert np.abs(found["wide"] - peer["wide"]).max() > 1e-3
+    weights, grads = start(rng, {"wide": SHAPES["wide"]})
+    peer = optax_after(optax_muon(optax, weights), weights, grads[:2], optax)
+    found = after(pieces, "muon", weights, grads[:2], 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
+    # the first step agrees; in the second the old gradient's share is a little smaller with optax, a few percent of the step
+    assert 1e-3 < np.abs(found["wide"] - peer["wide"]).max() < 0.1
 
 
 def test_scale_by_muon_agrees_once_the_correction_has_died_away(rng):
@@ -182,14 +187,14 @@ def test_scale_by_muon_agrees_once_the_correction_has_died_away(rng):
     pytest.importorskip("optax")
     import jax
     import jax.numpy as jnp
-    from optax.contrib import scale_by_muon
+    from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
     from jaxrun import optim
 
     momentum, g = (jnp.asarray(rng.standard_normal((8, 24))) for _ in range(2))
-    peer = scale_by_muon(NEWTON_SCHULZ, 12, 0.95, 1e-7)
+    peer = scale_by_muon(NEWTON_SCHULZ, 12, 0.95, 1e-7, weight_dimension_numbers={"a": MuonDimensionNumbers()})
     state = peer.init({"a": g})._replace(count=jnp.int32(5000), mu={"a": momentum})  # 0.95^5000 is 0
-    expected, _ = peer.update({"a": g}, state)
+    expected, _ = jax.jit(peer.update)({"a": g}, state)
     ours = optim.muon(np.ones(1), 0.0, 0.95, 12, NEWTON_SCHULZ, "float64")
     found, _ = jax.jit(ours.update)({"a": g}, ours.init({"a": g})._replace(momentum={"a": momentum}), {"a": g})
     np.testing.assert_allclose(-np.asarray(found["a"]), np.asarray(expected["a"]), rtol=0, atol=1e-12)

@@ -11,7 +11,7 @@ from parity.recipe import RMS_EPS, recipe_for
 pytestmark = pytest.mark.usefixtures("x64")
 
 # A handful of float64 operations on numbers of order 1, each wrong by at most 1.1e-16 of its result; sums of up to 64 terms.
-CLOSE = dict(rtol=1e-13, atol=1e-14)
+CLOSE = {"rtol": 1e-13, "atol": 1e-14}
 
 
 def naive_attention(q, k, v, scale):
