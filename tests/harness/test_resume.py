@@ -19,7 +19,9 @@ import pytest
 from parity.harness.runlog import read, validate
 
 BACKENDS = ("jaxrun", "torchref")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPS = [pytest.param("jaxrun", signal.SIGINT), pytest.param("torchref", signal.SIGTERM),
+         pytest.param("jaxrun", signal.SIGTERM, marks=pytest.mark.slow),
+         pytest.param("torchref", signal.SIGINT, marks=pytest.mark.slow)]  # fmt: skip
 
 # The optimizers count their own steps, so that a warm-up, which is undone, does not count.
 OWN = {
@@ -110,12 +112,17 @@ def stopped(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
         shutil.copytree(path, then)
         return done, then, commands.resume(path, backend=backend), path
 
-    made = {(b, n): pool.submit(stop_and_resume, b, n) for n in SIGNALS for b in BACKENDS}
-    return lambda backend, number: made[backend, number].result()
+    made: dict[Any, Future] = {}
+
+    def get(backend: str, number: signal.Signals) -> tuple[Any, Path, Any, Path]:
+        for key in [(backend, number)] if made else [(backend, number), ("torchref", signal.SIGTERM)]:
+            made.setdefault(key, pool.submit(stop_and_resume, *key))
+        return made[backend, number].result()
+
+    return get
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "number"), STOPS)
 def test_a_signal_ends_the_run_with_its_exit_code_a_checkpoint_and_the_command_to_go_on(backend, number, stopped):
     done, then, _, path = stopped(backend, number)
     assert done.code == 128 + number
@@ -127,17 +134,16 @@ def test_a_signal_ends_the_run_with_its_exit_code_a_checkpoint_and_the_command_t
     assert (then / "checkpoints" / f"step-{step:06d}" / "checkpoint.json").exists()
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "number"), STOPS)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(backend, number, stopped, finished):
     *_, done, path = stopped(backend, number)
     assert (done.code, done.err) == (0, "")
     assert_same(path, finished(backend).path)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_log_of_a_resumed_run_only_grows_and_its_training_time_goes_on(backend, stopped):
-    _, then, _, path = stopped(backend, signal.SIGINT)
+@pytest.mark.parametrize(("backend", "number"), STOPS)
+def test_the_log_of_a_resumed_run_only_grows_and_its_training_time_goes_on(backend, number, stopped):
+    _, then, _, path = stopped(backend, number)
     assert (path / "log.jsonl").read_bytes().startswith((then / "log.jsonl").read_bytes())
     assert kinds(path)[len(kinds(then))] == "resume"
     steps = [event for event in read(path / "log.jsonl") if event["event"] == "step"]

@@ -115,5 +115,6 @@ print("equal")
 
 def test_four_devices_with_a_quarter_of_the_rows_each_give_what_one_gives_and_exchange_nothing():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", MESH], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", MESH], env=environment, capture_output=True, text=True, timeout=120,
+                          check=False)
     assert done.stdout.strip() == "equal", done.stderr
