@@ -20,10 +20,12 @@ class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, dtypes: Dtypes):
         self.weight = _empty((outputs, inputs), dtypes.weights)
         self.bias = _empty((outputs,), dtypes.weights)
-        self.dtype = dtypes.products
+        self.dtype, self.wide = dtypes.products, dtypes.wide
 
     def __call__(self, x):
-        return product(x, self.weight[...], self.dtype) + self.bias[...].astype(self.dtype)
+        # Added in the wide type, so that the bias' gradient is summed there: a sum of narrow numbers loses most of it.
+        y = product(x, self.weight[...], self.dtype).astype(self.wide)
+        return (y + self.bias[...].astype(self.dtype).astype(self.wide)).astype(self.dtype)
 
 
 class Embedding(nnx.Module):

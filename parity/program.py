@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from parity.errors import InputError, nearest
+from parity.memory import keep_freed_memory
 from parity.recipe import Recipe
 from parity.weights import Weights
 
@@ -84,6 +85,7 @@ def build(backend: str, recipe: Recipe, **options: Any) -> Program:
 
     Raises InputError where the backend's framework is not installed or a device that was asked for is not there.
     """
+    keep_freed_memory()
     return _backend(backend).build(recipe, **options)
 
 

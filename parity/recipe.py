@@ -307,7 +307,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("nanogpt", "tiny"): dict(peak_rate=3e-3, warmup_steps=6),
-    ("nanogpt", "pocket"): dict(peak_rate=3e-3, warmup_steps=26),
+    ("nanogpt", "pocket"): dict(peak_rate=1e-2, warmup_steps=26),
     ("nanogpt", "small"): dict(head_dim=64, steps=19_380, val_every=250, final_val_every=250, gelu="tanh"),
 }
 RECIPES: dict[str, Callable[..., Recipe]] = {"nanogpt": NanoGPT, "muon": Muon}

@@ -54,6 +54,7 @@ def test_a_batch_must_divide_over_the_devices(commands, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one_does(commands, finished, tmp_path):
     """The same sums in another order: float32 rounding, grown over few steps."""
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}

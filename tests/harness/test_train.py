@@ -40,10 +40,10 @@ def test_a_run_ends_with_exit_code_0_and_nothing_on_stderr(run):
 def test_in_a_pipe_a_run_prints_plain_lines_its_summary_samples_and_the_next_command(run):
     backend = facts(run)["backend"]
     assert "\x1b" not in run.done.out and "\r" not in run.done.out
-    assert re.search(r"^step  3/60  loss +\d\.\d{4} +[\d,]+ tokens/s", run.done.out, re.M)
-    assert re.search(r"^step 60/60  val +\d\.\d{4} +\d\.\d{4} bits per byte$", run.done.out, re.M)
-    assert re.search(r"^  val loss +\d\.\d{4} nats per token over 8,192 tokens$", run.done.out, re.M)
-    assert len(re.findall(r"^sample: ", run.done.out, re.M)) == 3
+    assert re.search(r"^step  3/60  loss +\d\.\d{4} +[\d,]+ tokens/s", run.done.out, re.MULTILINE)
+    assert re.search(r"^step 60/60  val +\d\.\d{4} +\d\.\d{4} bits per byte$", run.done.out, re.MULTILINE)
+    assert re.search(r"^  val loss +\d\.\d{4} nats per token over 8,192 tokens$", run.done.out, re.MULTILINE)
+    assert len(re.findall(r"^sample: ", run.done.out, re.MULTILINE)) == 3
     assert run.done.out.rstrip().splitlines()[-1].startswith(f"next: python -m {backend}.sample {run.path} ")
 
 
