@@ -10,9 +10,9 @@ def save(directory: Path, state: Any) -> None:
     """Writes a state (a tree of arrays) below an existing folder."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((directory / "state").absolute(), state)
-        checkpointer.wait_until_finished()
+    # Synchronous: orbax's background threads would print what goes wrong themselves, as on a full disk.
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save((directory / "state").absolute(), args=ocp.args.StandardSave(state))
 
 
 def restore(directory: Path, template: Any) -> Any:
@@ -23,8 +23,8 @@ def restore(directory: Path, template: Any) -> Any:
     if not path.is_dir():
         raise InputError(f"{directory}: expected a folder `state` written by orbax, found none: it is no JAX checkpoint")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, template)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.StandardRestore(template))
     except (ValueError, KeyError, FileNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path}: this checkpoint does not fit the program ({reason}): resume with the program that "

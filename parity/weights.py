@@ -71,12 +71,19 @@ def check(weights: Mapping[str, np.ndarray], recipe: Recipe, where: str) -> None
 
 
 def save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Writes weights as safetensors, in the order of their names so that equal weights give equal bytes."""
+    """Writes weights as safetensors, in the order of their names so that equal weights give equal bytes.
+
+    Raises InputError where the file cannot be written, as on a full disk.
+    """
     from safetensors.numpy import save as serialise
 
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(serialise({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(serialise({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written ({error.strerror}): free some space, then go on with --resume") from error
 
 
 def load(path: Path) -> Weights:
