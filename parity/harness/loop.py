@@ -67,7 +67,7 @@ def begin(run: Run) -> tuple[State, int]:
         checkpoints.check_files(path, facts)
         state = run.program.restore(path)
         digest = run.program.digest(state)
-        run.log.event("resume", step=facts["step"], checkpoint=path.name, digest=digest)
+        run.log.event("resume", step=facts["step"], checkpoint=path.name, digest=digest, source_sha256=run.source_sha256)
         if digest != facts["digest"]:
             raise RunFailed(f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
                             "checkpoint is damaged; remove its folder to resume from the one before")  # fmt: skip
@@ -75,7 +75,7 @@ def begin(run: Run) -> tuple[State, int]:
     state = run.program.init(run.seed)
     run.log.event("state", name="initial weights", digest=canonical.digest(run.program.export(state)))
     if run.resumed:
-        run.log.event("resume", step=0, checkpoint="none")
+        run.log.event("resume", step=0, checkpoint="none", source_sha256=run.source_sha256)
     return state, 0
 
 

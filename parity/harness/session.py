@@ -23,6 +23,7 @@ from parity.harness.options import Arguments, Options
 from parity.harness.rundir import RunDir
 from parity.harness.runlog import RunLog, read
 from parity.harness.screen import Screen
+from parity.memory import SETTINGS, keep_freed_memory
 from parity.program import Program
 from parity.recipe import Recipe, from_fields, to_fields
 from parity.track import Track, track_for
@@ -48,6 +49,7 @@ class Run:
     clock: TrainingClock
     identity: dict[str, Any]
     resumed: bool = False
+    source_sha256: str | None = None  # of the code that goes on with a resumed run
     last_s: float = 0.0  # the clock's reading at the last logged step
     telemetry_s: float = 0.0  # what logging and showing steps has cost, inside the training time
     losses: dict[int, float] = field(default_factory=dict)  # step -> training loss
@@ -110,6 +112,7 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
         try:
             if before is not None:
                 _read_back(run)
+                _keep_changed_source(run, before["source_sha256"])
             yield run
         finally:
             screen.close()
@@ -173,9 +176,7 @@ def _kept(options: Options) -> dict[str, Any]:
 def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slices.Slice, track: Track,
                     identity: dict[str, Any]) -> None:
     recipe = program.recipe
-    root = Path(parity.__file__).parents[1]
-    own = [Path(file)] if (file := _own_file(identity["options"].get("optimizer"))) else []
-    source = rundir.pack_source(place.source, [root / "parity", root / backend], own)
+    source = _pack(place.source, backend, identity["options"].get("optimizer"))
     kinds = sorted(set(program.devices))
     platform = programs.platform(backend, "cpu" if kinds == ["cpu"] else "auto")
     place.write_run_json({
@@ -186,8 +187,25 @@ def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slice
         "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
         "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
         "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
-        "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
+        "malloc": SETTINGS if keep_freed_memory() else {}, "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
     })  # fmt: skip
+
+
+def _pack(path: Path, backend: str, optimizer: str | None) -> str:
+    """Packs the code that runs; returns its digest."""
+    root = Path(parity.__file__).parents[1]
+    own = [Path(file)] if (file := _own_file(optimizer)) else []
+    return rundir.pack_source(path, [root / "parity", root / backend], own)
+
+
+def _keep_changed_source(run: Run, source_sha256: str) -> None:
+    """Where the code is no longer that of the run's start, keeps it beside it and says so."""
+    path = run.place.path / f"source-{run.log.lines:06d}.zip"
+    run.source_sha256 = _pack(path, run.backend, run.options.optimizer)
+    if run.source_sha256 == source_sha256:
+        path.unlink()
+    else:
+        run.screen.note(f"the code has changed since the run was started: what runs now is kept in {path.name}")
 
 
 def _own_file(optimizer: str | None) -> str | None:
