@@ -31,11 +31,13 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Row lookup: weight (rows, D)."""
 
-    def __init__(self, rows: int, dim: int, dtype: str):
+    def __init__(self, rows: int, dim: int, dtype: str, wide: str):
         self.weight = _empty((rows, dim), dtype)
+        self.dtype, self.wide = dtype, wide
 
     def __call__(self, index):
-        return self.weight[...][index]
+        # Looked up in the wide type, so that its gradient, a sum over a token's places, is summed there.
+        return self.weight[...].astype(self.wide)[index].astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -111,8 +113,8 @@ class NanoModel(nnx.Module):
     """
 
     def __init__(self, recipe: NanoGPT):
-        self.embed = Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding)
-        self.positions = Embedding(recipe.context, recipe.dim, recipe.dtypes.weights)
+        self.embed = Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding, recipe.dtypes.wide)
+        self.positions = Embedding(recipe.context, recipe.dim, recipe.dtypes.weights, recipe.dtypes.wide)
         self.blocks = nnx.List([NanoBlock(recipe) for _ in range(recipe.layers)])
         self.norm_out = LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
         self.tokenizer_size, self.dtypes = recipe.tokenizer_size, recipe.dtypes
@@ -177,7 +179,7 @@ class MuonModel(nnx.Module):
     """The public optimization track's model: normed embedding, blocks, untied head with bias, capped logits."""
 
     def __init__(self, recipe: Muon):
-        self.embed = Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding)
+        self.embed = Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding, recipe.dtypes.wide)
         self.norm_in = RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
         self.blocks = nnx.List([MuonBlock(recipe) for _ in range(recipe.layers)])
         self.norm_out = RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
@@ -231,7 +233,8 @@ def _dot(a, b, a_axes, b_axes):
 @partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the gradient
 def gelu(x, form: str):
     """x Phi(x), Phi the normal distribution function by erf ("exact") or by its approximation with tanh ("tanh")."""
-    return jax.nn.gelu(x) if form == "tanh" else 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (jax.nn.gelu(y) if form == "tanh" else 0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 @partial(jax.checkpoint, static_argnums=1)

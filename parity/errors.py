@@ -50,7 +50,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         print(f"interrupted: {error}", file=sys.stderr)
         return 128 + error.signal_number
     except KeyboardInterrupt:
-        print("interrupted: nothing was changed", file=sys.stderr)
+        print("interrupted: a run that had begun goes on from its last checkpoint with --resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

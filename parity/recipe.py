@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from parity.data.stream import Segment
 from parity.errors import InputError, nearest
 
@@ -85,6 +87,9 @@ class Recipe:
         for field in ("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "steps",
                       "val_every", "final_val_every"):
             self._need(getattr(self, field) > 0, field, "a positive number", "a run cannot be made of none")
+        for field in dataclasses.fields(self):
+            numbers = [value for value in np.ravel(getattr(self, field.name)) if isinstance(value, float)]
+            self._need(all(map(math.isfinite, numbers)), field.name, "finite", "nothing can be computed with it")
         self._need(self.vocab_size >= self.tokenizer_size, "vocab_size", f"at least tokenizer_size {self.tokenizer_size}",
                    "every token needs a row of the embedding")
         self._need(self.vocab_size <= 65536, "vocab_size", "at most 65536", "shards hold tokens as 16-bit numbers")
@@ -177,6 +182,7 @@ class NanoGPT(Recipe):
         self._need(0 <= self.warmup_steps < self.steps, "warmup_steps", f"from 0 to steps - 1 = {self.steps - 1}",
                    "the rate must reach its peak before the run ends")
         self._need(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", "they are averaging factors")
+        self._need(self.init_std >= 0, "init_std", "not negative", "it is a standard deviation")
         for field in ("peak_rate", "clip_norm", "norm_eps", "adam_eps"):
             self._need(getattr(self, field) > 0, field, "positive", "it divides, or scales the update")
         self._need(self.weight_decay >= 0, "weight_decay", "not negative", "decay shrinks weights")
@@ -254,8 +260,10 @@ class Muon(Recipe):
         self._need(0 <= self.momentum < 1, "momentum", "in [0, 1)", "it is an averaging factor")
         self._need(0 < self.cooldown <= 1, "cooldown", "in (0, 1]", "it is the fraction of the run over which rates fall")
         self._need(self.newton_schulz_steps > 0, "newton_schulz_steps", "positive", "without it nothing is orthogonalised")
-        for field in ("embed_rate", "head_rate", "vector_rate", "muon_rate", "logit_cap", "norm_eps", "adam_eps"):
+        for field in ("embed_rate", "head_rate", "vector_rate", "muon_rate", "logit_cap", "norm_eps", "adam_eps",
+                      "rotary_base"):
             self._need(getattr(self, field) > 0, field, "positive", "it divides, or scales the update")
+        self._need(self.scale > 0, "attention_scale", "positive", "it scales the scores")
         for field in ("adam_decay", "muon_decay"):
             self._need(getattr(self, field) >= 0, field, "not negative", "decay shrinks weights")
 

@@ -52,7 +52,7 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
         total.update(f"{name}:{array.dtype.name}:{array.shape};".encode())
-        total.update(array.data if array.dtype.byteorder in "=<|" else array.astype(array.dtype.newbyteorder("<")).data)
+        total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return total.hexdigest()
 
 

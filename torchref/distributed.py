@@ -19,8 +19,8 @@ def pick_device(device: str = "auto", count: int | None = None) -> torch.device:
     if device not in KINDS:
         raise InputError(f"--device {device}: no such kind of device; {nearest(device, KINDS)}")
     if count is not None and count != world_size():
-        raise InputError(f"--devices {count}: expected {world_size()}, one a process: start that many processes, "
-                         f"torchrun --nproc-per-node {count} -m torchref.train")
+        raise InputError(f"--devices {count}: expected {world_size()}: torchref computes on one device a process; "
+                         "leave the option out")
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

@@ -32,8 +32,8 @@ class Source:
         most = self.train_shards * self.shard_tokens
         if not 0 < train_tokens <= most:
             raise InputError(
-                f"--train-tokens: expected 1 to {most:,}, the train tokens of fineweb10B, found {train_tokens:,}; "
-                "ask for a number in that range"
+                f"fineweb10B: expected a plan of 1 to {most:,} train tokens, all that it has, found {train_tokens:,}; "
+                "plan fewer steps or smaller batches, or ask for fewer with --train-tokens"
             )
         shards = min(math.ceil(train_tokens / (self.shard_tokens - self.lost_tokens)), self.train_shards)
         train = [("train", f"fineweb_train_{number:06d}.bin") for number in range(1, shards + 1)]
@@ -56,7 +56,11 @@ def build(
     files = source.files(train_tokens or 1)
     for number, (split, name) in enumerate(files, 1):
         pinned = _pinned(manifest, name)
-        if pinned and (folder / name).exists() and (folder / name).stat().st_size == pinned.size_bytes:
+        if pinned and (folder / name).exists():
+            if (found := sha256_file(folder / name)) != pinned.sha256:
+                raise InputError(f"{folder / name}: expected sha256 {pinned.sha256}, pinned when it was first seen, found "
+                                 f"{found}: delete the file and run the command again")
+            progress.step("checking shards", number, len(files), "shards")
             continue
         progress.say(f"shard {number} of {len(files)}: {name}")
         _bring(folder, name, source, pinned, progress)

@@ -1,5 +1,6 @@
 """The end of a run: final weights, loss curve, samples, totals, and what the user sees of them."""
 
+import shlex
 from typing import Any
 
 from parity import weights as canonical
@@ -8,7 +9,7 @@ from parity.harness.curve import draw_curve
 from parity.harness.flops import peak_flops
 from parity.harness.runlog import read
 from parity.harness.sampling import sample
-from parity.harness.session import Run
+from parity.harness.session import Run, python
 
 SAMPLE_TOKENS = 40
 
@@ -20,18 +21,18 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
     run.log.event("state", name="final weights", digest=canonical.digest(final))
     lines = _samples(run, state)
     found = totals(run)
-    run.log.event("finish", totals=found)
     draw_curve(run.place.curve, list(run.losses), list(run.losses.values()), list(run.evaluations),
                [event["val_loss"] for event in run.evaluations.values()], target=run.track.target,
                floor=run.slice.manifest.entropy_nats,
                title=f"{run.recipe.name} in {run.backend}, track {run.track.name}, seed {run.seed}")  # fmt: skip
     if run.options.tensorboard:
         write_tensorboard(run)
+    run.log.event("finish", totals=found)  # last, so that a run that could not write the rest can be resumed
     run.screen.finish({}, summary(run, found))
     for line in lines:
         run.screen.note(f"sample: {line}")
     run.screen.note(f"\nrun directory: {run.place.path}   loss curve: {run.place.curve}")
-    run.screen.note(f'next: python -m {run.backend}.sample {run.place.path} --prompt "{_opening(run)}"')
+    run.screen.note(f"next: {python()} -m {run.backend}.sample {shlex.quote(str(run.place.path))} --prompt {shlex.quote(_opening(run))}")
     return found
 
 
@@ -112,7 +113,7 @@ def _scalars(event: dict[str, Any]) -> list[tuple[str, float]]:
 def _opening(run: Run) -> str:
     """The first words of the val text, as something to continue."""
     shard, start, _ = run.slice.part("val")
-    return " ".join(run.slice.tokenizer().decode(shard[start + 1 : start + 20].tolist()).split()[:3]).replace('"', "")
+    return " ".join(run.slice.tokenizer().decode(shard[start + 1 : start + 20].tolist()).split()[:3])
 
 
 def _samples(run: Run, state: Any) -> list[str]:

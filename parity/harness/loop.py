@@ -34,7 +34,8 @@ def train(run: Run, stop: StopRequest) -> State:
                     vocab_size=run.slice.manifest.vocab_size, place=lambda *batch: (run.program.place(*batch), None)) as reader:
             stops = {*run.recipe.eval_steps(), *run.recipe.checkpoint_steps()}
             unread = None
-            run.clock.start()
+            if done < run.recipe.steps:
+                run.clock.start()
             for batch in reader:
                 # Step n + 1 is dispatched before step n's metrics are read, so that the device never waits for the log.
                 state, metrics = run.program.step(state, batch.inputs)
@@ -67,16 +68,23 @@ def begin(run: Run) -> tuple[State, int]:
         checkpoints.check_files(path, facts)
         state = run.program.restore(path)
         digest = run.program.digest(state)
-        run.log.event("resume", step=facts["step"], checkpoint=path.name, digest=digest, source_sha256=run.source_sha256)
         if digest != facts["digest"]:
-            raise RunFailed(f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
+            raise InputError(f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
                             "checkpoint is damaged; remove its folder to resume from the one before")  # fmt: skip
+        log_resume(run, facts["step"], path.name, digest)
         return state, facts["step"]
     state = run.program.init(run.seed)
     run.log.event("state", name="initial weights", digest=canonical.digest(run.program.export(state)))
     if run.resumed:
-        run.log.event("resume", step=0, checkpoint="none", source_sha256=run.source_sha256)
+        log_resume(run, 0, "none", run.program.digest(state))
     return state, 0
+
+
+def log_resume(run: Run, step: int, checkpoint: str, digest: str) -> None:
+    """Logs where a run goes on, with what: the code, the packages and the machine may be others than at its start."""
+    run.log.event("resume", step=step, checkpoint=checkpoint, digest=digest, source_sha256=run.source_sha256,
+                  devices=run.program.devices, host=fingerprint.host(), versions=fingerprint.versions(),
+                  environment=fingerprint.environment())  # fmt: skip
 
 
 def warm_up(run: Run, state: State) -> State:
@@ -104,6 +112,7 @@ def pause(run: Run, state: State, done: int, signal_number: int | None = None) -
     if done in run.recipe.eval_steps():
         validate(run, state, done)
     if done in run.recipe.checkpoint_steps() or signal_number:
+        run.log.sync()  # what the log says of a checkpoint's steps is on the disk before the checkpoint is
         with run.phase("checkpoint"):
             path, digest = checkpoints.save(run.place, run.program, state, done, run.identity)
         run.log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
@@ -127,6 +136,8 @@ def validate(run: Run, state: State, done: int) -> None:
                   device_bytes=fingerprint.peak_device_bytes(run.program.framework))  # fmt: skip
     run.evaluations[done] = event
     run.screen.evaluated(done, found.val_loss, found.bits_per_byte)
+    if not math.isfinite(found.val_loss):
+        fail(run, done, f"the val loss is {found.val_loss}")
 
 
 def record(run: Run, step: int, batch_digest: str, metrics: dict[str, Any]) -> None:

@@ -76,8 +76,8 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
 
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--track", default=Options.track)
-    first.add_argument("--recipe", default=None)
+    first.add_argument("--track", nargs="?", default=Options.track, const=Options.track)  # a missing value: see below
+    first.add_argument("--recipe", nargs="?", default=None)
     chosen, _ = first.parse_known_args(argv)
     track = track_for(chosen.track)
     base = default_recipe(track, chosen.recipe)
@@ -89,6 +89,8 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
     known.__doc__ = (f"Trains recipe {base.name} at the sizes of track {track.name} in {FRAMEWORK[backend]}. "
                      "--track and --recipe change the defaults below.")  # fmt: skip
     parsed = command_line(known, f"python -m {backend}.train", argv)
+    if parsed.options.seed < 0:
+        raise InputError(f"--seed: expected 0 or more, found {parsed.options.seed}: choose another")
     check_recipe(track, parsed.recipe)
     given = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
     return Arguments(parsed.options, track, parsed.recipe, given)

@@ -1,6 +1,9 @@
 """Setting up a run: everything is checked before its directory is made, so that bad input leaves nothing behind."""
 
 import dataclasses
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +32,7 @@ from parity.recipe import Recipe, from_fields, to_fields
 from parity.track import Track, track_for
 
 KEPT = ("devices", "optimizer", "compile")  # options that a resumed run must share with the run it goes on with
+EVAL_TOKENS_PER_DEVICE = 65_536  # so that the logits of an evaluation fit beside the training state
 FREE_ON_RESUME = {"resume", "device", "data_dir", "samples", "tensorboard"}
 
 
@@ -58,12 +62,13 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"python -m {self.backend}.train --resume {self.place.path}"
+        return f"{python()} -m {self.backend}.train --resume {shlex.quote(str(self.place.path))}"
 
     @property
     def eval_batch_tokens(self) -> int:
-        return largest_batch(self.track.val_tokens, self.recipe.batch_tokens, self.recipe.context,
-                             len(self.program.devices))  # fmt: skip
+        devices = len(self.program.devices)
+        wanted = min(self.recipe.batch_tokens, EVAL_TOKENS_PER_DEVICE * devices)
+        return largest_batch(self.track.val_tokens, wanted, self.recipe.context, devices)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -73,6 +78,14 @@ class Run:
         self.log.event("phase", name=name, edge="end")
 
 
+def python() -> str:
+    """This Python as one types it here: `python` where that is found first, else its path, from this folder if below it."""
+    path = Path(sys.executable)
+    if shutil.which("python") == str(path):
+        return "python"
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
 @contextmanager
 def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
     """A new run, or the one that --resume names, ready to train; locked, and closed in order at the end.
@@ -80,6 +93,9 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
     Raises InputError for whatever can be found out before the first step.
     """
     options, track, recipe, given = arguments
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"expected one process, found WORLD_SIZE {os.environ['WORLD_SIZE']}: a run has one for now; start "
+                         "it without torchrun")  # fmt: skip
     place, seed, before = None, options.seed, None
     if options.resume is not None:
         _refuse_changes(given)
@@ -94,6 +110,10 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
         if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
         program = _build(backend, recipe, options)
+        options = dataclasses.replace(options, devices=len(program.devices))
+        if track.val_tokens % (recipe.context * len(program.devices)):
+            raise InputError(f"--devices {len(program.devices)}: the track's {track.val_tokens:,} val tokens are "
+                             f"{track.val_tokens // recipe.context} rows, which so many devices do not divide: choose another")
         identity = {"track": track.name, "recipe": to_fields(recipe), "seed": seed, "backend": backend,
                     "slice": _digest(slice_, recipe), "options": _kept(options)}  # fmt: skip
         if before is not None and before["slice"]["digest"] != identity["slice"]:

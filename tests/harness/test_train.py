@@ -44,7 +44,8 @@ def test_in_a_pipe_a_run_prints_plain_lines_its_summary_samples_and_the_next_com
     assert re.search(r"^step 60/60  val +\d\.\d{4} +\d\.\d{4} bits per byte$", run.done.out, re.MULTILINE)
     assert re.search(r"^  val loss +\d\.\d{4} nats per token over 8,192 tokens$", run.done.out, re.MULTILINE)
     assert len(re.findall(r"^sample: ", run.done.out, re.MULTILINE)) == 3
-    assert run.done.out.rstrip().splitlines()[-1].startswith(f"next: python -m {backend}.sample {run.path} ")
+    last = run.done.out.rstrip().splitlines()[-1]
+    assert re.match(rf"next: \S+ -m {backend}.sample {re.escape(str(run.path))} --prompt ", last)
 
 
 def test_the_run_directory_holds_the_evidence_and_nothing_half_written(run):
@@ -195,3 +196,15 @@ def test_tensorboard_finds_the_figures_of_a_run(commands, tmp_path):
     done = commands.run(*commands.small("torchref", tmp_path, "seen", "--tensorboard"))
     assert done.code == 0
     assert list((tmp_path / "tiny" / "seen" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+@pytest.mark.parametrize("recipe", ["muon", "nanogpt"])
+def test_a_run_in_bfloat16_trains_and_saves(backend, recipe, commands, tmp_path):
+    done = commands.run(*commands.small(backend, tmp_path, "narrow", "--recipe", recipe, "--precision", "bfloat16", "--steps", "8"))
+    assert (done.code, done.err) == (0, "")
+    log = (tmp_path / "tiny" / "narrow" / "log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in log if '"event":"step"' in line]
+    assert losses[-1] < losses[0]
+    first, last = json.loads(log[0]), json.loads(log[-1])
+    assert first["event"] == "start" and last["event"] == "finish"
