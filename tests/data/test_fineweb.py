@@ -223,6 +223,17 @@ def test_a_shard_that_changed_on_the_hub_since_it_was_first_seen_is_refused(hub,
 
 
 @pytest.mark.index
+def test_a_shard_that_changed_here_since_it_was_first_seen_is_refused(hub, home):
+    hub.run(PREPARE, home, 1000)
+    path = home / "fineweb10B" / FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    ran = hub.run(PREPARE, home, 1000)
+    assert ran.returncode == 2 and f"{FILE}: expected sha256" in ran.stderr and "pinned when it was first seen" in ran.stderr
+
+
+@pytest.mark.index
 def test_a_bad_shard_is_not_pinned(hub, home):
     tokens = np.zeros(1_000_000, np.uint16)
     tokens[7] = 50_257
@@ -236,5 +247,5 @@ def test_the_public_source_has_103_shards_and_its_windows():
     source = Source()
     assert len(source.files(10_160_701_440)) - 1 == 103 and len(source.files(1)) - 1 == 1
     assert source.val == (0, 10_485_760) and source.confirm == (50_000_000, 10_485_760)
-    with pytest.raises(InputError, match="--train-tokens: expected 1 to 10,300,000,000"):
+    with pytest.raises(InputError, match="fineweb10B: expected a plan of 1 to 10,300,000,000"):
         source.files(10_300_000_001)
