@@ -9,6 +9,7 @@ Steps count from 0. A rate is a learning rate. `recipe_for(name, scale)` builds 
 `__post_init__` says why a value cannot be.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Dtypes:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(abc.ABC):
     """What every recipe has: sizes, batch plan, evaluation and checkpoint steps, precision."""
 
     name: ClassVar[str] = ""
@@ -131,13 +132,13 @@ class Recipe:
         """Numbers of updates after which a checkpoint is kept, evenly spaced from 0 to the last."""
         return tuple(sorted({round(i * self.steps / (self.checkpoints - 1)) for i in range(self.checkpoints)}))
 
+    @abc.abstractmethod
     def parameters(self) -> dict[str, Parameter]:
         """Every weight by its canonical name, in the model's order."""
-        raise NotImplementedError("a recipe states its parameters")
 
+    @abc.abstractmethod
     def rates(self, step: int) -> dict[str, float]:
         """Learning rate of every group at a step, computed in Python floats."""
-        raise NotImplementedError("a recipe states its schedule")
 
     def product_weights(self) -> int:
         """Weights that take part in a matrix product for every token: all matrices, the tied or untied head once."""
