@@ -93,9 +93,14 @@ def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], d
     x = x.mT if tall else x
     x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=wider(x))) + 1e-7).astype(dtype)
     for _ in range(steps):
-        A = matmul(x, x.mT)
+        A = gram(x)
         x = a * x + matmul(b * A + c * matmul(A, A), x)
     return x.mT if tall else x
+
+
+def gram(x_NRC):
+    """X X^T."""
+    return matmul(x_NRC, x_NRC.mT)
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ import optax
 import platformdirs
 
 from jaxrun import checkpoint, model, optim, sharding
+from jaxrun.inspection import Inspection
 from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import own_function
@@ -19,7 +20,7 @@ from parity.recipe import Recipe
 State = dict[str, Any]  # {"weights": {name: array}, "optimizer": optax state, "step": int32}
 
 
-class JaxProgram:
+class JaxProgram(Inspection):
     """Implements parity.program.Program for the recipes."""
 
     framework = "jax"
@@ -36,6 +37,7 @@ class JaxProgram:
         self._grads = jax.jit(self._loss_and_grads, in_shardings=(whole, rows, rows), out_shardings=whole)
         self._losses = jax.jit(self._token_losses, in_shardings=(whole, rows, rows), out_shardings=rows)
         self._log_probs = jax.jit(self._row_log_probs)
+        self._given = jax.jit(lambda grads, state: self._apply(grads, state)[1], out_shardings=whole)
         self._fresh = jax.jit(self._first_state, out_shardings=whole)
 
     def init(self, seed: int) -> State:
@@ -103,13 +105,17 @@ class JaxProgram:
 
     def _update(self, state: State, inputs_BT, targets_BT):
         loss, grads = self._loss_and_grads(state["weights"], inputs_BT, targets_BT)
-        updates, optimizer = self.optimizer.update(grads, state["optimizer"], state["weights"])
-        weights = optax.apply_updates(state["weights"], updates)
+        updates, state = self._apply(grads, state)
         mean = loss if self.recipe.loss_reduction == "mean" else loss / targets_BT.size
-        norms = {"weights": weights, "grads": grads, "updates": updates}
+        norms = {"weights": state["weights"], "grads": grads, "updates": updates}
         metrics = {"loss": mean, "grad_norm": optim.global_norm(grads),
                    "norms": {kind: optim.group_norms(x, self.groups) for kind, x in norms.items()}}
-        return {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+        return state, metrics
+
+    def _apply(self, grads, state: State):
+        updates, optimizer = self.optimizer.update(grads, state["optimizer"], state["weights"])
+        weights = optax.apply_updates(state["weights"], updates)
+        return updates, {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}
 
     def _loss_and_grads(self, weights, inputs_BT, targets_BT):
         reduce = jnp.mean if self.recipe.loss_reduction == "mean" else jnp.sum

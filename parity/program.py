@@ -6,6 +6,8 @@ returned at once and read with `fetch`.
 """
 
 import importlib
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +80,52 @@ class Program(Protocol):
 
     def restore(self, directory: Path) -> State:
         """Reads what `save` wrote; InputError where it is damaged or of other shapes."""
+
+
+class Inspected(Protocol):
+    """What the comparison of two programs asks beyond the above, each method by itself optional."""
+
+    def activations(self, state: State, batch: Batch) -> dict[str, Any]:
+        """What goes into ("path:in") and comes out of ("path") every module, q, k, v and the result y of every attention
+        ("path:q", (B, T, H, K)), and "logits" (B, T, V), in the order in which they are computed."""
+
+    def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Gradients as the optimizer takes them: after clipping, where the recipe clips."""
+
+    def update(self, state: State, grads: dict[str, np.ndarray]) -> State:
+        """One step of the optimizer, clipping included, from these gradients by canonical name. Uses the state up."""
+
+    def moments(self, state: State) -> dict[str, dict[str, Any]]:
+        """What the optimizer keeps: "first" and "second" moments (AdamW), "momentum" (Muon), each by canonical name."""
+
+    def memberships(self, state: State) -> list[tuple[str, str]]:
+        """(canonical name, optimizer group) for every weight that a group updates."""
+
+    def rates(self) -> dict[str, np.ndarray]:
+        """(steps,) float64 rates of every optimizer group over the whole plan."""
+
+    def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
+        """Newton-Schulz on one matrix: "Gram matrix of step k" (1, min(R, C), min(R, C)) and "result" (1, R, C)."""
+
+
+class Outputs(dict[str, Any]):
+    """Values by name in the order in which they come up; a name that comes up again is counted on."""
+
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a value."""
+        count = sum(key.split("#")[0] == name for key in self)
+        self[f"{name}#{count + 1}" if count else name] = value
+
+    def wrapped(self, function: Callable, name: str) -> Callable:
+        """The function, with each of its results kept under `name` and the number of the call, from 0."""
+        calls = itertools.count()
+
+        def noting(*args: Any) -> Any:
+            value = function(*args)
+            self[name.format(next(calls))] = value
+            return value
+
+        return noting
 
 
 def build(backend: str, recipe: Recipe, **options: Any) -> Program:

@@ -71,9 +71,14 @@ def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], d
     x = x.mT.contiguous() if tall else x
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wider(x)) + 1e-7).to(dtype)
     for _ in range(steps):
-        A = torch.bmm(x, x.mT)
+        A = gram(x)
         x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def gram(x_NRC):
+    """X X^T."""
+    return torch.bmm(x_NRC, x_NRC.mT)
 
 
 def clip_by_global_norm(grads: list[torch.Tensor], largest: float, norm: torch.Tensor) -> None:

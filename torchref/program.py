@@ -18,6 +18,7 @@ from parity.errors import InputError
 from parity.program import own_function
 from parity.recipe import Recipe
 from torchref import checkpoint, distributed, model, optim
+from torchref.inspection import Inspection
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
 
@@ -29,7 +30,7 @@ class State:
     step: int
 
 
-class TorchProgram:
+class TorchProgram(Inspection):
     """Implements parity.program.Program for the recipes."""
 
     framework = "torch"
@@ -69,15 +70,11 @@ class TorchProgram:
         weights = _weights(state)
         norm = optim.global_norm(grads)
         norms = {"grads": optim.group_norms(grads, self.groups)}
-        for name, parameter in state.model.named_parameters():
-            parameter.grad = grads[name]
         before = self._copy(list(weights.values()))
-        state.optimizer.update(state.step, list(grads.values()), norm)
-        state.model.zero_grad(set_to_none=True)
+        self._apply(state, grads, norm)
         torch._foreach_sub_(before, list(weights.values()))
         norms["weights"] = optim.group_norms(weights, self.groups)
         norms["updates"] = optim.group_norms(dict(zip(weights, before)), self.groups)
-        state.step += 1
         mean = loss if self.recipe.loss_reduction == "mean" else loss / (batch[1].numel() * len(self.devices))
         return state, {"loss": mean, "grad_norm": norm, "norms": norms}
 
@@ -136,6 +133,13 @@ class TorchProgram:
             raise InputError(f"{directory}: this checkpoint does not fit the program ({reason}): resume with the program "
                              "that wrote it")
         return self.reset(state, saved)
+
+    def _apply(self, state: State, grads: dict[str, torch.Tensor], norm: torch.Tensor) -> None:
+        for name, parameter in state.model.named_parameters():
+            parameter.grad = grads[name]
+        state.optimizer.update(state.step, list(grads.values()), norm)
+        state.model.zero_grad(set_to_none=True)
+        state.step += 1
 
     def _fresh(self) -> State:
         net = model.make_model(self.recipe).to_empty(device=self.device)

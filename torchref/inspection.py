@@ -1,0 +1,101 @@
+"""What only the comparison of two programs asks of one: activations, optimizer state, single updates, in PyTorch."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+
+from parity.program import Outputs
+from torchref import model, optim
+
+KINDS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum"}  # torch's names of what an optimizer keeps
+
+
+class Inspection:
+    """Implements parity.program.Inspected beside a program."""
+
+    @torch.no_grad()
+    def activations(self, state, batch) -> dict[str, Any]:
+        found = Outputs()
+        with recorded(state.model, found):
+            found["logits"] = state.model.logits(state.model(batch[0]))
+        return found
+
+    def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
+        tensors = {name: torch.from_numpy(np.array(g)) for name, g in grads.items()}
+        if (largest := getattr(self.recipe, "clip_norm", None)) is not None:
+            optim.clip_by_global_norm(list(tensors.values()), largest, optim.global_norm(tensors))
+        return tensors
+
+    def update(self, state, grads: dict[str, np.ndarray]):
+        weights = dict(state.model.named_parameters())
+        tensors = {name: torch.from_numpy(np.array(grads[name])).to(w) for name, w in weights.items()}
+        self._apply(state, tensors, optim.global_norm(tensors))
+        return state
+
+    def moments(self, state) -> dict[str, dict[str, Any]]:
+        names = {w: name for name, w in state.model.named_parameters()}
+        found: dict[str, dict[str, Any]] = {}
+        for part in self._parts(state):
+            for w, kept in part.state.items():
+                for kind, tensor in kept.items():
+                    if kind in KINDS:
+                        found.setdefault(KINDS[kind], {})[names[w]] = tensor
+        return found
+
+    def memberships(self, state) -> list[tuple[str, str]]:
+        names = {w: name for name, w in state.model.named_parameters()}
+        return [(names[w], group["name"]) for part in self._parts(state) for group in part.param_groups
+                for w in group["params"]]
+
+    def rates(self) -> dict[str, np.ndarray]:
+        return {group: optim.rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+
+    @torch.no_grad()
+    def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
+        found = Outputs()
+        with patch.object(optim, "gram", found.wrapped(optim.gram, "Gram matrix of step {}")):
+            recipe = self.recipe
+            result = optim.orthogonalize(torch.from_numpy(x_RC)[None], recipe.newton_schulz_steps, recipe.newton_schulz,
+                                         model.torch_dtype(recipe.dtypes.newton_schulz))
+        return {**found, "result": result}
+
+    @staticmethod
+    def _parts(state) -> list[torch.optim.Optimizer]:
+        return [part for part in state.optimizer.parts.values() if isinstance(part, torch.optim.Optimizer)]
+
+
+@contextmanager
+def recorded(net: nn.Module, found: Outputs) -> Iterator[None]:
+    """Notes what goes into and comes out of every module of a model, and of attention, while it runs."""
+    inside: list[str] = []
+
+    def before(path):
+        def hook(module, inputs):
+            inside.append(path)
+            found.note(f"{path}:in", inputs[0])
+
+        return hook
+
+    def after(module, inputs, y):
+        found.note(inside.pop(), y)
+
+    attend = model.causal_attention
+
+    def attention(q, k, v, scale):
+        for name, x in zip("qkv", (q, k, v)):
+            found.note(f"{inside[-1]}:{name}", x)
+        y = attend(q, k, v, scale)
+        found.note(f"{inside[-1]}:y", y)
+        return y
+
+    with patch.object(model, "causal_attention", attention), ExitStack() as hooks:
+        for path, module in net.named_modules():
+            if path and not isinstance(module, nn.ModuleList):
+                hooks.callback(module.register_forward_pre_hook(before(path)).remove)
+                hooks.callback(module.register_forward_hook(after).remove)
+        yield
