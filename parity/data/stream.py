@@ -88,10 +88,11 @@ def spans(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int
     Raises InputError, before it gives any, where the shards do not last for the plan.
     """
     check_plan(shard_lengths, plan, "train shards")
-    return _spans(shard_lengths, plan, start_step)
+    return spans_there(shard_lengths, plan, start_step)
 
 
-def _spans(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int) -> Iterator[Span]:
+def spans_there(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int = 0) -> Iterator[Span]:
+    """As `spans`, for as long as the shards last."""
     for block in _blocks(shard_lengths, plan):
         tokens, seq_len = block.segment.tokens, block.segment.seq_len
         for i in range(max(0, start_step - block.first_step), block.steps):

@@ -1,0 +1,92 @@
+"""How much two correct programs may differ in float64: derived from the number of roundings, never tuned.
+
+A value that n roundings lead to, each off by at most u = 2^-53 with a sign that is as good as random, is off by at most
+lambda sqrt(n) u with probability 1 - 2 exp(-lambda^2 / 2) (Higham and Mary, SIAM J. Sci. Comput. 41 (2019) A2815); two
+programs differ by at most the sum of their errors. lambda = 8 leaves 3e-14 for a chance alarm. n is counted along the
+longest chain of additions and multiplications that leads to a value; errors are relative to the largest value of the array.
+Where an operation amplifies errors by more than its inputs' relative error, the factor is stated.
+"""
+
+import math
+from dataclasses import dataclass
+
+from parity.recipe import Recipe
+
+UNIT = 2.0**-53
+LAMBDA = 8.0
+TRAJECTORY = 1e-10
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An allowance for a relative difference, and the sentence that says where it comes from."""
+
+    allowed: float
+    basis: str
+
+
+def rounding(roundings: float, amplified: float = 1.0, why: str = "") -> Bound:
+    """The bound for a value behind so many roundings, errors amplified by a factor because of `why`."""
+    allowed = 2 * LAMBDA * math.sqrt(roundings) * UNIT * amplified
+    factor = f" x {amplified:,.0f} ({why})" if amplified != 1 else ""
+    return Bound(allowed, f"{roundings:,.0f} roundings{factor}")
+
+
+def block(recipe: Recipe) -> int:
+    """Roundings through a block: two norms, four products, scores, softmax and the weighted sum over the context."""
+    norms, products = 2 * (recipe.dim + 4), 3 * (recipe.dim + 1) + 4 * recipe.dim + 1
+    attention = 2 * (recipe.head_dim + 8) + recipe.head_dim + 2 * recipe.context
+    return norms + products + attention + 10
+
+
+def forward(recipe: Recipe, blocks: int) -> Bound:
+    """Activations in or behind so many blocks."""
+    return rounding(8 + recipe.dim + blocks * block(recipe))
+
+
+def logits(recipe: Recipe) -> float:
+    """Roundings up to the logits."""
+    return recipe.layers * block(recipe) + 3 * recipe.dim + 16
+
+
+def losses(recipe: Recipe, summed: int = 0) -> Bound:
+    """Losses of single tokens, or `summed` of them together."""
+    return rounding(logits(recipe) + recipe.vocab_size + 4 + summed)
+
+
+def gradients(recipe: Recipe, tokens: int) -> Bound:
+    """Gradients: forward, two products backward for every one forward, and the sum over a batch's tokens."""
+    return rounding(3 * (logits(recipe) + recipe.vocab_size) + tokens)
+
+
+def update(recipe: Recipe, steps: int = 1) -> Bound:
+    """Moments after so many updates from equal gradients: the global norm where the recipe clips, 30 operations a step."""
+    norm = sum(math.prod(p.shape) for p in recipe.parameters().values()) if hasattr(recipe, "clip_norm") else 0
+    return rounding(norm + 30 * steps)
+
+
+def updated(recipe: Recipe, steps: int) -> Bound:
+    """Weights after so many updates from equal gradients."""
+    if not hasattr(recipe, "newton_schulz"):
+        return update(recipe, steps)
+    count = recipe.newton_schulz_steps
+    turned = orthogonalization(recipe, count)
+    return Bound(turned.allowed * steps, f"{turned.basis}, {steps} updates")
+
+
+def decay(recipe: Recipe) -> Bound:
+    """What decay takes from a weight in one step, as the difference of two weights."""
+    factors = [getattr(recipe, name, 0.0) for name in ("weight_decay", "adam_decay", "muon_decay")]
+    part = min(x for x in factors if x) * min(recipe.rates(0).values())
+    return rounding(8, 1 / part, "a step takes so small a part of a weight")
+
+
+def orthogonalization(recipe: Recipe, step: int) -> Bound:
+    """A matrix after so many Newton-Schulz steps, each of which multiplies the smallest singular values by a."""
+    slope = recipe.newton_schulz[0]
+    return rounding(4 * recipe.dim * (2 + 3 * step), slope**step, f"small singular values grow {slope:g}-fold a step")
+
+
+def trajectory() -> Bound:
+    """Losses and weights of a trained program: the project's own definition of the same experiment."""
+    return Bound(TRAJECTORY, "float64 trajectories are the same experiment to 1e-10")

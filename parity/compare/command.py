@@ -1,0 +1,260 @@
+"""`python -m parity.compare`: are two programs the same experiment? Exit code 0: they are; 1: not; 2: not judged."""
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from parity.errors import InputError, nearest, run_command
+
+if TYPE_CHECKING:
+    from parity.compare.case import Case
+    from parity.compare.observation import Result
+    from parity.compare.side import Side
+
+DTYPES = ("float64", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compares two programs level by level: data, init, forward, loss, gradients, update, trajectory, evaluation, restore."""
+
+    recipe: str | None = None
+    """muon or nanogpt; both by default."""
+    scale: str = "tiny"
+    """tiny, pocket or small."""
+    a: str = "jaxrun"
+    """jaxrun, torchref, or a Python file with a function build(recipe) (docs/porting.md)."""
+    b: str = "torchref"
+    """The other side, in the same way."""
+    levels: str | None = None
+    """Names or numbers, such as 1-5 or data,forward, or all; by default 1-9, layout (10) only when it is named."""
+    dtype: Literal["float64", "float32", "bfloat16"] = "float64"
+    """Precision that both compute in."""
+    steps: int = 20
+    """Steps of the trajectory."""
+    seed: int = 0
+    """Seed of weights, gradients and batches."""
+    weights: Path | None = None
+    """Compare from these weights: safetensors or a PyTorch state dict."""
+    names: str = "canonical"
+    """Whose names the weights have: canonical, nanogpt, hf-gpt2, track3, or a JSON file with a map."""
+    plant: str | None = None
+    """Plant this fault of the catalogue in one side (--in)."""
+    into: Annotated[str | None, tyro.conf.arg(name="in")] = None
+    """The side that the fault is planted in: jaxrun or torchref."""
+    faults: bool = False
+    """Plant every fault in every backend (or that of --plant in that of --in) and print the matrix fault x level."""
+    repeat: int | None = None
+    """Compare so many times over seeds, recipes and precisions; none must fail."""
+    record: bool = False
+    """Record the errors of this code in float32 and bfloat16, for comparisons to be held against."""
+    keep_going: bool = False
+    """Judge the levels behind the first that fails too."""
+    json: Path | None = None
+    """Write the report as JSON."""
+    html: Path | None = None
+    """Write the report as a page that stands alone."""
+    device: Literal["cpu", "gpu", "auto"] = "cpu"
+    """What both compute on; recorded errors are a CPU's."""
+    data_dir: Path | None = None
+    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(lambda: compare(argv))
+
+
+def compare(argv: Sequence[str] | None) -> int:
+    """Reads the command line and does what it asks for."""
+    from parity.harness.options import command_line
+
+    options = command_line(Options, "python -m parity.compare", argv)
+    _check(options)
+    with tempfile.TemporaryDirectory(prefix="compare-") as folder:
+        if options.record:
+            return _record(options, Path(folder))
+        if options.faults:
+            return _matrix(options, Path(folder))
+        if options.repeat is not None:
+            return _repeat(options, Path(folder))
+        return _compare(options, Path(folder))
+
+
+def _check(options: Options) -> None:
+    from parity.compare.faults import fault_for
+
+    for name, least in (("steps", 1), ("seed", 0), ("repeat", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name}: expected {least} or more, found {value}: choose another")
+    if options.weights and not options.recipe:
+        raise InputError("--weights: expected --recipe with it, found none: name the recipe that the weights are of")
+    for path in (options.json, options.html):
+        if path and not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist: make it, or write elsewhere")
+    if options.plant is None:
+        if options.into and not options.faults:
+            raise InputError(f"--in {options.into}: expected --plant FAULT with it: name the fault, or leave it out")
+        return
+    fault = fault_for(options.plant)
+    sides = [options.a, options.b]
+    if not options.faults and options.into not in sides:
+        raise InputError(f"--plant {options.plant}: expected --in with the side to plant it in, found {options.into}; "
+                         f"{nearest(options.into or '', sides)}")
+    if options.into and options.into not in fault.backends:
+        raise InputError(f"--in {options.into}: {fault.name} can be planted in {' and '.join(fault.backends)}: choose one")
+    if options.scale != "tiny":
+        raise InputError(f"--plant {options.plant}: the catalogue is for --scale tiny, found {options.scale}: leave one of them out")
+    if options.recipe and options.recipe not in fault.recipes:
+        raise InputError(f"--plant {options.plant}: a fault of {' and '.join(fault.recipes)}, found --recipe {options.recipe} "
+                         f"({fault.only}): leave --recipe out")
+
+
+def _recipes(options: Options) -> list[str]:
+    from parity.compare.faults import fault_for
+    from parity.recipe import RECIPES
+
+    if options.recipe:
+        return [options.recipe]
+    return [name for name in RECIPES if options.plant is None or name in fault_for(options.plant).recipes]
+
+
+def _case(options: Options, recipe: str, folder: Path, dtype: str | None = None, seed: int | None = None) -> "Case":
+    from parity.compare.case import Case, compared_recipe, track_of
+    from parity.compare.names import read_weights
+    from parity.data.progress import Progress
+    from parity.data.slices import prepare
+
+    made = compared_recipe(recipe, options.scale, dtype or options.dtype)
+    if options.steps > made.steps:
+        raise InputError(f"--steps {options.steps}: expected at most {made.steps}, the plan of {recipe} at {options.scale}")
+    track = track_of(options.scale)
+    needed = sum(segment.steps * segment.tokens for segment in made.plan) + 1
+    slice_ = prepare(track.slice, options.data_dir, train_tokens=needed, progress=Progress())
+    weights = read_weights(options.weights, made, options.names) if options.weights else None
+    return Case(made, track, slice_, folder, options.seed if seed is None else seed, options.steps, weights, weights)
+
+
+def _sides(options: Options) -> "list[Side]":
+    from parity.compare.faults import fault_for
+    from parity.compare.side import Side
+
+    fault = fault_for(options.plant) if options.plant else None
+    planted = options.a if options.into == options.a else options.b  # in a where both are the same
+    found = []
+    for i, spec in enumerate((options.a, options.b)):
+        here = fault is not None and spec == planted and not (i == 1 and options.a == options.b)
+        found.append(Side(spec, fault if here else None, options.device))
+    return found
+
+
+def _judged(options: Options, case: "Case", sides: "list[Side]", truth: "Side") -> "list[Result]":
+    from parity.compare import narrow
+    from parity.compare.runner import Comparison, chosen_levels
+
+    levels = chosen_levels(options.levels)
+    precision, recorded = case.recipe.precision, None
+    if precision != "float64":
+        recorded = narrow.recorded_errors(case.recipe.name, options.scale, precision)
+        if recorded is None and any(level.numeric for level in levels):
+            raise InputError(f"--dtype {precision}: no errors were recorded for {case.recipe.name} at {options.scale}: compare in "
+                             f"float64, or record them with --record --scale {options.scale}")
+    return Comparison(*sides, case, levels, recorded, options.keep_going, truth=truth).run()
+
+
+def _compare(options: Options, folder: Path) -> int:
+    from parity.compare import html, report
+    from parity.compare.side import Side
+
+    reports: dict[str, Any] = {}
+    code = 0
+    for recipe in _recipes(options):
+        sides = _sides(options)
+        results = _judged(options, _case(options, recipe, folder), sides, Side("torchref"))
+        planted = f", {options.plant} planted in {options.into}" if options.plant else ""
+        title = f"{recipe} at {options.scale} in {options.dtype}: a = {sides[0].name}, b = {sides[1].name}{planted}"
+        print(report.text(title, results) + "\n", flush=True)
+        reports[recipe] = {"title": title, "results": results}
+        code = max(code, _code(results), key=(0, 2, 1).index)
+    if options.json:
+        _write(options.json, report.to_json({"options": _plain(options), "exit_code": code, "recipes": reports}))
+    if options.html:
+        _write(options.html, html.page(reports))
+    return code
+
+
+def _code(results: "list[Result]") -> int:
+    statuses = {result.status for result in results}
+    return 1 if "fails" in statuses else 2 if "not judged" in statuses else 0
+
+
+def _matrix(options: Options, folder: Path) -> int:
+    from parity.compare import html, report
+    from parity.compare.faults import FAULTS, fault_for
+    from parity.compare.matrix import PAIR, matrix
+
+    if options.dtype != "float64" or options.scale != "tiny":
+        raise InputError("--faults: the matrix is made at --scale tiny in --dtype float64: leave both options out")
+    faults = [fault_for(options.plant)] if options.plant else list(FAULTS.values())
+    backends = [options.into] if options.into else list(PAIR)
+    cases = [_case(options, recipe, folder) for recipe in _recipes(options)]
+
+    def say(caught) -> None:
+        where = f"{caught.level}: {caught.place}" if caught.level else "missed"
+        print(f"{caught.fault} in {caught.backend}, {caught.recipe}: {where}", file=sys.stderr, flush=True)
+
+    found = matrix(cases, faults, backends, say)
+    print(report.matrix_text(found))
+    if options.json:
+        _write(options.json, report.to_json({"options": _plain(options), "caught": found}))
+    if options.html:
+        _write(options.html, html.matrix_page(found))
+    return 0 if all(caught.right for caught in found) else 1
+
+
+def _repeat(options: Options, folder: Path) -> int:
+    from parity.compare.side import Side
+
+    recipes, failed = _recipes(options), 0
+    pairs = [(recipe, dtype) for dtype in DTYPES for recipe in recipes]
+    truth = Side("torchref")
+    for recipe, dtype in pairs:  # all seeds of a pair together: its programs are compiled once
+        sides, written = _sides(options), {}
+        for i in range(pairs.index((recipe, dtype)), options.repeat, len(pairs)):
+            case = dataclasses.replace(_case(options, recipe, folder, dtype, options.seed + i), written=written)
+            results = _judged(options, case, sides, truth)
+            code = _code(results)
+            failed += code != 0
+            worst = max((line.ratio for r in results for line in r.lines if line.allowed and "Holm" not in line.basis), default=0.0)
+            finding = next((f"{r.finding.level}, {r.finding.line}: {r.finding.place}, {r.finding.says}" for r in results if r.finding), "")
+            print(f"{i + 1:>4}  {recipe:8} {dtype:9} seed {case.seed:<4} {('holds', 'FAILS', 'not judged')[code]}  "
+                  f"largest part of an allowance {worst:.2g}  {finding}", flush=True)
+    print(f"{options.repeat} comparisons, {failed} false alarms")
+    return 1 if failed else 0
+
+
+def _record(options: Options, folder: Path) -> int:
+    from parity.compare.recording import record
+
+    names = _recipes(options)
+    path = record(_case(options, names[0], folder), options.scale, names, lambda line: print(line, flush=True))
+    print(f"wrote {path}")
+    return 0
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(options).items()}
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): write elsewhere") from error

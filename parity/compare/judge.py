@@ -1,0 +1,164 @@
+"""Judges what was seen of two sides: facts and bytes exactly, float64 by derived bounds, float32 by recorded errors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.compare.observation import Difference, Finding, Line, Result, Seen, difference, error, ratio
+
+FACTOR = 4.0  # how much larger an error may be than the recorded one, and than the other side's
+EXACT = "equal to the last bit"
+
+
+@dataclass(frozen=True)
+class Names:
+    """How the sides are called; `strict`: each must show all that the other shows (both are backends); `alone`: each must
+    also be what is expected of it alone; `b_is_reference`: places come in its order."""
+
+    a: str
+    b: str
+    strict: bool = True
+    alone: bool = True
+    b_is_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison at one place."""
+
+    found: float
+    allowed: float
+    basis: str
+    says: str
+    difference: Difference | None = None
+
+    @property
+    def holds(self) -> bool:
+        return not self.found > self.allowed
+
+
+def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, truth: list[Seen] | None = None,
+          recorded: dict[str, float] | None = None) -> Result:  # fmt: skip
+    """The result of a level: its lines, and the first place that fails.
+
+    In float64 `truth` is None and bounds hold; in float32 `truth` is the float64 twin's, `recorded` the errors by line.
+    """
+    result, lines = Result(level, "holds"), {}
+    exact = {seen.key: seen for seen in truth or []}
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for seen, other in _paired(a, b, names):
+        name = (seen or other).line
+        line = lines.setdefault(name, Line(name))
+        line.places += 1
+        if seen is None or other is None:
+            checks = iter([Check(1.0, 0.0, "both sides have it", f"only {names.b if seen is None else names.a} has it")])
+        elif truth is not None and _numeric(seen):
+            checks = _against_truth(seen, other, exact[seen.key], names, dtype, (recorded or {}).get(f"{level}/{seen.line}"), errors)
+        else:
+            checks = _checks(seen, other, names, dtype)
+        for check in checks:
+            _enter(result, line, seen or other, check)
+    for name, pairs in errors.items():
+        _enter(result, lines[name], Seen(name, "all places together", None), _balance(pairs, names))
+    result.lines = list(lines.values())
+    return result
+
+
+def _paired(a: list[Seen], b: list[Seen], names: Names) -> Iterator[tuple[Seen | None, Seen | None]]:
+    """What both sides show, in a's order or, where b is the reference, in b's; what only one shows if both must."""
+    of_a, of_b = {seen.key: seen for seen in a}, {seen.key: seen for seen in b}
+    first, second = (of_b, of_a) if names.b_is_reference else (of_a, of_b)
+    for key in [*first, *(key for key in second if key not in first)]:
+        if names.strict or (key in of_a and key in of_b):
+            yield of_a.get(key), of_b.get(key)
+
+
+def _numeric(seen: Seen) -> bool:
+    return seen.bound is not None
+
+
+def _enter(result: Result, line: Line, seen: Seen, check: Check) -> None:
+    used = ratio(check.found, check.allowed)
+    result.heat[seen.place] = max(used, result.heat.get(seen.place, 0.0))
+    if not line.worst or used > line.ratio:
+        line.worst, line.found, line.allowed, line.basis = seen.place, check.found, check.allowed, check.basis
+    line.holds &= check.holds
+    if not check.holds and result.finding is None:
+        where = ""
+        if check.difference and check.difference.index:
+            axes = seen.axes or tuple(f"axis {i}" for i in range(len(check.difference.index)))
+            where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, check.difference.index))
+        result.status = "fails"
+        result.finding = Finding(result.level, seen.line, seen.place, check.found, check.allowed, check.basis, check.says,
+                                 where, check.difference, seen.note)  # fmt: skip
+
+
+def _checks(seen: Seen, other: Seen, names: Names, dtype: str) -> Iterator[Check]:
+    """a against b, and each against what it must be by itself."""
+    if isinstance(seen.value, str):
+        same = seen.value == other.value
+        yield Check(float(not same), 0.0, EXACT, f"{names.a} has {_short(seen.value)}, {names.b} {_short(other.value)}")
+        for name, value, expected in ((names.a, seen.value, seen.expected), (names.b, other.value, other.expected)):
+            if names.alone and expected is not None:
+                yield Check(float(value != expected), 0.0, "expected by the recipe",
+                            f"{name} has {_short(value)}, expected {_short(expected)}")
+        return
+    if seen.bound is not None or seen.expected is None:  # else it is a matter of each side alone
+        yield _compared(seen.value, other.value, seen, names.a, names.b, dtype)
+    for name, x in ((names.a, seen), (names.b, other)):
+        if names.alone and x.expected is not None:
+            yield _compared(x.value, x.expected, x, name, "expected", dtype)
+
+
+def _compared(x: np.ndarray, y: np.ndarray, seen: Seen, first: str, second: str, dtype: str) -> Check:
+    if x.shape != y.shape or (seen.bound is None and x.dtype != y.dtype):
+        return Check(1.0, 0.0, "equal shape and type", f"{first} has {x.dtype} {x.shape}, {second} {y.dtype} {y.shape}")
+    if seen.bound is None and x.tobytes() == y.tobytes():
+        return Check(0.0, 0.0, EXACT, "")
+    apart = difference(x, y, seen.scale, dtype)
+    says = f"{first} {apart.values[0]:.10g}, {second} {apart.values[1]:.10g}"
+    if seen.bound is None:
+        return Check(apart.found or 1.0, 0.0, EXACT, says, apart)
+    index = _first(x, y, seen)
+    if index is not None and index != apart.index:  # of a series the first place counts, not the worst
+        value = float(x[index]), float(y[index])
+        apart = Difference(apart.found, apart.ulps, index, value, apart.cosine, apart.norms)
+        says = f"{first} {value[0]:.10g}, {second} {value[1]:.10g}"
+    return Check(apart.found, seen.bound.allowed, seen.bound.basis, says, apart)
+
+
+def _first(x: np.ndarray, y: np.ndarray, seen: Seen) -> tuple[int, ...] | None:
+    """The first step of a series that is beyond its bound."""
+    if seen.axes != ("step",):
+        return None
+    beyond = np.flatnonzero(np.abs(x - y) > seen.bound.allowed * np.abs(y).max())
+    return (int(beyond[0]),) if len(beyond) else None
+
+
+def _against_truth(seen: Seen, other: Seen, exact: Seen, names: Names, dtype: str, recorded: float | None,
+                   errors: dict[str, list[tuple[float, float]]]) -> Iterator[Check]:
+    """Each side's error against the float64 twin, by what was recorded for this line."""
+    if seen.value.shape != other.value.shape:
+        yield _compared(seen.value, other.value, seen, names.a, names.b, dtype)
+        return
+    pair = error(seen.value, exact.value, seen.scale), error(other.value, exact.value, other.scale)
+    if not seen.single:
+        errors.setdefault(seen.line, []).append(pair)
+    for name, x, found in ((names.a, seen, pair[0]), (names.b, other, pair[1])):
+        allowed = FACTOR * recorded if recorded is not None else 0.0
+        apart = difference(x.value, exact.value, x.scale, dtype)
+        yield Check(found, allowed, f"{FACTOR:g} x the recorded error" if recorded is not None else "no error was recorded",
+                    f"{name} {apart.values[0]:.8g}, float64 {apart.values[1]:.8g}", apart)
+
+
+def _balance(pairs: list[tuple[float, float]], names: Names) -> Check:
+    """The two sides' errors over a line must be alike: within the factor of each other."""
+    rms = [float(np.sqrt(np.mean(np.square(x)))) for x in zip(*pairs)]
+    larger, smaller = max(rms), min(rms)
+    return Check(larger / smaller if smaller else (FACTOR * 2 if larger else 1.0), FACTOR, "errors of both sides alike",
+                 f"error of {names.a} {rms[0]:.2e}, of {names.b} {rms[1]:.2e}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 48 else text[:45] + "..."

@@ -1,0 +1,60 @@
+"""Records the errors of unplanted code in float32 and bfloat16, which comparisons in these precisions are held against."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from parity.compare import narrow
+from parity.compare.case import Case, compared_recipe
+from parity.compare.levels import LEVELS, Level
+from parity.compare.runner import Comparison, observe
+from parity.compare.side import Side
+
+SEEDS = 8  # in float32: the largest error of them is recorded
+DRAWS = 16  # in bfloat16: all of them are
+BACKENDS = ("jaxrun", "torchref")
+
+
+def record(base: Case, scale: str, recipes: list[str], say: Callable[[str], None]) -> Path:
+    """Writes the errors of both backends for the recipes at a scale over what recorded.json says of them."""
+    path = narrow.recorded_file()
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for name in recipes:
+        for precision, measure in (("float32", _float32), ("bfloat16", _bfloat16)):
+            say(f"recording {name} at {scale} in {precision}")
+            case = dataclasses.replace(base, recipe=compared_recipe(name, scale, precision), written={})
+            kept[f"{name}/{scale}/{precision}"] = measure(case)
+    path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def _numeric() -> list[Level]:
+    return [level for level in LEVELS.values() if level.numeric]
+
+
+def _float32(case: Case) -> dict[str, float]:
+    found: dict[str, float] = {}
+    sides, truth, written = [Side(backend) for backend in BACKENDS], Side("torchref"), {}
+    for seed in range(SEEDS):
+        one = dataclasses.replace(case, seed=1000 + seed, written=written)
+        comparison = Comparison(*sides, one, _numeric(), truth=truth)
+        comparison.write_runs()
+        for level in _numeric():
+            exact = observe(truth, level, one.exact, comparison.memo)
+            for side in sides:
+                seen = observe(side, level, one, comparison.memo)
+                for key, size in narrow.line_errors(level.name, seen, exact).items():
+                    found[key] = max(found.get(key, 0.0), float(f"{size:.3g}"))
+    return dict(sorted(found.items()))
+
+
+def _bfloat16(case: Case) -> dict[str, Any]:
+    found: list[dict[str, list[narrow.Size]]] = [{}, {}]
+    cases = [dataclasses.replace(case, seed=1000 + i, written={}) for i in range(DRAWS)]
+    comparison = Comparison(*(Side(backend) for backend in BACKENDS), case, _numeric(), truth=Side("torchref"))
+    for level in _numeric():
+        comparison.drawn(level, cases, found)
+    return {key: {backend: [[round(x, 4) for x in size] for size in sizes[key]] for backend, sizes in zip(BACKENDS, found)}
+            for key in sorted(found[0])}  # fmt: skip
