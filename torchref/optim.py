@@ -150,8 +150,9 @@ def rates(recipe: Recipe, group: str) -> np.ndarray:
 
 
 def global_norm(tensors: Tensors) -> torch.Tensor:
-    """L2 norm over all tensors together, in float32 or wider."""
-    return torch.linalg.vector_norm(torch.stack(list(_norms(tensors).values())))
+    """L2 norm over all tensors together, in float32 or wider; summed in float64, as PyTorch adds one by one."""
+    parts = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in tensors.values()]
+    return torch.linalg.vector_norm(torch.stack(parts)).to(wider(next(iter(tensors.values()))))
 
 
 def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:

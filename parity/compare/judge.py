@@ -1,6 +1,6 @@
 """Judges what was seen of two sides: facts and bytes exactly, float64 by derived bounds, float32 by recorded errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,11 @@ class Check:
 
 
 def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, truth: list[Seen] | None = None,
-          recorded: dict[str, float] | None = None) -> Result:  # fmt: skip
+          recorded: dict[str, dict[str, float]] | None = None) -> Result:  # fmt: skip
     """The result of a level: its lines, and the first place that fails.
 
-    In float64 `truth` is None and bounds hold; in float32 `truth` is the float64 twin's, `recorded` the errors by line.
+    In float64 `truth` is None and bounds hold; in float32 `truth` is the float64 twin's, and `recorded` has for every
+    "level/line" the `largest` error of a place and the usual error of each backend over the line.
     """
     result, lines = Result(level, "holds"), {}
     exact = {seen.key: seen for seen in truth or []}
@@ -54,13 +55,16 @@ def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, tr
         if seen is None or other is None:
             checks = iter([Check(1.0, 0.0, "both sides have it", f"only {names.b if seen is None else names.a} has it")])
         elif truth is not None and _numeric(seen):
-            checks = _against_truth(seen, other, exact[seen.key], names, dtype, (recorded or {}).get(f"{level}/{seen.line}"), errors)
+            checks = _against_truth(seen, other, exact[seen.key], names, dtype, (recorded or {}).get(f"{level}/{seen.line}", {}).get("largest"),
+                                    errors)
         else:
             checks = _checks(seen, other, names, dtype)
         for check in checks:
             _enter(result, line, seen or other, check)
     for name, pairs in errors.items():
-        _enter(result, lines[name], Seen(name, "all places together", None), _balance(pairs, names))
+        usual = (recorded or {}).get(f"{level}/{name}", {})
+        usual = usual.get(names.a, 1.0) / (usual.get(names.b, 1.0) or 1.0) if {names.a, names.b} <= usual.keys() else 1.0
+        _enter(result, lines[name], Seen(name, "all places together", None), _balance(pairs, names, usual or 1.0))
     result.lines = list(lines.values())
     return result
 
@@ -152,12 +156,20 @@ def _against_truth(seen: Seen, other: Seen, exact: Seen, names: Names, dtype: st
                     f"{name} {apart.values[0]:.8g}, float64 {apart.values[1]:.8g}", apart)
 
 
-def _balance(pairs: list[tuple[float, float]], names: Names) -> Check:
-    """The two sides' errors over a line must be alike: within the factor of each other."""
-    rms = [float(np.sqrt(np.mean(np.square(x)))) for x in zip(*pairs)]
-    larger, smaller = max(rms), min(rms)
-    return Check(larger / smaller if smaller else (FACTOR * 2 if larger else 1.0), FACTOR, "errors of both sides alike",
+def _balance(pairs: list[tuple[float, float]], names: Names, usual: float) -> Check:
+    """The two sides' errors over a line must be alike: within the factor of each other, beside what is usual for two
+    backends, whose libraries add in different orders."""
+    rms = [together(x) for x in zip(*pairs)]
+    shares = rms[0], rms[1] * usual
+    larger, smaller = max(shares), min(shares)
+    beside = f" beside the usual {usual:.2g}" if usual != 1 else ""
+    return Check(larger / smaller if smaller else (FACTOR * 2 if larger else 1.0), FACTOR, f"errors of both sides alike{beside}",
                  f"error of {names.a} {rms[0]:.2e}, of {names.b} {rms[1]:.2e}")
+
+
+def together(errors: Iterable[float]) -> float:
+    """Root mean square of the errors of a line's places."""
+    return float(np.sqrt(np.mean(np.square(list(errors)))))
 
 
 def _short(text: str) -> str:

@@ -144,7 +144,7 @@ def _by_name(side: Side, case: Case, found, what: str) -> dict[str, np.ndarray]:
 LEVELS = {level.name: level for level in (
     Level("data", "every batch and every rank's part", ("place",), data, numeric=False),
     Level("init", "canonical initial weights", ("init", "export"), init, numeric=False),
-    Level("forward", "activations in their order", ("load",), forward),
+    Level("forward", "activations in their order", ("load", "activations|log_probs"), forward),
     Level("loss", "losses of tokens and their reduction", ("load", "token_losses"), loss),
     Level("gradients", "gradients before and after clipping", ("load", "loss_and_grads"), gradients),
     Level("update", "the optimizer from equal gradients", ("load", "update", "export"), update),

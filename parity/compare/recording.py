@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from parity.compare import narrow
 from parity.compare.case import Case, compared_recipe
+from parity.compare.judge import together
 from parity.compare.levels import LEVELS, Level
 from parity.compare.runner import Comparison, observe
 from parity.compare.side import Side
@@ -34,8 +36,10 @@ def _numeric() -> list[Level]:
     return [level for level in LEVELS.values() if level.numeric]
 
 
-def _float32(case: Case) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _float32(case: Case) -> dict[str, dict[str, float]]:
+    """The largest error of a place over all seeds and backends, and each backend's median error over a line."""
+    largest: dict[str, float] = {}
+    usual: dict[str, dict[str, list[float]]] = {}
     sides, truth, written = [Side(backend) for backend in BACKENDS], Side("torchref"), {}
     for seed in range(SEEDS):
         one = dataclasses.replace(case, seed=1000 + seed, written=written)
@@ -44,10 +48,16 @@ def _float32(case: Case) -> dict[str, float]:
         for level in _numeric():
             exact = observe(truth, level, one.exact, comparison.memo)
             for side in sides:
-                seen = observe(side, level, one, comparison.memo)
-                for key, size in narrow.line_errors(level.name, seen, exact).items():
-                    found[key] = max(found.get(key, 0.0), float(f"{size:.3g}"))
-    return dict(sorted(found.items()))
+                for key, errors in narrow.line_errors(level.name, observe(side, level, one, comparison.memo), exact).items():
+                    largest[key] = max(largest.get(key, 0.0), *errors)
+                    usual.setdefault(key, {}).setdefault(side.name, []).append(together(errors))
+            comparison.memo.clear()
+    return {key: {"largest": _short(largest[key]), **{name: _short(statistics.median(x)) for name, x in usual[key].items()}}
+            for key in sorted(largest)}  # fmt: skip
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _bfloat16(case: Case) -> dict[str, Any]:

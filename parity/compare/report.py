@@ -17,7 +17,7 @@ MARKS = {"holds": "ok", "fails": "FAILS", "not judged": "not judged"}
 
 def text(title: str, results: Sequence[Result]) -> str:
     """One table: a row for each level, below it one for each of its lines; at the end the finding."""
-    rows = [title, f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  {'allowance from':26}".rstrip(), "-" * WIDTH]
+    rows = [title, f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from".rstrip(), "-" * WIDTH]
     for result in results:
         about = f"{NUMBERS[result.level]:>2} {result.level}: {MARKS[result.status]}"
         rows.append(_cut(f"{about}, {result.reason}" if result.reason else f"{about} ({result.seconds:.1f} s)", WIDTH))
@@ -31,7 +31,7 @@ def _row(line: Line) -> str:
     basis = "to the last bit" if line.basis == "equal to the last bit" else line.basis
     worst = line.worst if line.found or not line.holds else "-"
     return (f"{mark} {_cut(line.name, 21):21} {line.places:>4}  {_cut(worst, 27):27} {_number(line.found):>7} "
-            f"{_number(line.allowed):>7}  {_cut(basis, 26)}").rstrip()  # fmt: skip
+            f"{_number(line.allowed):>7}  {_cut(basis, 25)}").rstrip()  # fmt: skip
 
 
 def _finding(finding: Finding) -> list[str]:

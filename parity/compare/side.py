@@ -42,9 +42,10 @@ class Side:
         return self._programs[recipe]
 
     def lacks(self, recipe: Recipe, methods: tuple[str, ...]) -> str | None:
-        """The first of some methods that the program does not have."""
+        """The first of some methods that the program does not have; "x|y" stands for either of two."""
         program = self.program(recipe)
-        return next((name for name in methods if not callable(getattr(program, name, None))), None)
+        return next((names.replace("|", " or ") for names in methods
+                     if not any(callable(getattr(program, name, None)) for name in names.split("|"))), None)
 
     def place(self, recipe: Recipe, batch: tuple[np.ndarray, np.ndarray]) -> Any:
         """A batch for the program."""

@@ -81,17 +81,24 @@ def test_in_float32_an_error_may_be_four_times_the_recorded_one_and_no_more():
     truth = [seen(np.ones(1000))]
     noise = np.random.default_rng(0).standard_normal(1000)
     sides = [[seen(1 + size * noise)] for size in (1e-7, 3e-7, 5e-7)]
-    recorded = {"forward/line": 1e-7}
     rms = float(np.sqrt(np.mean(noise**2)))
-    recorded = {"forward/line": 1e-7 * rms}
+    recorded = {"forward/line": {"largest": 1e-7 * rms}}
     assert judge("forward", sides[1], sides[0], NAMES, "float32", truth, recorded).status == "holds"
     assert judge("forward", sides[2], sides[1], NAMES, "float32", truth, recorded).finding.says.startswith("a ")
 
 
 def test_in_float32_one_sides_error_may_not_be_more_than_four_times_the_others():
     truth, noise = [seen(np.ones(1000))], np.random.default_rng(0).standard_normal(1000)
-    result = judge("forward", [seen(1 + 3e-7 * noise)], [seen(1 + 0.5e-7 * noise)], NAMES, "float32", truth, {"forward/line": 1e-7})
+    result = judge("forward", [seen(1 + 3e-7 * noise)], [seen(1 + 0.5e-7 * noise)], NAMES, "float32", truth, {"forward/line": {"largest": 1e-7}})
     assert result.finding.basis == "errors of both sides alike" and result.finding.found == pytest.approx(6, rel=1e-3)
+
+
+def test_what_is_usual_between_two_backends_is_no_finding_in_float32():
+    truth, noise = [seen(np.ones(1000))], np.random.default_rng(0).standard_normal(1000)
+    a, b = [seen(1 + 3e-7 * noise)], [seen(1 + 0.5e-7 * noise)]
+    recorded = {"forward/line": {"largest": 1e-7, "a": 2e-7, "b": 1e-7}}
+    assert judge("forward", a, b, NAMES, "float32", truth, recorded).status == "holds"
+    assert judge("forward", b, a, NAMES, "float32", truth, recorded).finding.found == pytest.approx(12, rel=1e-3)
 
 
 def test_in_float32_without_a_recorded_error_nothing_holds():
