@@ -62,7 +62,7 @@ def differences(found: Figures, expected: Figures) -> list[str]:
         for name in sorted(new.keys() | old.keys()):
             if name not in new or name not in old:
                 lines.append(f"{kind} {name}: {'new' if name in new else 'gone'}")
-            elif abs(new[name] - old[name]) > TOLERANCE * scale:
+            elif not abs(new[name] - old[name]) <= TOLERANCE * scale:  # nan too
                 lines.append(f"{kind} {name}: was {old[name]!r}, is {new[name]!r}")
     return sorted(lines)
 

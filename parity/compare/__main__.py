@@ -1,6 +1,7 @@
 """The command `python -m parity.compare`."""
 
 import sys
+
 from parity.compare.command import main
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ def update(recipe: Recipe, steps: int = 1) -> Bound:
     return rounding(norm + 30 * steps)
 
 
-def updated(recipe: Recipe, steps: int) -> Bound:
-    """Weights after so many updates from equal gradients."""
-    if not hasattr(recipe, "newton_schulz"):
+def updated(recipe: Recipe, steps: int, group: str) -> Bound:
+    """Weights of an optimizer group after so many updates from equal gradients."""
+    if group != "matrix":
         return update(recipe, steps)
     count = recipe.newton_schulz_steps
     turned = orthogonalization(recipe, count)

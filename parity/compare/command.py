@@ -87,9 +87,21 @@ def compare(argv: Sequence[str] | None) -> int:
         return _compare(options, Path(folder))
 
 
+COMMON = {"recipe", "scale", "seed", "data_dir", "device"}
+MODES = {  # what each of these has a use for
+    "faults": COMMON | {"plant", "into", "json", "html"}, "repeat": COMMON | {"a", "b", "levels", "steps", "plant", "into"},
+    "record": {"recipe", "scale", "data_dir"},
+}  # fmt: skip
+
+
 def _check(options: Options) -> None:
     from parity.compare.faults import fault_for
+    from parity.compare.runner import chosen_levels
 
+    _check_modes(options)
+    levels = chosen_levels(options.levels)
+    if options.dtype != "float64" and any(level.numeric for level in levels):
+        _check_recorded(options)
     for name, least in (("steps", 1), ("seed", 0), ("repeat", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -115,6 +127,32 @@ def _check(options: Options) -> None:
     if options.recipe and options.recipe not in fault.recipes:
         raise InputError(f"--plant {options.plant}: a fault of {' and '.join(fault.recipes)}, found --recipe {options.recipe} "
                          f"({fault.only}): leave --recipe out")
+
+
+def _check_modes(options: Options) -> None:
+    """An option that what was asked for has no use for is not ignored in silence."""
+    changed = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
+    for mode, useful in MODES.items():
+        if mode in changed and (idle := sorted(changed - useful - {mode})):
+            name = {"into": "in"}.get(idle[0], idle[0].replace("_", "-"))
+            raise InputError(f"--{name}: --{mode} has no use for it: leave one of the two out")
+    if "names" in changed and "weights" not in changed:
+        raise InputError(f"--names {options.names}: expected --weights FILE with it: say which weights have these names")
+
+
+def _check_recorded(options: Options) -> None:
+    """Errors are recorded for one kind of comparison, and others cannot be held against them."""
+    from parity.compare import narrow
+
+    for recipe in _recipes(options):
+        if narrow.recorded_errors(recipe, options.scale, options.dtype) is None:
+            raise InputError(f"--dtype {options.dtype}: no errors were recorded for {recipe} at {options.scale}: compare in float64, "
+                             f"or record them with --record --scale {options.scale}")
+    for name in ("steps", "weights", "device"):
+        value = getattr(options, name)
+        if value != getattr(Options, name):
+            raise InputError(f"--{name} {value}: errors in {options.dtype} are recorded for {getattr(Options, name)}: leave it out, "
+                             "or compare in float64")
 
 
 def _recipes(options: Options) -> list[str]:
@@ -147,26 +185,18 @@ def _sides(options: Options) -> "list[Side]":
     from parity.compare.side import Side
 
     fault = fault_for(options.plant) if options.plant else None
-    planted = options.a if options.into == options.a else options.b  # in a where both are the same
-    found = []
-    for i, spec in enumerate((options.a, options.b)):
-        here = fault is not None and spec == planted and not (i == 1 and options.a == options.b)
-        found.append(Side(spec, fault if here else None, options.device))
-    return found
+    planted = 0 if options.into == options.a else 1  # in a where both are the same
+    return [Side(spec, fault if i == planted else None, options.device) for i, spec in enumerate((options.a, options.b))]
 
 
 def _judged(options: Options, case: "Case", sides: "list[Side]", truth: "Side") -> "list[Result]":
     from parity.compare import narrow
     from parity.compare.runner import Comparison, chosen_levels
 
-    levels = chosen_levels(options.levels)
     precision, recorded = case.recipe.precision, None
     if precision != "float64":
         recorded = narrow.recorded_errors(case.recipe.name, options.scale, precision)
-        if recorded is None and any(level.numeric for level in levels):
-            raise InputError(f"--dtype {precision}: no errors were recorded for {case.recipe.name} at {options.scale}: compare in "
-                             f"float64, or record them with --record --scale {options.scale}")
-    return Comparison(*sides, case, levels, recorded, options.keep_going, truth=truth).run()
+    return Comparison(*sides, case, chosen_levels(options.levels), recorded, options.keep_going, truth=truth).run()
 
 
 def _compare(options: Options, folder: Path) -> int:
@@ -174,10 +204,17 @@ def _compare(options: Options, folder: Path) -> int:
     from parity.compare.side import Side
 
     reports: dict[str, Any] = {}
-    code = 0
+    code, complaints = 0, set()
     for recipe in _recipes(options):
         sides = _sides(options)
-        results = _judged(options, _case(options, recipe, folder), sides, Side("torchref"))
+        try:
+            results = _judged(options, _case(options, recipe, folder), sides, Side("torchref", device=options.device))
+        except InputError as error:  # what was found of another recipe is reported all the same
+            if str(error) not in complaints:
+                print(f"error: {error}", file=sys.stderr)
+            complaints.add(str(error))
+            code = max(code, 2, key=(0, 2, 1).index)
+            continue
         planted = f", {options.plant} planted in {options.into}" if options.plant else ""
         title = f"{recipe} at {options.scale} in {options.dtype}: a = {sides[0].name}, b = {sides[1].name}{planted}"
         print(report.text(title, results) + "\n", flush=True)
@@ -200,8 +237,8 @@ def _matrix(options: Options, folder: Path) -> int:
     from parity.compare.faults import FAULTS, fault_for
     from parity.compare.matrix import PAIR, matrix
 
-    if options.dtype != "float64" or options.scale != "tiny":
-        raise InputError("--faults: the matrix is made at --scale tiny in --dtype float64: leave both options out")
+    if options.scale != "tiny":
+        raise InputError(f"--faults: the matrix is made at --scale tiny, found {options.scale}: leave it out")
     faults = [fault_for(options.plant)] if options.plant else list(FAULTS.values())
     backends = [options.into] if options.into else list(PAIR)
     cases = [_case(options, recipe, folder) for recipe in _recipes(options)]

@@ -23,9 +23,10 @@ def diagnosed(a: Side, b: Side, case: Case, level, finding: Finding, seen_a: lis
     known = [fault for fault in FAULTS.values() if fault.level == level.name and case.recipe.name in fault.recipes]
     here = [fault for fault in known if matches(fault, finding)]
     perhaps = tuple(f"perhaps: {fault.says}" for fault in here[:3])
-    if case.recipe.precision != "float64" or level.name in NOT_TRIED or not importlib.util.find_spec("torch"):
+    tiny = case.track.scale == "tiny"  # the catalogue's scale
+    if case.recipe.precision != "float64" or level.name in NOT_TRIED or not tiny or not importlib.util.find_spec("torch"):
         return dataclasses.replace(finding, reasons=perhaps)
-    reference = next((side for side in (b, a) if side.backend == REFERENCE and not side.fault), None) or Side(REFERENCE)
+    reference = next((side for side in (b, a) if side.backend == REFERENCE and not side.fault), None) or Side(REFERENCE, device=a.device)
     plain = _seen(reference, level, case, memo)
     suspect, seen = next(((side, seen) for side, seen in ((a, seen_a), (b, seen_b)) if side is not reference
                           and first_difference(level.name, seen, plain, side) < math.inf), (None, None))  # fmt: skip
@@ -34,8 +35,7 @@ def diagnosed(a: Side, b: Side, case: Case, level, finding: Finding, seen_a: lis
     who = f"{suspect.name} departs from {REFERENCE}" if suspect.name != REFERENCE else f"this {REFERENCE} departs from a plain one"
     parting = first_difference(level.name, seen, plain, suspect)
     for candidates in (here, [fault for fault in known if fault not in here]):
-        reached = {fault: first_difference(level.name, seen, _seen(Side(REFERENCE, fault), level, case, memo), suspect)
-                   for fault in candidates if REFERENCE in fault.backends}  # fmt: skip
+        reached = {fault: _reached(fault, suspect, seen, level, case, memo) for fault in candidates if REFERENCE in fault.backends}
         furthest = max(reached.values(), default=0)
         if furthest > parting:
             next_place = f" as far as {plain[int(furthest)].place}" if furthest < len(plain) else ""
@@ -55,6 +55,15 @@ def first_difference(level: str, seen: list[Seen], other: list[Seen], side: Side
     keys = [one.key for one in other]
     key = finding.line, finding.place
     return keys.index(key) if key in keys else -1
+
+
+def _reached(fault: Fault, suspect: Side, seen: list[Seen], level, case: Case, memo: dict) -> float:
+    """Where the suspect parts from the reference with a fault; -1 for a fault that cannot be planted here."""
+    try:
+        planted = _seen(Side(REFERENCE, fault, suspect.device), level, case, memo)
+    except Exception:  # noqa: BLE001 - whatever a mistake leads to, there is a finding to be reported
+        return -1
+    return first_difference(level.name, seen, planted, suspect)
 
 
 def _alone(level: str, seen: list[Seen]) -> set[tuple[str, str]]:

@@ -96,7 +96,7 @@ def _interleaved(original):
 DATA = [
     Fault("data-shifted", "batches begin one token late", "data", "train: step 0", patches=_one(
         STREAM, "_window", lambda original: lambda shards, span, start, stop: original(shards, span, start + 1, stop + 1))),
-    Fault("data-shard-end", "a shard ends where p + n + 1 > its length, not >=", "data", "across shard ends: batch *",
+    Fault("data-shard-end", "a shard ends where p + n + 1 > its length, not >=", "data", "across shard ends: *",
           patches=_shards(1)),
     Fault("data-last-batch-dropped", "the last batch of every shard is dropped", "data", "train: step 28",
           patches=_one(STREAM, "_blocks", _dropped_batches)),
@@ -106,7 +106,7 @@ DATA = [
           patches=_one(STREAM, "Reader._load", _interleaved)),
     Fault("data-resume-from-start", "a resumed run reads the data from the beginning", "data", "resumed in the middle: step 30",
           patches=_one(STREAM, "spans_there", lambda original: lambda lengths, plan, start_step=0: original(lengths, plan))),
-    Fault("data-val-late", "the val tokens begin one row late", "data", "val: batch 0", patches=_one(
+    Fault("data-val-late", "the val tokens begin one row late", "data", "val: step 0", patches=_one(
         STREAM, "eval_spans", lambda original: lambda start, tokens, batch, seq_len: original(start + seq_len, tokens, batch, seq_len))),
     Fault("data-targets-are-inputs", "targets are the inputs themselves, not the next tokens", "data", "train: step 0",
           patches=_one(STREAM, "_rows", lambda original: lambda window, seq_len: (original(window, seq_len)[0],) * 2)),
@@ -129,8 +129,8 @@ INIT = [
         "parity.weights", "initial_weights", lambda original: lambda recipe, seed: original(recipe, seed + 1))),
     Fault("init-exported-in-bfloat16", "exported weights have been rounded to bfloat16", "init", "bytes: embed.weight",
           patches=_program("export-bfloat16")),
-    Fault("init-head-not-transposed", "square matrices are exported transposed", "init", "bytes: blocks.0.attn.*|bytes: positions.weight",
-          patches=_program("export-transposed"), recipes=("nanogpt", "muon")),
+    Fault("init-squares-transposed", "square matrices are exported transposed", "init", "bytes: blocks.0.attn.*|bytes: positions.weight",
+          patches=_program("export-transposed")),
 ]
 
 

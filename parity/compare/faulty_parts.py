@@ -20,11 +20,6 @@ def forward_of(backend: str, kind: str, change: Change) -> Patch:
     return Patch("model", f"{kind}.{'__call__' if backend == 'jaxrun' else 'forward'}", change)
 
 
-def norm_of(recipe_name: str) -> str:
-    """The class of norms of a recipe."""
-    return "LayerNorm" if recipe_name == "nanogpt" else "RMSNorm"
-
-
 def norm(centred: bool, axis: int = -1, unbiased: bool = False, constant: bool = False, gain: bool = True,
          bias: bool = True) -> Change:  # fmt: skip
     """A norm from its formula."""

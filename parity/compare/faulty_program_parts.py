@@ -113,9 +113,9 @@ def _clip(factor) -> dict[str, list[Patch]]:
             "torchref": [Patch("optim", "clip_by_global_norm", _torch_clip(factor))]}
 
 
-def _jax_late(backend: str = "jaxrun") -> list[Patch]:
-    return [Patch("optim", "adamw", lambda original: faulty_adamw(backend, "late_rate")),
-            Patch("optim", "muon", lambda original: faulty_muon(backend, "late_rate"))]
+def _jax_late() -> list[Patch]:
+    return [Patch("optim", "adamw", lambda original: faulty_adamw("jaxrun", "late_rate")),
+            Patch("optim", "muon", lambda original: faulty_muon("jaxrun", "late_rate"))]
 
 
 def _torch_late(original):

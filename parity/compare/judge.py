@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.compare.observation import Difference, Finding, Line, Result, Seen, difference, error, ratio
+from parity.program import BACKENDS
 
 FACTOR = 4.0  # how much larger an error may be than the recorded one, and than the other side's
 EXACT = "equal to the last bit"
@@ -35,7 +36,7 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        return not self.found > self.allowed
+        return self.found <= self.allowed  # false for nan
 
 
 def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, truth: list[Seen] | None = None,
@@ -48,24 +49,41 @@ def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, tr
     result, lines = Result(level, "holds"), {}
     exact = {seen.key: seen for seen in truth or []}
     errors: dict[str, list[tuple[float, float]]] = {}
+    both: set[tuple[str, str]] = set()
     for seen, other in _paired(a, b, names):
         name = (seen or other).line
         line = lines.setdefault(name, Line(name))
         line.places += 1
+        both.add((seen or other).key)
         if seen is None or other is None:
             checks = iter([Check(1.0, 0.0, "both sides have it", f"only {names.b if seen is None else names.a} has it")])
+        elif truth is not None and _numeric(seen) and seen.key not in exact:
+            continue
         elif truth is not None and _numeric(seen):
-            checks = _against_truth(seen, other, exact[seen.key], names, dtype, (recorded or {}).get(f"{level}/{seen.line}", {}).get("largest"),
-                                    errors)
+            largest = (recorded or {}).get(f"{level}/{seen.line}", {}).get("largest")
+            checks = _against_truth(seen, other, exact[seen.key], names, dtype, largest, errors)
         else:
             checks = _checks(seen, other, names, dtype)
         for check in checks:
             _enter(result, line, seen or other, check)
     for name, pairs in errors.items():
-        usual = (recorded or {}).get(f"{level}/{name}", {})
-        usual = usual.get(names.a, 1.0) / (usual.get(names.b, 1.0) or 1.0) if {names.a, names.b} <= usual.keys() else 1.0
-        _enter(result, lines[name], Seen(name, "all places together", None), _balance(pairs, names, usual or 1.0))
+        check = _balance(pairs, names, *_usual((recorded or {}).get(f"{level}/{name}", {}), names))
+        _enter(result, lines[name], Seen(name, "all places together", None), check)
     result.lines = list(lines.values())
+    return _shown(result, a, b, both, names)
+
+
+def _shown(result: Result, a: list[Seen], b: list[Seen], both: set[tuple[str, str]], names: Names) -> Result:
+    """Says what only one of the sides shows; where they have nothing in common nothing was judged."""
+    if names.strict or not (a or b):
+        return result
+    if not both:
+        result.status, result.reason = "not judged", f"{names.a} and {names.b} have no place in common"
+        return result
+    left_out = [f"{len(keys)} places of {name}" for name, keys in ((n, {x.key for x in side} - both) for n, side in
+                ((names.a, a), (names.b, b))) if keys]
+    if left_out and result.status == "holds":
+        result.reason = f"{len(both)} places in common; left out {' and '.join(left_out)}"
     return result
 
 
@@ -143,7 +161,7 @@ def _first(x: np.ndarray, y: np.ndarray, seen: Seen) -> tuple[int, ...] | None:
 def _against_truth(seen: Seen, other: Seen, exact: Seen, names: Names, dtype: str, recorded: float | None,
                    errors: dict[str, list[tuple[float, float]]]) -> Iterator[Check]:
     """Each side's error against the float64 twin, by what was recorded for this line."""
-    if seen.value.shape != other.value.shape:
+    if seen.value.shape != other.value.shape or seen.value.shape != exact.value.shape:
         yield _compared(seen.value, other.value, seen, names.a, names.b, dtype)
         return
     pair = error(seen.value, exact.value, seen.scale), error(other.value, exact.value, other.scale)
@@ -156,15 +174,25 @@ def _against_truth(seen: Seen, other: Seen, exact: Seen, names: Names, dtype: st
                     f"{name} {apart.values[0]:.8g}, float64 {apart.values[1]:.8g}", apart)
 
 
-def _balance(pairs: list[tuple[float, float]], names: Names, usual: float) -> Check:
+def _balance(pairs: list[tuple[float, float]], names: Names, usual: float, allowed: float) -> Check:
     """The two sides' errors over a line must be alike: within the factor of each other, beside what is usual for two
     backends, whose libraries add in different orders."""
     rms = [together(x) for x in zip(*pairs)]
     shares = rms[0], rms[1] * usual
     larger, smaller = max(shares), min(shares)
     beside = f" beside the usual {usual:.2g}" if usual != 1 else ""
-    return Check(larger / smaller if smaller else (FACTOR * 2 if larger else 1.0), FACTOR, f"errors of both sides alike{beside}",
+    return Check(larger / smaller if smaller else (2 * allowed if larger else 1.0), allowed, f"errors of both sides alike{beside}",
                  f"error of {names.a} {rms[0]:.2e}, of {names.b} {rms[1]:.2e}")
+
+
+def _usual(recorded: dict[str, float], names: Names) -> tuple[float, float]:
+    """The ratio of errors that is usual between two backends, and the factor allowed beside it; for other programs, of
+    which nothing is recorded, 1, and a factor that is as much wider as the two backends' errors differ."""
+    known = [recorded.get(name) for name in (names.a, names.b)]
+    if all(known):
+        return known[0] / known[1], FACTOR
+    backends = [recorded.get(name) for name in BACKENDS]
+    return 1.0, FACTOR * (max(backends) / min(backends) if all(backends) else 1.0)
 
 
 def together(errors: Iterable[float]) -> float:

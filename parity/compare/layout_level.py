@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from parity.compare import bounds
 from parity.compare.case import Case
 from parity.compare.observation import Seen
 from parity.compare.side import Side
-from parity.errors import InputError
 from parity.recipe import from_fields, to_fields
 
 COUNTS = (1, 2, 4, 8)
@@ -32,8 +32,6 @@ TIMEOUT_S = 600
 
 def layout(side: Side, case: Case) -> Iterator[Seen]:
     """Losses, gradient norms and weights of some steps in every layout, each held against one device."""
-    if side.backend is None:
-        raise InputError(f"{side.spec}: the level layout is for jaxrun and torchref: leave it out of --levels")
     recipe = case.recipe
     counts = [n for n in COUNTS if (recipe.batch_tokens // recipe.context) % n == 0]
     folder = Path(tempfile.mkdtemp(dir=case.folder))
@@ -76,23 +74,34 @@ def _processes(task: dict[str, Any], count: int) -> dict[str, np.ndarray]:
     return _read(task, f"{count} processes")
 
 
-def _start(task: dict[str, Any], env: dict[str, str]) -> subprocess.Popen:
+def _start(task: dict[str, Any], env: dict[str, str]) -> tuple[subprocess.Popen, IO[str]]:
+    """A process, and the file that its complaints go to."""
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process is waited for
     threads = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen([sys.executable, "-m", "parity.compare.layout_level", json.dumps(task)],
-                            env=os.environ | threads | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                            env=os.environ | threads | env, stdout=subprocess.DEVNULL, stderr=said), said
 
 
-def _finish(processes: list[subprocess.Popen]) -> None:
+def _finish(processes: list[tuple[subprocess.Popen, IO[str]]]) -> None:
+    """Waits for all; the first that fails ends the others, which would wait for it, and is the one to be quoted."""
+    end_s = time.monotonic() + TIMEOUT_S
     try:
-        errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in processes]
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"a process of the layout level did not end within {TIMEOUT_S} s") from error
+        while any(process.poll() is None for process, _ in processes):
+            failed = [said for process, said in processes if process.poll()]
+            if failed or time.monotonic() > end_s:
+                break
+            time.sleep(0.05)
+        for process, said in processes:
+            if process.poll() != 0:
+                said.seek(0)
+                reason = "did not end" if process.poll() is None else f"ended with {process.poll()}"
+                if process.poll() is not None or time.monotonic() > end_s:
+                    raise RuntimeError(f"a process of the layout level {reason}:\n{said.read()[-2000:]}")
     finally:
-        for process in processes:
+        for process, said in processes:
             process.kill()
-    for process, said in zip(processes, errors):
-        if process.returncode:
-            raise RuntimeError(f"a process of the layout level ended with {process.returncode}:\n{said[-2000:]}")
+            process.wait()
+            said.close()
 
 
 def _read(task: dict[str, Any], name: str) -> dict[str, np.ndarray]:

@@ -32,25 +32,22 @@ class Level:
 def init(side: Side, case: Case) -> Iterator[Seen]:
     """Canonical initial weights: names, shapes, dtypes, bytes."""
     program = side.program(case.recipe)
-    found = side.call(program.export, side.call(program.init, case.seed))
+    found = program.export(program.init(case.seed))
     table = case.recipe.parameters()
     yield Seen("names", "all weights", " ".join(sorted(found)), expected=" ".join(sorted(table)))
     for name, parameter in table.items():
         if name in found:
-            w = np.asarray(found[name])
+            w = side.array(case.recipe, found[name], f"initial weight {name}")
             yield Seen("shapes", name, str(w.shape), expected=str(parameter.shape))
             yield Seen("dtypes", name, w.dtype.name)
             yield Seen("bytes", name, w, axes=("row", "column")[: w.ndim])
 
 
 def forward(side: Side, case: Case) -> Iterator[Seen]:
-    """Activations of every module in the order in which they are computed, or logits alone where a program has no more."""
+    """Activations of every module in the order in which they are computed."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state = side.call(program.load, case.start)
-    if side.lacks(recipe, ("activations",)):
-        found = {"log-probabilities": _log_probs(side, case, state)[0]}
-    else:
-        found = side.call(program.activations, state, side.place(recipe, case.batch))
+    state = program.load(case.start)
+    found = program.activations(state, side.place(recipe, case.batch))
     for path, value in found.items():
         if "int" in str(getattr(value, "dtype", "")):  # tokens and positions
             continue
@@ -65,7 +62,7 @@ AXES = {1: ("channel",), 2: ("position", "channel"), 3: ("row", "position", "cha
 
 
 def _line(path: str) -> str:
-    if path in ("logits", "log-probabilities"):
+    if path == "logits":
         return path
     inside = path.split(":")[0].split(".")
     return inside[2] if len(inside) > 2 and inside[2] in ("attn", "mlp") else "stream"
@@ -73,17 +70,20 @@ def _line(path: str) -> str:
 
 def _blocks(recipe, path: str) -> int:
     parts = path.split(":")[0].split(".")
-    return int(parts[1]) + 1 if parts[0] == "blocks" else 0 if parts[0] in ("embed", "positions", "norm_in") else recipe.layers
+    if parts[0] == "blocks" and len(parts) > 1 and parts[1].isdecimal():
+        return int(parts[1]) + 1
+    return 0 if parts[0] in ("embed", "positions", "norm_in") else recipe.layers
 
 
 def loss(side: Side, case: Case) -> Iterator[Seen]:
     """Losses of tokens, their reduction, what is left to rows of padding, log-probabilities."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state = side.call(program.load, case.start)
+    state = program.load(case.start)
     batch = side.place(recipe, case.batch)
     shape = case.batch[1].shape
-    found = side.array(recipe, side.call(program.token_losses, state, batch), "token losses", shape)
-    yield Seen("token losses", "token_losses", found, bounds.losses(recipe), axes=("row", "position"))
+    if not side.lacks(recipe, ("token_losses",)):
+        found = side.array(recipe, program.token_losses(state, batch), "token losses", shape)
+        yield Seen("token losses", "token_losses", found, bounds.losses(recipe), axes=("row", "position"))
     if not side.lacks(recipe, ("log_probs",)):
         known, padding = _log_probs(side, case, state)
         axes = ("row", "position", "token")
@@ -91,7 +91,7 @@ def loss(side: Side, case: Case) -> Iterator[Seen]:
         yield Seen("padding", "probability of the rows above the tokenizer's", padding, bounds.losses(recipe), scale=1.0,
                    axes=axes[:2])
     if not side.lacks(recipe, ("loss_and_grads",)):
-        reduced = side.array(recipe, side.call(program.loss_and_grads, state, batch)[0], "the loss", ())
+        reduced = side.array(recipe, program.loss_and_grads(state, batch)[0], "the loss", ())
         yield Seen("reduction", f"{recipe.loss_reduction} over the batch", reduced,
                    bounds.losses(recipe, shape[0] * shape[1]), single=True)
 
@@ -100,7 +100,7 @@ def _log_probs(side: Side, case: Case, state) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the tokenizer's tokens, (rows, context, tokens), and what the padding has of each sum."""
     recipe, inputs = case.recipe, case.batch[0][:PROBED]
     program = side.program(recipe)
-    found = side.array(recipe, side.call(program.log_probs, state, inputs), "log_probs",
+    found = side.array(recipe, program.log_probs(state, inputs), "log_probs",
                        (*inputs.shape, recipe.vocab_size))  # fmt: skip
     return found[..., : recipe.tokenizer_size], np.exp(found[..., recipe.tokenizer_size :]).sum(axis=-1)
 
@@ -108,8 +108,8 @@ def _log_probs(side: Side, case: Case, state) -> tuple[np.ndarray, np.ndarray]:
 def gradients(side: Side, case: Case) -> Iterator[Seen]:
     """Gradients by canonical name, as the loss gives them and as the optimizer takes them."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state = side.call(program.load, case.start)
-    _, found = side.call(program.loss_and_grads, state, side.place(recipe, case.batch))
+    state = program.load(case.start)
+    _, found = program.loss_and_grads(state, side.place(recipe, case.batch))
     found = _by_name(side, case, found, "gradient")
     bound = bounds.gradients(recipe, case.batch[0].size)
     for name, g in reversed(found.items()):  # the order in which gradients come about
@@ -120,7 +120,7 @@ def gradients(side: Side, case: Case) -> Iterator[Seen]:
     if side.lacks(recipe, ("clipped",)):
         return
     for step, size in ((0, "3"), (1, "0.3")):
-        clipped = _by_name(side, case, side.call(program.clipped, case.gradients(step)), "clipped gradient")
+        clipped = _by_name(side, case, program.clipped(case.gradients(step)), "clipped gradient")
         for name, g in clipped.items():
             yield Seen("after clipping", f"{name} of a gradient of norm {size}", g, bounds.update(recipe),
                        axes=("row", "column")[: g.ndim])
@@ -138,14 +138,14 @@ def _key_bias(recipe, name: str, g: np.ndarray, bound) -> Iterator[Seen]:
 def _by_name(side: Side, case: Case, found, what: str) -> dict[str, np.ndarray]:
     table = case.recipe.parameters()
     return {name: side.array(case.recipe, found[name], f"{what} {name}", parameter.shape)
-            for name, parameter in table.items() if name in found}  # fmt: skip
+            for name, parameter in table.items()}  # fmt: skip
 
 
 LEVELS = {level.name: level for level in (
     Level("data", "every batch and every rank's part", ("place",), data, numeric=False),
     Level("init", "canonical initial weights", ("init", "export"), init, numeric=False),
-    Level("forward", "activations in their order", ("load", "activations|log_probs"), forward),
-    Level("loss", "losses of tokens and their reduction", ("load", "token_losses"), loss),
+    Level("forward", "activations in their order", ("load", "activations"), forward),
+    Level("loss", "losses of tokens and their reduction", ("load", "token_losses|log_probs"), loss),
     Level("gradients", "gradients before and after clipping", ("load", "loss_and_grads"), gradients),
     Level("update", "the optimizer from equal gradients", ("load", "update", "export"), update),
     Level("trajectory", "steps on real data", ("load", "step", "export"), trajectory),

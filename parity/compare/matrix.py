@@ -48,16 +48,16 @@ def matrix(cases: Iterable[Case], faults: Iterable[Fault], backends: Iterable[st
             for backend in backends:
                 if case.recipe.name in fault.recipes and backend in fault.backends:
                     kept = dict(memo)
-                    caught = _plant(fault, backend, case, clean, kept)
+                    caught = plant(fault, backend, case, clean, kept)
                     memo |= {key: seen for key, seen in kept.items() if isinstance(key[0], str) or key[0] in clean.values()}
                     progress(caught)
                     found.append(caught)
     return found
 
 
-def _plant(fault: Fault, backend: str, case: Case, clean: dict[str, Side], memo: Memo) -> Caught:
+def plant(fault: Fault, backend: str, case: Case, clean: dict[str, Side], memo: Memo) -> Caught:
     a, b = Side(backend, fault), clean[PAIR[backend]]
-    # the levels up to the one that must catch it; the expensive last one only for the faults that show nowhere else
+    # the expensive last level only for the faults that show nowhere else
     levels = [level for level in LEVELS.values() if level.by_default or fault.level == level.name]
     results = Comparison(a, b, case, levels, memo=memo, writers=list(clean.values())).run()
     return _caught(fault, backend, case.recipe.name, results)

@@ -107,11 +107,20 @@ def _map(names: str, recipe: Recipe) -> NameMap:
         raise InputError(f"--names: expected a name map or a JSON file, found {names!r}; {nearest(names, MAPS)}")
     try:
         data = json.loads(Path(names).read_text())
-        lists = {key: tuple(data.pop(key)) for key in ("transposed", "ignored", "prefixes") if key in data}
-        return NameMap(recipe.name, data.pop("names"), **lists, **data)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        lists = {key: _texts(data.pop(key)) for key in ("transposed", "ignored", "prefixes") if key in data}
+        made = NameMap(recipe.name, {str(k): str(v) for k, v in data.pop("names").items()}, **lists, **data)
+        for pattern in made.ignored:
+            re.compile(pattern)
+        return made
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise InputError(f"{names}: expected a JSON object with the field names and perhaps transposed, ignored, prefixes, "
                          f"found something else ({type(error).__name__}: {error})") from error
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+        raise TypeError(f"expected a list of texts, found {value!r}")
+    return tuple(value)
 
 
 def _stripped(name: str, chosen: NameMap) -> str:
@@ -122,7 +131,11 @@ def _stripped(name: str, chosen: NameMap) -> str:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors" or not path.is_file():
-        return canonical.load(path)
+        try:
+            return canonical.load(path)
+        except (TypeError, KeyError) as error:  # bfloat16, which numpy has not
+            raise InputError(f"{path}: expected float32 or float64, found a type that numpy lacks ({error}): save the weights as "
+                             "float32") from error
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -136,7 +149,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                          "model.state_dict()") from error
     for key in ("model", "state_dict", "model_state_dict"):  # training checkpoints hold the weights among other things
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
+    if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in found.items()):
         raise InputError(f"{path}: expected a mapping from names to tensors, found {type(found).__name__}: save "
                          "model.state_dict()")
-    return {name: (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy() for name, x in found.items()}
+    return {name: (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).detach().numpy() for name, x in found.items()}

@@ -17,13 +17,13 @@ MARKS = {"holds": "ok", "fails": "FAILS", "not judged": "not judged"}
 
 def text(title: str, results: Sequence[Result]) -> str:
     """One table: a row for each level, below it one for each of its lines; at the end the finding."""
-    rows = [title, f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from".rstrip(), "-" * WIDTH]
+    rows = [_cut(title, WIDTH), f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from".rstrip(), "-" * WIDTH]
     for result in results:
         about = f"{NUMBERS[result.level]:>2} {result.level}: {MARKS[result.status]}"
         rows.append(_cut(f"{about}, {result.reason}" if result.reason else f"{about} ({result.seconds:.1f} s)", WIDTH))
         rows += [_row(line) for line in result.lines]
-    finding = next((result.finding for result in results if result.finding), None)
-    return "\n".join([*rows, "-" * WIDTH, *(_finding(finding) if finding else [_verdict(results)])])
+    findings = [line for result in results if result.finding for line in _finding(result.finding)]
+    return "\n".join([*rows, "-" * WIDTH, *(findings or [_verdict(results)])])
 
 
 def _row(line: Line) -> str:
@@ -72,8 +72,8 @@ def _verdict(results: Sequence[Result]) -> str:
 
 
 def _number(value: float) -> str:
-    if value == 0 or math.isinf(value):
-        return "0" if value == 0 else "inf"
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "-" if math.isnan(value) else "inf"
     return f"{value:.1e}"
 
 

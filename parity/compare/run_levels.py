@@ -25,8 +25,8 @@ RUN_STEPS = 4  # of the real run whose weights both sides evaluate
 def trajectory(side: Side, case: Case) -> Iterator[Seen]:
     """Losses and gradient norms of n steps, then the weights, and what evaluation makes of them."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state, found = _steps(side, case, side.call(program.load, case.initial), 0, case.steps)
-    state_weights = side.call(program.export, state)
+    state, found = _steps(side, case, program.load(case.initial), 0, case.steps)
+    state_weights = program.export(state)
     bound = bounds.trajectory()
     for what in ("loss", "grad_norm"):
         if all(what in metrics for metrics in found):
@@ -37,7 +37,7 @@ def trajectory(side: Side, case: Case) -> Iterator[Seen]:
         value = side.array(recipe, state_weights[name], f"weight {name}", case.initial[name].shape)
         yield Seen("weights", name, value, bound, axes=("row", "column")[: value.ndim])
     if not side.lacks(recipe, ("token_losses",)):
-        found = side.call(program.token_losses, state, side.place(recipe, case.batch))
+        found = program.token_losses(state, side.place(recipe, case.batch))
         yield Seen("token losses", "token_losses after the last step", side.array(recipe, found, "token losses"), bound,
                    axes=("row", "position"))
 
@@ -53,7 +53,7 @@ def evaluation(side: Side, case: Case) -> Iterator[Seen]:
         return harness.evaluate(program, state, case.slice, "val", case.track.val_tokens, batch_tokens, recipe.context)
 
     for name, path in case.written.items():
-        state = side.call(program.load, _typed(recipe, canonical.load(path)))
+        state = program.load(_typed(recipe, canonical.load(path)))
         found = score(state, batch)
         yield Seen("tokens scored", name, f"{found.tokens} tokens, batches {found.batches[:16]}")
         yield Seen("val loss", name, np.array(found.val_loss), bound, axes=(), single=True)
@@ -62,9 +62,9 @@ def evaluation(side: Side, case: Case) -> Iterator[Seen]:
                    expected=np.array(found.val_loss), single=True)
     if side.lacks(recipe, ("step", "export")):
         return
-    state, _ = _steps(side, case, side.call(program.load, case.initial), 0, 2)
+    state, _ = _steps(side, case, program.load(case.initial), 0, 2)
     live = score(state, batch)
-    loaded = score(side.call(program.load, side.call(program.export, state)), batch)
+    loaded = score(program.load(program.export(state)), batch)
     yield Seen("live state", "after 2 steps, against its exported weights", np.array(live.val_loss), bound,
                expected=np.array(loaded.val_loss), single=True)
 
@@ -72,14 +72,16 @@ def evaluation(side: Side, case: Case) -> Iterator[Seen]:
 def restore(side: Side, case: Case) -> Iterator[Seen]:
     """A checkpoint gives back everything that counts; weights survive files, here and from the other side, byte for byte."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state, _ = _steps(side, case, side.call(program.load, case.initial), 0, SAVED_AFTER)
+    state, _ = _steps(side, case, program.load(case.initial), 0, SAVED_AFTER)
     folder = Path(tempfile.mkdtemp(dir=case.folder))
-    side.call(program.save, state, folder)
+    program.save(state, folder)
     kept = _contents(side, case, state)
     state, expected = _steps(side, case, state, SAVED_AFTER, GO_ON)
-    state = side.call(program.restore, folder)
-    for (line, place), value in _contents(side, case, state).items():
-        yield Seen(line, place, value, expected=kept[line, place], note="restored from a checkpoint")
+    state = program.restore(folder)
+    back = _contents(side, case, state)
+    for (line, place), before in kept.items():
+        value = back.get((line, place), np.zeros(0))
+        yield Seen(line, place, value, expected=before, note="restored from a checkpoint")
     state, found = _steps(side, case, state, SAVED_AFTER, GO_ON)
     for i, (before, after) in enumerate(zip(expected, found)):
         values = (np.asarray(side.array(recipe, metrics["loss"], "loss", ())) for metrics in (before, after))
@@ -87,7 +89,7 @@ def restore(side: Side, case: Case) -> Iterator[Seen]:
         yield Seen("steps after a restore", f"loss of step {SAVED_AFTER + i}", again, expected=first)
     for name, path in case.written.items():
         stored = _typed(recipe, canonical.load(path))
-        back = side.call(program.export, side.call(program.load, stored))
+        back = program.export(program.load(stored))
         for weight in recipe.parameters():
             yield Seen("export after import", f"{weight} of {name}", np.asarray(back[weight]), expected=stored[weight])
 
@@ -106,10 +108,10 @@ def written_by(side: Side, case: Case) -> Path:
                                  "--data-dir", str(case.slice.directory.parent), *changed])
         return folder / case.track.name / "run" / "weights.safetensors"
     program = side.program(recipe)
-    state = side.call(program.load, case.initial)
+    state = program.load(case.initial)
     if not side.lacks(recipe, ("step", "export")):
         state, _ = _steps(side, case, state, 0, 2)
-    weights = case.initial if side.lacks(recipe, ("export",)) else side.call(program.export, state)
+    weights = case.initial if side.lacks(recipe, ("export",)) else program.export(state)
     canonical.save(folder / "weights.safetensors", weights)
     return folder / "weights.safetensors"
 
@@ -125,18 +127,18 @@ def _steps(side: Side, case: Case, state, start: int, count: int) -> tuple[Any, 
     program = side.program(case.recipe)
     found = []
     for batch in itertools.islice(case.batches(start), count):
-        state, metrics = side.call(program.step, state, side.place(case.recipe, batch))
+        state, metrics = program.step(state, side.place(case.recipe, batch))
         found.append({name: metrics[name] for name in ("loss", "grad_norm") if name in metrics})
-    fetch = getattr(program, "fetch", lambda x: x)
-    return state, [{name: side.call(fetch, value) for name, value in metrics.items()} for metrics in found]
+    fetch = program.fetch
+    return state, [{name: fetch(value) for name, value in metrics.items()} for metrics in found]
 
 
 def _contents(side: Side, case: Case, state) -> dict[tuple[str, str], np.ndarray]:
     """Weights and moments by line and place, copied."""
     recipe, program = case.recipe, side.program(case.recipe)
-    found = {("restored weights", name): np.array(w) for name, w in side.call(program.export, state).items()}
+    found = {("restored weights", name): side.array(recipe, w, f"weight {name}") for name, w in program.export(state).items()}
     if not side.lacks(recipe, ("moments",)):
-        for kind, tensors in sorted(side.call(program.moments, state).items()):
+        for kind, tensors in sorted(program.moments(state).items()):
             for name in (name for name in recipe.parameters() if name in tensors):
                 value = side.array(recipe, tensors[name], f"{kind} of {name}")
                 found["restored moments", f"{kind} of {name}"] = np.array(value)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.compare.foreign import Guarded, explained
 from parity.compare.planting import Fault, planted
 from parity.errors import InputError, nearest
 from parity.program import BACKENDS, build
@@ -25,15 +25,20 @@ class Side:
         self.backend = spec if spec in BACKENDS else None
         self.name = spec if self.backend else Path(spec).name
         self._module: ModuleType | None = None
+        self._imported: dict[str, ModuleType] = {}
         self._programs: dict[Recipe, Any] = {}
         if self.backend is None and not spec.endswith(".py"):
             raise InputError(f"{spec}: expected a backend or a Python file; {nearest(spec, BACKENDS)}, or path/to/program.py")
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """This side's fault is in the code while it is entered; everything the side does belongs inside."""
-        with planted(self.fault, self.backend) if self.fault else nullcontext():
-            yield
+        """Everything the side does belongs inside: its fault is in the code meanwhile, or its file's folder importable."""
+        with (planted(self.fault, self.backend) if self.fault else nullcontext()):
+            if self.backend:
+                yield
+            else:
+                with self._importable():
+                    yield
 
     def program(self, recipe: Recipe) -> Any:
         """The side's program of a recipe, built once."""
@@ -50,26 +55,14 @@ class Side:
     def place(self, recipe: Recipe, batch: tuple[np.ndarray, np.ndarray]) -> Any:
         """A batch for the program."""
         program = self.program(recipe)
-        return self.call(program.place, *batch) if hasattr(program, "place") else batch
-
-    def call(self, method: Any, *args: Any) -> Any:
-        """Calls a program's method; what somebody's own code raises is said in one sentence."""
-        if self.backend:
-            return method(*args)
-        try:
-            return method(*args)
-        except InputError:
-            raise
-        except Exception as error:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == self._path]
-            line = f", line {frames[-1].lineno}" if frames else ""
-            raise InputError(f"{self.spec}{line}: {getattr(method, '__name__', 'a method')} raised {type(error).__name__}: "
-                             f"{str(error).strip().splitlines()[0] if str(error) else 'no message'}: mend the program") from error
+        return program.place(*batch) if hasattr(program, "place") else batch
 
     def array(self, recipe: Recipe, value: Any, what: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """A value of the program as numpy: of the recipe's precision (bfloat16 as float32), finite, of a shape."""
-        program = self.program(recipe)
-        found = np.array(self.call(program.fetch, value) if hasattr(program, "fetch") else value)  # it may go on to change
+        try:
+            found = np.array(self.program(recipe).fetch(value))  # a copy: what was fetched may go on to change
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.spec}: {what} expected an array, found {type(value).__name__} ({error})") from error
         if found.dtype.name == "bfloat16":
             found = found.astype(np.float32)
         wanted = "float64" if recipe.precision == "float64" else "float32"
@@ -84,38 +77,44 @@ class Side:
                              "be compared with it")
         return found
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.spec).resolve()
-
     def _build(self, recipe: Recipe) -> Any:
         if self.backend:
             return build(self.backend, recipe, device=self.device)
-        if self._module is None:
-            self._module = self._import()
-        made = self.call(self._module.build, recipe)
+        with self._importable():
+            if self._module is None:
+                self._module = self._import()
+            with explained(self.spec, "build"):
+                made = self._module.build(recipe)
         if not callable(getattr(made, "load", None)) and not callable(getattr(made, "init", None)):
             raise InputError(f"{self.spec}: build(recipe) expected a program with a method load or init, found "
                              f"{type(made).__name__} without: see docs/porting.md")
-        return made
+        return Guarded(made, self.spec, recipe)
 
     def _import(self) -> ModuleType:
-        if not self._path.is_file():
+        path = Path(self.spec).resolve()
+        if not path.is_file():
             raise InputError(f"{self.spec}: expected a Python file with a function build(recipe), found none there")
-        spec = importlib.util.spec_from_file_location(f"compared_{self._path.stem}", self._path)
+        spec = importlib.util.spec_from_file_location(f"compared_{abs(hash(path))}", path)
         module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(self._path.parent))
-        try:
+        sys.modules[spec.name] = module  # dataclasses look themselves up there
+        with explained(self.spec, "its import"):
             spec.loader.exec_module(module)
-        except Exception as error:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == self._path]
-            line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-            where = f", line {line}" if line else ""
-            raise InputError(f"{self.spec}{where}: cannot be imported ({type(error).__name__}: {error}): mend the program "
-                             "or install what it needs") from error
-        finally:
-            sys.path.remove(str(self._path.parent))
         if not callable(getattr(module, "build", None)):
             raise InputError(f"{self.spec}: expected a function build(recipe) that returns a program, found none: see "
                              "docs/porting.md")
         return module
+
+    @contextmanager
+    def _importable(self) -> Iterator[None]:
+        """The file's folder is where imports are looked up; what is imported from it is this side's alone."""
+        folder, before = Path(self.spec).resolve().parent, dict(sys.modules)
+        sys.path.insert(0, str(folder))
+        sys.modules.update(self._imported)
+        try:
+            yield
+        finally:
+            sys.path.remove(str(folder))
+            for name, module in list(sys.modules.items()):
+                file = getattr(module, "__file__", None)
+                if name not in before and file and Path(file).parent == folder:
+                    self._imported[name] = sys.modules.pop(name)

@@ -17,11 +17,11 @@ def update(side: Side, case: Case) -> Iterator[Seen]:
     """One update in its parts, then the plan's updates one after another."""
     recipe, program = case.recipe, side.program(case.recipe)
     if not side.lacks(recipe, ("rates",)):
-        for group, table in sorted(side.call(program.rates).items()):
-            yield Seen("schedule", group, np.asarray(table), axes=("step",))
+        for group, table in sorted(program.rates().items()):
+            yield Seen("schedule", group, np.asarray(table, np.float64), axes=("step",))
     if not side.lacks(recipe, ("orthogonalized",)) and hasattr(recipe, "newton_schulz"):
         yield from _orthogonalization(side, case)
-    state = side.call(program.load, case.start)
+    state = program.load(case.start)
     if not side.lacks(recipe, ("memberships",)):
         yield from _memberships(side, case, state)
     yield from _decay(side, case, state)
@@ -30,7 +30,7 @@ def update(side: Side, case: Case) -> Iterator[Seen]:
 
 def _memberships(side: Side, case: Case, state) -> Iterator[Seen]:
     of: dict[str, list[str]] = {}
-    for name, group in side.call(side.program(case.recipe).memberships, state):
+    for name, group in side.program(case.recipe).memberships(state):
         of.setdefault(name, []).append(group)
     for name, parameter in case.recipe.parameters().items():
         yield Seen("groups", name, " and ".join(sorted(of.get(name, ["none"]))), expected=parameter.group)
@@ -41,7 +41,7 @@ def _orthogonalization(side: Side, case: Case) -> Iterator[Seen]:
     d = recipe.dim
     # a square, a tall and a wide matrix, and one so small that the epsilon beside its norm counts
     for shape, norm in (((d, d), 10.0), ((4 * d, d), 10.0), ((d, 4 * d), 10.0), ((d, d), 1e-6)):
-        found = side.call(program.orthogonalized, case.matrix(*shape, norm))
+        found = program.orthogonalized(case.matrix(*shape, norm))
         for step, (what, value) in enumerate(found.items()):
             value = side.array(recipe, value, what) if recipe.precision != "bfloat16" else np.asarray(
                 program.fetch(value)).astype(np.float32)
@@ -53,7 +53,7 @@ def _decay(side: Side, case: Case, state) -> Iterator[Seen]:
     """Gradients of zero leave nothing but the decay."""
     recipe, program = case.recipe, side.program(case.recipe)
     zeros = {name: np.zeros_like(g) for name, g in case.gradients(0).items()}
-    found = side.call(program.export, side.call(program.update, state, zeros))
+    found = program.export(program.update(state, zeros))
     for name, w in found.items():
         w = side.array(recipe, w, f"weight {name}", case.start[name].shape)
         lost = w.astype(np.float64) - case.start[name]
@@ -62,16 +62,16 @@ def _decay(side: Side, case: Case, state) -> Iterator[Seen]:
 
 def _walk(side: Side, case: Case) -> Iterator[Seen]:
     recipe, program = case.recipe, side.program(case.recipe)
-    state = side.call(program.load, case.start)
+    state = program.load(case.start)
     for step in range(min(recipe.steps, WALK)):
-        state = side.call(program.update, state, case.gradients(step))
+        state = program.update(state, case.gradients(step))
         if step + 1 not in SEEN:
             continue
         n = step + 1
         line = "weights after a step" if n == 1 else "weights on the way"
-        weights = side.call(program.export, state)
+        weights = program.export(state)
         if n == 1 and not side.lacks(recipe, ("moments",)):
-            for kind, tensors in sorted(side.call(program.moments, state).items()):
+            for kind, tensors in sorted(program.moments(state).items()):
                 for name in (name for name in recipe.parameters() if name in tensors):
                     value = side.array(recipe, tensors[name], f"{kind} of {name}", case.start[name].shape)
                     yield Seen(f"{kind} moment" if kind != "momentum" else kind, name, value,
@@ -79,4 +79,4 @@ def _walk(side: Side, case: Case) -> Iterator[Seen]:
         for name in recipe.parameters():
             value = side.array(recipe, weights[name], f"weight {name}", case.start[name].shape)
             yield Seen(line, name if n == 1 else f"{name} after {n} updates", value,
-                       bounds.updated(recipe, n), axes=("row", "column")[: value.ndim])  # fmt: skip
+                       bounds.updated(recipe, n, recipe.parameters()[name].group), axes=("row", "column")[: value.ndim])  # fmt: skip

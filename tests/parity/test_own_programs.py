@@ -68,7 +68,7 @@ def test_levels_without_methods_are_not_judged_and_never_passed(compare, partial
     assert said.code == 2
     assert " 1 data: ok" in said.out and " 4 loss: ok" in said.out
     assert " 2 init: not judged, partial.py has no method init" in said.out
-    assert " 3 forward: not judged, partial.py has no method activations or log_probs" in said.out
+    assert " 3 forward: not judged, partial.py has no method activations" in said.out
     assert "holds at 2 levels, 3 NOT JUDGED; to ask for those alone: --levels data,loss" in said.out
     assert compare("--a", partial(), "--recipe", "muon", "--levels", "data,loss").code == 0
 
@@ -93,8 +93,8 @@ def test_wrong_values_of_a_program_are_one_sentence(compare, partial, change, me
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("import nothing_of_this_name\n", "line 1: cannot be imported (ModuleNotFoundError"),
-    ("def build(recipe:\n", "line 1: cannot be imported (SyntaxError"),
+    ("import nothing_of_this_name\n", "line 1: its import raised ModuleNotFoundError"),
+    ("def build(recipe:\n", "line 1: its import raised SyntaxError"),
     ("x = 1\n", "expected a function build(recipe)"),
     ("def build(recipe): return 7\n", "expected a program with a method load or init, found int"),
     ("def build(recipe): raise ValueError('no such size')\n", "line 1: build raised ValueError: no such size"),
