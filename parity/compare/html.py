@@ -53,7 +53,8 @@ def _section(title: str, results: Sequence[Result]) -> str:
 def _verdict(results: Sequence[Result]) -> str:
     counts = {status: sum(r.status == status for r in results) for status in MARKS}
     kind = "fails" if counts["fails"] else "not" if counts["not judged"] else "holds"
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    words = {"holds": "hold", "fails": "fail", "not judged": "not judged"}
+    said = ", ".join(f"{count} of {len(results)} levels {words[status]}" for status, count in counts.items() if count)
     return f'<p class="{kind}"><b>{said}</b></p>'
 
 
@@ -65,11 +66,16 @@ def _table(results: Sequence[Result]) -> str:
         rows.append(f'<tr class="level"><td colspan="5">{NUMBERS[result.level]} {escape(result.level)} '
                     f'<span class="{kind}">{MARKS[result.status]}{reason}</span></td><td class="n">{result.seconds:.1f} s</td></tr>')
         for line in result.lines:
+            worst = escape(line.worst) if line.found or not line.holds else "-"
             rows.append(f'<tr><td class="{"holds" if line.holds else "fails"}">{escape(line.name)}</td><td class="n">{line.places}</td>'
-                        f"<td><code>{escape(line.worst)}</code></td><td class='n'>{line.found:.2e}</td>"
-                        f"<td class='n'>{line.allowed:.2e}</td><td>{escape(line.basis)}</td></tr>")
+                        f"<td><code>{worst}</code></td><td class='n'>{_figure(line.found)}</td>"
+                        f"<td class='n'>{_figure(line.allowed)}</td><td>{escape(line.basis)}</td></tr>")
     head = "".join(f"<th>{name}</th>" for name in ("line", "places", "worst at", "found", "allowed", "where the allowance comes from"))
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _figure(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2e}"
 
 
 def chart(curves: dict[str, list[float]]) -> str:
@@ -102,7 +108,7 @@ def chart(curves: dict[str, list[float]]) -> str:
 
 def heat_map(results: Sequence[Result]) -> str:
     """A row for each parameter, a column for each level: the largest part of an allowance that a place of it uses."""
-    judged = [result for result in results if result.heat]
+    judged = [result for result in results if any(map(_parameter, result.heat))]
     names = {name for result in judged for name in map(_parameter, result.heat) if name}
     weights = {name for name in names if name.endswith((".weight", ".bias"))}
     names = sorted(weights or names, key=_order)

@@ -138,3 +138,33 @@ def test_tests_are_entered_at_their_level_with_the_first_rejected_as_the_finding
     result = Result("forward", "holds")
     narrow.add_tests([result], [narrow.Test("forward", "attn", "typical error of a / recorded", 3.0, 1e-9)])
     assert result.status == "fails" and result.finding.line == "attn" and not result.lines[0].holds
+
+
+def test_a_number_that_is_none_never_holds():
+    assert judge("evaluation", [seen([math.nan])], [seen([1.0])], NAMES, "float64").status == "fails"
+    assert judge("evaluation", [seen([1.0])], [seen([math.nan])], NAMES, "float64").status == "fails"
+
+
+def test_sides_without_a_place_in_common_are_not_judged():
+    result = judge("forward", [seen([1.0], "x")], [seen([1.0], "y")], Names("a", "b", strict=False), "float64")
+    assert (result.status, result.reason) == ("not judged", "a and b have no place in common")
+
+
+def test_what_only_one_side_shows_is_counted():
+    result = judge("forward", [seen([1.0], "x")], [seen([1.0], "x"), seen([1.0], "y")], Names("a", "b", strict=False), "float64")
+    assert result.status == "holds" and result.reason == "1 places in common; left out 1 places of b"
+
+
+def test_a_line_in_bfloat16_without_a_record_fails():
+    draws = {"forward/x": [narrow.Size(0.0, 0.0)] * 2}
+    (test,) = narrow.tests(draws, draws, {}, ("a", "b"), (None, None))
+    assert test.p == 0.0 and test.what == "no error was recorded"
+
+
+@pytest.mark.parametrize("lengths", [[30_000, 5_000], [2_049, 2_050, 2_051], [1_024, 9_000], [1_025, 1_026]])
+def test_plain_spans_are_the_streams(lengths):
+    from parity.compare.data_level import plain_spans
+    from parity.data.stream import Segment, spans_there
+
+    plan = [Segment(3, 1024, 64), Segment(50, 512, 64)]
+    assert list(plain_spans(lengths, plan)) == list(spans_there(lengths, plan))

@@ -106,6 +106,40 @@ def test_a_file_that_is_no_program_is_one_sentence(compare, tmp_path, text, mess
     assert said.code == 2 and message in said.err and said.err.count("\n") == 1 and str(path) in said.err
 
 
+GRADIENTS = """
+    def loss_and_grads(self, state, batch):
+        loss, grads = self.whole.loss_and_grads(state, batch)
+        {what}
+        return loss, grads
+"""
+
+
+@pytest.mark.parametrize(("what", "message"), [
+    ("grads.pop('norm_out.weight')", "loss_and_grads lacks norm_out.weight"),
+    ("grads['extra'] = loss", "loss_and_grads has extra, which recipe muon does not know"),
+    ("return loss", "loss_and_grads expected a pair (loss, gradients)"),
+    ("raise SystemExit(0)", "loss_and_grads raised SystemExit"),
+])  # fmt: skip
+def test_gradients_that_are_missing_or_left_over_never_pass(compare, partial, what, message):
+    said = compare("--a", partial(more=GRADIENTS.format(what=what)), "--recipe", "muon", "--levels", "gradients")
+    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
+
+
+def test_torch_tensors_that_still_have_their_graph_are_read(compare, partial):
+    assert compare("--a", partial(more=GRADIENTS.format(what="loss.requires_grad_()")), "--recipe", "muon", "--levels", "gradients").code == 0
+
+
+def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
+    for name, factor in (("one", "1"), ("two", "(1 + 1e-9)")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "beside.py").write_text(f"FACTOR = {factor}\n")
+        text = FORWARD_ONLY.format(change=" * beside.FACTOR", more="").replace("import numpy as np", "import beside")
+        (folder / "program.py").write_text(text)
+    said = compare("--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss")
+    assert said.code == 1 and "seen     a (program.py) " in said.out
+
+
 def test_a_file_that_is_missing_is_one_sentence(compare, tmp_path):
     said = compare("--a", tmp_path / "none.py")
     assert said.code == 2 and "none.py: expected a Python file with a function build(recipe), found none there" in said.err
