@@ -102,6 +102,8 @@ def _numeric(seen: Seen) -> bool:
 
 def _enter(result: Result, line: Line, seen: Seen, check: Check) -> None:
     used = ratio(check.found, check.allowed)
+    if result.level == "gradients" and check.difference:
+        result.details[seen.place] = check.difference
     result.heat[seen.place] = max(used, result.heat.get(seen.place, 0.0))
     if not line.worst or used > line.ratio:
         line.worst, line.found, line.allowed, line.basis = seen.place, check.found, check.allowed, check.basis

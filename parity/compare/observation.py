@@ -82,7 +82,8 @@ class Line:
 
 @dataclass
 class Result:
-    """A level's outcome: "holds", "fails" or "not judged"; `heat` maps places to the part of the allowance they use."""
+    """A level's outcome: "holds", "fails" or "not judged"; `heat` maps places to the part of the allowance they use,
+    `curves` has a trajectory's differences by step, `details` the errors, cosines and norms of gradients by name."""
 
     level: str
     status: str
@@ -91,6 +92,7 @@ class Result:
     finding: Finding | None = None
     heat: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
+    details: dict[str, Difference] = field(default_factory=dict)
     seconds: float = 0.0
 
 

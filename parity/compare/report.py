@@ -98,9 +98,9 @@ def matrix_text(found: Sequence[Caught]) -> str:
                     f"{_number(margins.get('torchref', math.nan)):>8}  {'yes' if all(c.named for c in group) else 'no'}{wrong}")
     right, named = sum(c.right for c in found), sum(c.named for c in found)
     levels_line = " ".join(f"{'L' if n == 10 else n} {name}" for name, n in NUMBERS.items())
+    counts = f"{len({c.fault for c in found})} faults, {len(found)} plantings"
     return "\n".join([*rows, "-" * WIDTH, levels_line,
-                      f"{len({c.fault for c in found})} faults, {len(found)} plantings: {right} caught at the level and place that "
-                      f"must see them, {named} named"])
+                      f"{counts}: {right} caught at the level and place that must see them, {named} named"])
 
 
 def _grouped(found: Sequence[Caught]) -> dict[tuple[str, str], list[Caught]]:

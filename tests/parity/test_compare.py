@@ -23,6 +23,8 @@ def test_both_backends_are_the_same_experiment_at_levels_1_to_9(compare, recipe,
     assert report["exit_code"] == 0 and [r["level"] for r in results] == BY_DEFAULT
     assert {r["status"] for r in results} == {"holds"}
     assert all(line["basis"] for r in results for line in r["lines"]), "every line says where its allowance comes from"
+    details = results[BY_DEFAULT.index("gradients")]["details"]["embed.weight"]
+    assert details["found"] < 1e-12 and details["cosine"] == pytest.approx(1.0) and len(details["norms"]) == 2
     check_page((tmp_path / "r.html").read_text(), recipe)
 
 
