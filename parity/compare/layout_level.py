@@ -50,7 +50,7 @@ def layout(side: Side, case: Case) -> Iterator[Seen]:
     bound = bounds.trajectory()
     for name, found in [("one alone", alone), *others]:
         expected = alone if found is not alone else dict.fromkeys(alone)
-        for what in ("losses", "gradient norms"):
+        for what in ("gradient norms", "losses"):  # an optimizer may not see the size of a gradient
             yield Seen(what, name, found[what], bound, expected=expected[what], axes=("step",))
         for weight in recipe.parameters():
             yield Seen("weights", f"{weight}, {name}", found[weight], bound, expected=expected[weight],

@@ -16,14 +16,14 @@ SEEN = (1, 2, 3, 6, 8, 16, 24, 32, 48, 60, 64)  # after which the weights are lo
 def update(side: Side, case: Case) -> Iterator[Seen]:
     """One update in its parts, then the plan's updates one after another."""
     recipe, program = case.recipe, side.program(case.recipe)
+    state = program.load(case.start)
+    if not side.lacks(recipe, ("memberships",)):
+        yield from _memberships(side, case, state)
     if not side.lacks(recipe, ("rates",)):
         for group, table in sorted(program.rates().items()):
             yield Seen("schedule", group, np.asarray(table, np.float64), axes=("step",))
     if not side.lacks(recipe, ("orthogonalized",)) and hasattr(recipe, "newton_schulz"):
         yield from _orthogonalization(side, case)
-    state = program.load(case.start)
-    if not side.lacks(recipe, ("memberships",)):
-        yield from _memberships(side, case, state)
     yield from _decay(side, case, state)
     yield from _walk(side, case)
 
