@@ -364,7 +364,7 @@ LAYOUT = [
           NANOGPT, patches=_program("not-averaged"), only="muon sums them"),
     Fault("clipped-before-averaging", "each rank clips its own gradient before they are averaged", "layout",
           "losses: *|gradient norms: *", NANOGPT, patches=_program("clipped-early"), only="muon does not clip"),
-    Fault("ranks-read-one-part", "every rank trains on the first part of the batch", "layout", "losses: *", patches=_program("one-part")),
+    Fault("ranks-read-one-part", "every rank trains on the first part of the batch", "layout", "gradient norms: *|losses: *", patches=_program("one-part")),
 ]
 
 FAULTS = {fault.name: fault for fault in (*DATA, *INIT, *FORWARD, *LOSS, *GRADIENTS, *UPDATE, *RUNS, *LAYOUT)}
