@@ -20,7 +20,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; } tr.level td { fo
 .holds { color: var(--good); } .fails { color: var(--bad); } .not { color: var(--mute); }
 .finding { border-left: 4px solid var(--bad); padding: .4rem 1rem; margin: 1rem 0; } .wide { overflow-x: auto; }
 dl { display: grid; grid-template-columns: 7rem 1fr; gap: .2rem 1rem; margin: .5rem 0; } dt { color: var(--soft); } dd { margin: 0; }
-.heat td, .heat th { padding: 0 .35rem; border: 0; font-size: 11px; } .heat td.c { width: 4.2rem; height: 15px; text-align: center; }
+.heat td, .heat th { padding: 0 .35rem; border: 0; font-size: 11px; white-space: nowrap; } .heat td.c { width: 4.2rem; height: 15px; text-align: center; }
 code { font-size: 12px; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 """
 COLORS = {"losses": "#3b6fd4", "grad_norm": "#d4823b"}
