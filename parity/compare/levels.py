@@ -123,7 +123,7 @@ def gradients(side: Side, case: Case) -> Iterator[Seen]:
         clipped = _by_name(side, case, program.clipped(case.gradients(step)), "clipped gradient")
         for name, g in clipped.items():
             yield Seen("after clipping", f"{name} of a gradient of norm {size}", g, bounds.update(recipe),
-                       axes=("row", "column")[: g.ndim])
+                       axes=("row", "column")[: g.ndim], single=True)  # one factor's error is that of all
 
 
 def _key_bias(recipe, name: str, g: np.ndarray, bound) -> Iterator[Seen]:

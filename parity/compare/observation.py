@@ -15,7 +15,7 @@ class Seen:
 
     `value` is an array, or a fact as text. An array without `bound` must be equal to the last bit, and a fact always.
     `expected`: what either side's value must be by itself. `scale`: what differences are relative to, by default the
-    largest absolute value of the array. `axes` name the array's axes. `single`: one number, whose error can be zero by luck.
+    largest absolute value of the array. `axes` name the array's axes. `single`: the error is that of one number, which can be zero by luck.
     """
 
     line: str

@@ -75,7 +75,8 @@ def _walk(side: Side, case: Case) -> Iterator[Seen]:
                 for name in (name for name in recipe.parameters() if name in tensors):
                     value = side.array(recipe, tensors[name], f"{kind} of {name}", case.start[name].shape)
                     yield Seen(f"{kind} moment" if kind != "momentum" else kind, name, value,
-                               bounds.update(recipe), axes=("row", "column")[: value.ndim])  # fmt: skip
+                               bounds.update(recipe), axes=("row", "column")[: value.ndim],
+                               single=hasattr(recipe, "clip_norm"))  # one factor's error is that of all  # fmt: skip
         for name in recipe.parameters():
             value = side.array(recipe, weights[name], f"weight {name}", case.start[name].shape)
             yield Seen(line, name if n == 1 else f"{name} after {n} updates", value,
