@@ -13,7 +13,12 @@ from parity.compare.report import WIDTH
 BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
 
 
-@pytest.mark.parametrize("recipe", ["nanogpt", "muon"])
+def test_nanogpt_is_the_same_experiment_in_both_backends_up_to_its_trajectory(compare):
+    said = compare("--recipe", "nanogpt", "--levels", "1-7")
+    assert said.code == 0 and "HOLDS at all 7 levels" in said.out, said.out
+
+
+@pytest.mark.parametrize("recipe", [pytest.param("nanogpt", marks=pytest.mark.slow), "muon"])
 def test_both_backends_are_the_same_experiment_at_levels_1_to_9(compare, recipe, tmp_path):
     said = compare("--recipe", recipe, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
     assert (said.code, said.err) == (0, "") and "HOLDS at all 9 levels" in said.out
