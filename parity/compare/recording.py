@@ -15,7 +15,7 @@ from parity.compare.runner import Comparison, observe
 from parity.compare.side import Side
 
 SEEDS = 8  # in float32: the largest error of them is recorded
-TRAJECTORIES = 48  # in one of some forty a weight near zero turns its sign, and the two precisions part
+TRAJECTORIES = 48  # one of some forty parts from float64 by chance
 DRAWS = 16  # in bfloat16: all of them are
 BACKENDS = ("jaxrun", "torchref")
 

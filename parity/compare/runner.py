@@ -124,8 +124,8 @@ class Comparison:
         return None
 
     def _once_more(self, level: Level, failed: Result) -> Result:
-        """A trajectory in float32 that fails is judged with two other seeds: in one of some forty a weight near zero turns
-        its sign by chance, and the two precisions part. A mistake fails with every seed."""
+        """A trajectory in float32 that fails is judged with two other seeds: one of some forty parts from float64 by
+        chance. A mistake fails with every seed."""
         for seed in (self.case.seed + OTHER_SEEDS, self.case.seed + 2 * OTHER_SEEDS):
             case = dataclasses.replace(self.case, seed=seed, first=None)
             a, b, truth = (observe(side, level, x, self.memo) for side, x in
