@@ -96,18 +96,9 @@ def recorded(net: nnx.Module, found: Outputs) -> Iterator[None]:
 
         return call
 
-    attend = model.causal_attention
-
-    def attention(q, k, v, scale):
-        for name, x in zip("qkv", (q, k, v)):
-            found.note(f"{inside[-1]}:{name}", x)
-        y = attend(q, k, v, scale)
-        found.note(f"{inside[-1]}:y", y)
-        return y
-
     kinds = {type(module) for _, module in nnx.iter_modules(net) if paths[id(module)] and callable(module)}
     before = {kind: kind.__call__ for kind in kinds}
-    with patch.object(model, "causal_attention", attention):
+    with patch.object(model, "causal_attention", found.attending(model.causal_attention, inside)):
         try:
             for kind in kinds:
                 kind.__call__ = noting(before[kind])

@@ -116,6 +116,18 @@ class Outputs(dict[str, Any]):
         count = sum(key.split("#")[0] == name for key in self)
         self[f"{name}#{count + 1}" if count else name] = value
 
+    def attending(self, attend: Callable, inside: list[str]) -> Callable:
+        """Attention, with its q, k, v and its result y kept below the path of the module that is `inside` last."""
+
+        def attention(q: Any, k: Any, v: Any, scale: float) -> Any:
+            for name, x in zip("qkv", (q, k, v)):
+                self.note(f"{inside[-1]}:{name}", x)
+            y = attend(q, k, v, scale)
+            self.note(f"{inside[-1]}:y", y)
+            return y
+
+        return attention
+
     def wrapped(self, function: Callable, name: str) -> Callable:
         """The function, with each of its results kept under `name` and the number of the call, from 0."""
         calls = itertools.count()

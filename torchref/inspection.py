@@ -84,16 +84,7 @@ def recorded(net: nn.Module, found: Outputs) -> Iterator[None]:
     def after(module, inputs, y):
         found.note(inside.pop(), y)
 
-    attend = model.causal_attention
-
-    def attention(q, k, v, scale):
-        for name, x in zip("qkv", (q, k, v)):
-            found.note(f"{inside[-1]}:{name}", x)
-        y = attend(q, k, v, scale)
-        found.note(f"{inside[-1]}:y", y)
-        return y
-
-    with patch.object(model, "causal_attention", attention), ExitStack() as hooks:
+    with patch.object(model, "causal_attention", found.attending(model.causal_attention, inside)), ExitStack() as hooks:
         for path, module in net.named_modules():
             if path and not isinstance(module, nn.ModuleList):
                 hooks.callback(module.register_forward_pre_hook(before(path)).remove)

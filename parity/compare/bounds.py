@@ -65,13 +65,17 @@ def update(recipe: Recipe, steps: int = 1) -> Bound:
     return rounding(norm + 30 * steps)
 
 
-def updated(recipe: Recipe, steps: int, group: str) -> Bound:
-    """Weights of an optimizer group after so many updates from equal gradients."""
+def updated(recipe: Recipe, steps: int, group: str, shape: tuple[int, ...], largest: float) -> Bound:
+    """A weight of an optimizer group after so many updates from equal gradients; `largest` is its largest element.
+
+    Muon moves it by rate x sqrt(rows / columns) x a matrix with elements of at most 1, whose error is the orthogonalisation's.
+    """
+    own = update(recipe, steps)
     if group != "matrix":
-        return update(recipe, steps)
-    count = recipe.newton_schulz_steps
-    turned = orthogonalization(recipe, count)
-    return Bound(turned.allowed * steps, f"{turned.basis}, {steps} updates")
+        return own
+    turned = orthogonalization(recipe, recipe.newton_schulz_steps)
+    moved = sum(recipe.rates(step)[group] for step in range(steps)) * max(1.0, shape[0] / shape[1]) ** 0.5 / largest
+    return Bound(own.allowed + turned.allowed * moved, f"{turned.basis}, moved by {moved:.2g} of the weight")
 
 
 def decay(recipe: Recipe) -> Bound:

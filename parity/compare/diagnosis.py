@@ -27,7 +27,7 @@ def diagnosed(a: Side, b: Side, case: Case, level, finding: Finding, seen_a: lis
     if case.recipe.precision != "float64" or level.name in NOT_TRIED or not tiny or not importlib.util.find_spec("torch"):
         return dataclasses.replace(finding, reasons=perhaps)
     reference = next((side for side in (b, a) if side.backend == REFERENCE and not side.fault), None) or Side(REFERENCE, device=a.device)
-    plain = _seen(reference, level, case, memo)
+    plain = reference.observe(level, case, memo)
     suspect, seen = next(((side, seen) for side, seen in ((a, seen_a), (b, seen_b)) if side is not reference
                           and first_difference(level.name, seen, plain, side) < math.inf), (None, None))  # fmt: skip
     if suspect is None:
@@ -60,7 +60,7 @@ def first_difference(level: str, seen: list[Seen], other: list[Seen], side: Side
 def _reached(fault: Fault, suspect: Side, seen: list[Seen], level, case: Case, memo: dict) -> float:
     """Where the suspect parts from the reference with a fault; -1 for a fault that cannot be planted here."""
     try:
-        planted = _seen(Side(REFERENCE, fault, suspect.device), level, case, memo)
+        planted = Side(REFERENCE, fault, suspect.device).observe(level, case, memo)
     except Exception:  # noqa: BLE001 - whatever a mistake leads to, there is a finding to be reported
         return -1
     return first_difference(level.name, seen, planted, suspect)
@@ -75,11 +75,3 @@ def _alone(level: str, seen: list[Seen]) -> set[tuple[str, str]]:
 def matches(fault: Fault, finding: Finding) -> bool:
     """Whether a finding is where the fault must be named: its pattern is for "line: place"."""
     return any(fnmatch(f"{finding.line}: {finding.place}", pattern) for pattern in fault.place.split("|"))
-
-
-def _seen(side: Side, level, case: Case, memo: dict) -> list[Seen]:
-    key = side.fault.name if side.fault else side, level.name, case
-    if key not in memo:
-        with side.active():
-            memo[key] = list(level.observe(side, case))
-    return memo[key]

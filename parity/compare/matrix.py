@@ -47,15 +47,16 @@ def matrix(cases: Iterable[Case], faults: Iterable[Fault], backends: Iterable[st
         for fault in faults:
             for backend in backends:
                 if case.recipe.name in fault.recipes and backend in fault.backends:
-                    kept = dict(memo)
-                    caught = plant(fault, backend, case, clean, kept)
-                    memo |= {key: seen for key, seen in kept.items() if isinstance(key[0], str) or key[0] in clean.values()}
+                    caught = plant(fault, backend, case, clean, memo)
+                    for key in [key for key in memo if key[0] == Side(backend, fault).identity]:
+                        del memo[key]
                     progress(caught)
                     found.append(caught)
     return found
 
 
 def plant(fault: Fault, backend: str, case: Case, clean: dict[str, Side], memo: Memo) -> Caught:
+    """Plants one fault in one backend, and compares it with the other one of the clean sides."""
     a, b = Side(backend, fault), clean[PAIR[backend]]
     # the expensive last level only for the faults that show nowhere else
     levels = [level for level in LEVELS.values() if level.by_default or fault.level == level.name]

@@ -11,13 +11,13 @@ from parity.compare import narrow
 from parity.compare.case import Case, compared_recipe
 from parity.compare.judge import together
 from parity.compare.levels import LEVELS, Level
-from parity.compare.runner import Comparison, observe
+from parity.compare.runner import Comparison
 from parity.compare.side import Side
+from parity.program import BACKENDS
 
 SEEDS = 8  # in float32: the largest error of them is recorded
 TRAJECTORIES = 48  # one of some forty parts from float64 by chance
 DRAWS = 16  # in bfloat16: all of them are
-BACKENDS = ("jaxrun", "torchref")
 
 
 def record(base: Case, scale: str, recipes: list[str], say: Callable[[str], None]) -> Path:
@@ -48,9 +48,9 @@ def _float32(case: Case) -> dict[str, dict[str, float]]:
         comparison = Comparison(*sides, one, levels, truth=truth)
         comparison.write_runs()
         for level in levels:
-            exact = observe(truth, level, one.exact, comparison.memo)
+            exact = truth.observe(level, one.exact, comparison.memo)
             for side in sides:
-                for key, errors in narrow.line_errors(level.name, observe(side, level, one, comparison.memo), exact).items():
+                for key, errors in narrow.line_errors(level.name, side.observe(level, one, comparison.memo), exact).items():
                     largest[key] = max(largest.get(key, 0.0), *errors)
                     usual.setdefault(key, {}).setdefault(side.name, []).append(together(errors))
             comparison.memo.clear()
@@ -68,5 +68,5 @@ def _bfloat16(case: Case) -> dict[str, Any]:
     comparison = Comparison(*(Side(backend) for backend in BACKENDS), case, _numeric(), truth=Side("torchref"))
     for level in _numeric():
         comparison.drawn(level, cases, found)
-    return {key: {backend: [[round(x, 4) for x in size] for size in sizes[key]] for backend, sizes in zip(BACKENDS, found)}
+    return {key: {backend: [[round(x, 4) for x in size[:2]] for size in sizes[key]] for backend, sizes in zip(BACKENDS, found)}
             for key in sorted(found[0])}  # fmt: skip

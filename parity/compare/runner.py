@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from parity import weights as canonical
 from parity.compare import narrow
@@ -16,12 +17,12 @@ from parity.compare.side import Side
 from parity.errors import InputError
 
 OTHER_SEEDS = 10_000  # between the seeds of a trajectory and of its repetitions
-Memo = dict[tuple[Side, str, Case], list[Seen]]
+Memo = dict[tuple[Any, str, Case], list[Seen]]
 
 
 @dataclass
 class Comparison:
-    """Two sides on one case. `recorded` holds the errors of unplanted code by line (narrow.py); `memo` keeps what was seen of a side."""
+    """Two sides on one case. `recorded` holds the errors of unplanted code by line (narrow.py), `memo` what was seen of a side."""
 
     a: Side
     b: Side
@@ -61,12 +62,12 @@ class Comparison:
             return Result(level.name, "not judged", missing)
         if level.name in ("evaluation", "restore"):
             self.write_runs()
-        a, b = (observe(side, level, self.case, self.memo) for side in (self.a, self.b))
+        a, b = (side.observe(level, self.case, self.memo) for side in (self.a, self.b))
         precision = self.case.recipe.precision
         if precision == "float64" or not level.numeric:
             result = judge(level.name, a, b, self.names, precision)
         else:
-            truth = observe(self.truth, level, self.case.exact, self.memo)
+            truth = self.truth.observe(level, self.case.exact, self.memo)
             result = judge(level.name, a, b, self.names, precision, truth, self.recorded)
         if level.name == "trajectory":
             result.curves = curves(a, b)
@@ -87,6 +88,9 @@ class Comparison:
             results[level.name] = self.drawn(level, cases, found)
         both = (self.a.name, self.b.name), (self.a.backend, self.b.backend)
         narrow.add_tests(list(results.values()), narrow.tests(found[0], found[1], self.recorded or {}, *both))
+        for result in results.values():
+            if result.status == "holds" and not result.lines:
+                result.status, result.reason = "not judged", "the two have no place in common"
         return [results[level.name] for level in self.levels]
 
     def drawn(self, level: Level, cases: list[Case], found: list[dict[str, list[narrow.Size]]]) -> Result:
@@ -98,14 +102,13 @@ class Comparison:
             path = case.folder / f"start-{case.recipe.name}-{case.seed}.safetensors"
             canonical.save(path, case.start)
             case.written["weights of level 3"] = path
-            a, b = (observe(side, level, case, self.memo) for side in (self.a, self.b))
-            truth = observe(self.truth, level, case.exact, self.memo)
+            a, b = (side.observe(level, case, self.memo) for side in (self.a, self.b))
+            truth = self.truth.observe(level, case.exact, self.memo)
             for sizes, seen in zip(found, (a, b)):
                 for key, size in narrow.sizes(level.name, seen, truth).items():
                     sizes.setdefault(key, []).append(size)
             if case is cases[0]:
                 result = narrow.exact_result(level.name, a, b, self.names)
-                result.reason = ""
             self.memo.clear()
         result.seconds = time.monotonic() - begin_s
         return result
@@ -128,7 +131,7 @@ class Comparison:
         chance. A mistake fails with every seed."""
         for seed in (self.case.seed + OTHER_SEEDS, self.case.seed + 2 * OTHER_SEEDS):
             case = dataclasses.replace(self.case, seed=seed, first=None)
-            a, b, truth = (observe(side, level, x, self.memo) for side, x in
+            a, b, truth = (side.observe(level, x, self.memo) for side, x in
                            ((self.a, case), (self.b, case), (self.truth, case.exact)))  # fmt: skip
             result = judge(level.name, a, b, self.names, "float32", truth, self.recorded)
             if result.status == "holds":
@@ -147,15 +150,6 @@ class Comparison:
             if name not in self.case.written:
                 with side.active():
                     self.case.written[name] = written_by(side, self.case)
-
-
-def observe(side: Side, level: Level, case: Case, memo: Memo) -> list[Seen]:
-    """All that a level sees of a side, kept for the next time."""
-    key = side, level.name, case
-    if key not in memo:
-        with side.active():
-            memo[key] = list(level.observe(side, case))
-    return memo[key]
 
 
 def curves(a: list[Seen], b: list[Seen]) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity.compare.foreign import Guarded, explained
+from parity.compare.observation import Seen
 from parity.compare.planting import Fault, planted
 from parity.errors import InputError, nearest
 from parity.program import BACKENDS, build
@@ -39,6 +40,19 @@ class Side:
             else:
                 with self._importable():
                     yield
+
+    @property
+    def identity(self) -> Any:
+        """Equal for sides that show the same: of one backend with one fault on one kind of device."""
+        return (self.backend, self.fault.name if self.fault else None, self.device) if self.backend else self
+
+    def observe(self, level: Any, case: Any, memo: dict) -> list[Seen]:
+        """All that a level sees of this side, kept in `memo` for the next time."""
+        key = self.identity, level.name, case
+        if key not in memo:
+            with self.active():
+                memo[key] = list(level.observe(self, case))
+        return memo[key]
 
     def program(self, recipe: Recipe) -> Any:
         """The side's program of a recipe, built once."""

@@ -79,5 +79,5 @@ def _walk(side: Side, case: Case) -> Iterator[Seen]:
                                single=hasattr(recipe, "clip_norm"))  # one factor's error is that of all  # fmt: skip
         for name in recipe.parameters():
             value = side.array(recipe, weights[name], f"weight {name}", case.start[name].shape)
-            yield Seen(line, name if n == 1 else f"{name} after {n} updates", value,
-                       bounds.updated(recipe, n, recipe.parameters()[name].group), axes=("row", "column")[: value.ndim])  # fmt: skip
+            bound = bounds.updated(recipe, n, recipe.parameters()[name].group, value.shape, float(np.abs(value).max()) or 1.0)
+            yield Seen(line, name if n == 1 else f"{name} after {n} updates", value, bound, axes=("row", "column")[: value.ndim])

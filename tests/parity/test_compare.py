@@ -101,7 +101,7 @@ def test_with_keep_going_the_levels_behind_a_failure_are_judged_too(compare):
     (["--in", "jaxrun"], "--in jaxrun: expected --plant FAULT with it"),
     (["--dtype", "float32", "--scale", "small", "--levels", "forward"], "no errors were recorded for"),
     (["--weights", "w.safetensors"], "--weights: expected --recipe with it"),
-    (["--json", "/nowhere/x.json"], "/nowhere/x.json: its folder does not exist"),
+    (["--json", "no/such/x.json"], "no/such/x.json: its folder does not exist"),
     (["--faults", "--dtype", "float32"], "--dtype: --faults has no use for it"),
     (["--levels", "5-3"], "expected 5-3 to end behind its beginning"),
     (["--names", "nanogpt"], "expected --weights FILE with it"),

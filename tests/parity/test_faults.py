@@ -107,5 +107,5 @@ def test_every_fault_is_caught_and_named_at_the_right_place(case, backend):
     wrong = [f"{c.fault} in {c.recipe}: {c.level}, {c.line}: {c.place}" for c in found if not c.right]
     assert not wrong
     assert Counter(c.fault for c in found).keys() == FAULTS.keys()
-    assert min(c.margin for c in found) > 2  # nesterov-missing shows by an epsilon alone at the first step
+    assert min(c.margin for c in found) > 10
     assert np.mean([c.named for c in found if c.expected != "layout"]) > 0.95

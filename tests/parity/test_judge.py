@@ -168,3 +168,56 @@ def test_plain_spans_are_the_streams(lengths):
 
     plan = [Segment(3, 1024, 64), Segment(50, 512, 64)]
     assert list(plain_spans(lengths, plan)) == list(spans_there(lengths, plan))
+
+
+def test_a_muon_weight_is_allowed_what_the_orthogonalisation_is_by_as_much_as_it_moves_it():
+    recipe = recipe_for("muon", "tiny")
+    allowed = [bounds.updated(recipe, 1, "matrix", shape, largest).allowed for shape, largest in
+               (((64, 64), 0.5), ((64, 64), 1.0), ((256, 64), 1.0))]  # fmt: skip
+    turned = bounds.orthogonalization(recipe, 12).allowed
+    assert allowed == pytest.approx([turned * 0.025 / 0.5, turned * 0.025, turned * 0.025 * 2], rel=1e-3)
+    assert bounds.updated(recipe, 1, "head", (512, 64), 1.0) == bounds.update(recipe)
+
+
+@pytest.mark.parametrize(("outcomes", "status"), [(["fails", "holds"], "holds"), (["fails", "fails", "holds"], "holds"),
+                                                  (["fails"] * 3, "fails")])  # fmt: skip
+def test_a_trajectory_in_float32_that_fails_is_judged_with_two_other_seeds(case, clean, monkeypatch, outcomes, status):
+    from parity.compare import runner
+    from parity.compare.observation import Finding
+
+    seeds = []
+
+    def judged(level, a, b, *rest):
+        found = outcomes[len(seeds) - 1]
+        finding = Finding(level, "losses", "of 20 steps", 1.0, 0.1, "", "") if found == "fails" else None
+        return Result(level, found, finding=finding)
+
+    def observe(side, level, one, memo):
+        if side is clean["jaxrun"]:
+            seeds.append(one.seed)
+        return []
+
+    monkeypatch.setattr(runner, "judge", judged)
+    monkeypatch.setattr(type(clean["jaxrun"]), "observe", observe)
+    comparison = runner.Comparison(clean["jaxrun"], clean["torchref"], case("nanogpt", "float32"), runner.chosen_levels("trajectory"),
+                                   diagnose=False, truth=clean["torchref"])  # fmt: skip
+    (result,) = comparison.run()
+    assert result.status == status and seeds == [0, 10_000, 20_000][: len(outcomes)]
+    assert ("parted from float64 by chance" in result.reason) == (status == "holds")
+
+
+def test_a_process_of_a_layout_that_fails_ends_the_others_and_is_quoted(tmp_path):
+    import subprocess
+    import sys
+    import time
+
+    from parity.compare.layout_level import _finish
+
+    processes = []
+    for i, code in enumerate(("import time; time.sleep(600)", "raise SystemExit('no memory')")):
+        said = open(tmp_path / str(i), "w+")  # noqa: SIM115
+        processes.append((subprocess.Popen([sys.executable, "-c", code], stderr=said), said))
+    begin_s = time.monotonic()
+    with pytest.raises(RuntimeError, match="ended with 1:\nno memory"):
+        _finish(processes)
+    assert time.monotonic() - begin_s < 60 and all(process.returncode is not None for process, _ in processes)
