@@ -4,6 +4,7 @@ NNX, because its modules read like PyTorch's: attribute paths are the canonical 
 model is built once, empty; `apply` runs it on a flat mapping of weights. Letters: parity/recipe.py.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -261,9 +262,12 @@ def token_losses(logits_BTV, targets_BT):
     return jax.nn.logsumexp(logits_BTV, axis=-1) - target
 
 
-def make_model(recipe: Recipe):
-    """The recipe's model with no memory behind its weights, split into (definition, {canonical name: empty})."""
-    return nnx.split(nnx.eval_shape(lambda: MODELS[recipe.name](recipe)))
+def make_model(recipe: Recipe, make: Callable[[Recipe], nnx.Module] | None = None):
+    """The recipe's model with no memory behind its weights, split into (definition, {canonical name: empty}).
+
+    `make` makes another one than the recipe's name stands for.
+    """
+    return nnx.split(nnx.eval_shape(lambda: (make or MODELS[recipe.name])(recipe)))
 
 
 def apply(definition, weights, method, *args):

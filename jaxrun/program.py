@@ -1,6 +1,7 @@
 """A recipe as a JAX program: one compiled step over a mesh, and what the harness and the comparer ask of it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import platformdirs
+from flax import nnx
 
 from jaxrun import checkpoint, model, optim, sharding
 from jaxrun.inspection import Inspection
@@ -21,20 +23,26 @@ State = dict[str, Any]  # {"weights": {name: array}, "optimizer": optax state, "
 
 
 class JaxProgram(Inspection):
-    """Implements parity.program.Program for the recipes."""
+    """Implements parity.program.Program for the recipes, and for own models and optimizers.
+
+    An own model is made by `make_model(recipe)`: its attribute paths are the recipe's canonical names, it maps (B, T)
+    tokens to (B, T, D), and its method `logits` maps those to (B, T, V). An own optimizer is any optax transform.
+    """
 
     framework = "jax"
 
-    def __init__(self, recipe: Recipe, devices: list, optimizer: optax.GradientTransformation | None = None):
+    def __init__(self, recipe: Recipe, devices: list, optimizer: optax.GradientTransformation | None = None,
+                 make_model: Callable[[Recipe], nnx.Module] | None = None):
         self.recipe = recipe
         self.devices = [d.device_kind for d in devices]
         self.mesh = sharding.make_mesh(devices)
         self.optimizer = optimizer or optim.make_optimizer(recipe)
         self.groups = optim.group_of(recipe)
-        self.definition, _ = model.make_model(recipe)
+        self.definition, _ = model.make_model(recipe, make_model)
         whole, rows = sharding.replicated(self.mesh), sharding.by_row(self.mesh)
         self._step = jax.jit(self._update, in_shardings=(whole, rows, rows), out_shardings=whole, donate_argnums=0)
         self._grads = jax.jit(self._loss_and_grads, in_shardings=(whole, rows, rows), out_shardings=whole)
+        self._prefix_grads = jax.jit(self._prefix_loss_and_grads, in_shardings=(whole, rows, rows, whole), out_shardings=whole)
         self._losses = jax.jit(self._token_losses, in_shardings=(whole, rows, rows), out_shardings=rows)
         self._log_probs = jax.jit(self._row_log_probs)
         self._given = jax.jit(lambda grads, state: self._apply(grads, state)[1], out_shardings=whole)
@@ -68,8 +76,8 @@ class JaxProgram(Inspection):
         positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
         return self._log_probs(state["weights"], inputs_BT, positions)
 
-    def loss_and_grads(self, state: State, batch):
-        return self._grads(state["weights"], *batch)
+    def loss_and_grads(self, state: State, batch, prefix: int | None = None):
+        return self._grads(state["weights"], *batch) if prefix is None else self._prefix_grads(state["weights"], *batch, prefix)
 
     def fetch(self, values):
         return jax.device_get(values)
@@ -120,6 +128,13 @@ class JaxProgram(Inspection):
     def _loss_and_grads(self, weights, inputs_BT, targets_BT):
         reduce = jnp.mean if self.recipe.loss_reduction == "mean" else jnp.sum
         return jax.value_and_grad(lambda w: reduce(self._token_losses(w, inputs_BT, targets_BT)))(weights)
+
+    def _prefix_loss_and_grads(self, weights, inputs_BT, targets_BT, prefix):
+        def loss(w):
+            losses_BT = self._token_losses(w, inputs_BT, targets_BT)
+            return jnp.where(jnp.arange(losses_BT.shape[1]) < prefix, losses_BT, 0).sum()
+
+        return jax.value_and_grad(loss)(weights)
 
     def _token_losses(self, weights, inputs_BT, targets_BT):
         logits_BTV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT)))

@@ -57,8 +57,12 @@ class Program(Protocol):
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None) -> Any:
         """(B, P, V) log-probabilities of the next token at the given positions of every row (None: at all of them)."""
 
-    def loss_and_grads(self, state: State, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        """The recipe's loss (its own reduction) and its gradient by canonical name. Leaves the state as it was."""
+    def loss_and_grads(self, state: State, batch: Batch, prefix: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """The recipe's loss (its own reduction) and its gradient by canonical name. Leaves the state as it was.
+
+        With `prefix`, of the sum of the losses at the first so many positions of every row instead: what stands behind
+        them must not move it.
+        """
 
     def fetch(self, values: Any) -> Any:
         """Waits for values on the device (arrays in dicts, tuples, lists) and returns them as numpy arrays."""

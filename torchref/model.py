@@ -4,6 +4,8 @@ Attribute paths are the canonical names, so weights need no renaming. A model is
 `load_state_dict`. Letters: parity/recipe.py.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -233,10 +235,10 @@ def token_losses(logits_BTV, targets_BT):
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view(targets_BT.shape)
 
 
-def make_model(recipe: Recipe) -> nn.Module:
-    """The recipe's model with no memory behind its weights."""
+def make_model(recipe: Recipe, make: Callable[[Recipe], nn.Module] | None = None) -> nn.Module:
+    """The recipe's model with no memory behind its weights; `make` makes another one than the recipe's name stands for."""
     with torch.device("meta"):
-        return MODELS[recipe.name](recipe)
+        return (make or MODELS[recipe.name])(recipe)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -31,15 +31,21 @@ class State:
 
 
 class TorchProgram(Inspection):
-    """Implements parity.program.Program for the recipes."""
+    """Implements parity.program.Program for the recipes, and for own models and optimizers.
+
+    An own model is made by `make_model(recipe)`: its parameters' names are the recipe's canonical names, it maps (B, T)
+    tokens to (B, T, D), and its method `logits` maps those to (B, T, V). `optimizer` makes an optim.ByGroup of {name: parameter}.
+    """
 
     framework = "torch"
 
-    def __init__(self, recipe: Recipe, device: torch.device, optimizer: MakeOptimizer | None = None, compile: bool = False):
+    def __init__(self, recipe: Recipe, device: torch.device, optimizer: MakeOptimizer | None = None, compile: bool = False,
+                 make_model: Callable[[Recipe], nn.Module] | None = None):
         self.recipe = recipe
         self.device = device
         self.devices = [_kind(device)] * distributed.world_size()
         self.make_optimizer = optimizer or (lambda weights: optim.make_optimizer(recipe, weights, compile))
+        self.make_model = make_model
         self.groups = optim.group_of(recipe)
         self._before: list[torch.Tensor] | None = None
         compiled = (lambda function: torch.compile(function, dynamic=False)) if compile else (lambda function: function)
@@ -88,12 +94,15 @@ class TorchProgram(Inspection):
         x_BTD = state.model(self._put(inputs_BT))
         return F.log_softmax(state.model.logits(x_BTD[:, self._put(positions)]), dim=-1)
 
-    def loss_and_grads(self, state: State, batch):
-        loss = self._loss(state.model, *batch, self.recipe.loss_reduction)
+    def loss_and_grads(self, state: State, batch, prefix: int | None = None):
+        if prefix is None:
+            loss = self._loss(state.model, *batch, self.recipe.loss_reduction)
+        else:
+            loss = _token_losses(state.model, *batch)[:, :prefix].sum()
         names, parameters = zip(*state.model.named_parameters())
         grads = torch.autograd.grad(loss, parameters)
         loss = loss.detach()
-        distributed.reduce_gradients([loss, *grads], self.recipe.loss_reduction)
+        distributed.reduce_gradients([loss, *grads], self.recipe.loss_reduction if prefix is None else "sum")
         return loss, dict(zip(names, grads))
 
     def fetch(self, values):
@@ -142,7 +151,7 @@ class TorchProgram(Inspection):
         state.step += 1
 
     def _fresh(self) -> State:
-        net = model.make_model(self.recipe).to_empty(device=self.device)
+        net = model.make_model(self.recipe, self.make_model).to_empty(device=self.device)
         return State(net, self.make_optimizer(dict(net.named_parameters())), 0)
 
     def _put(self, array: np.ndarray) -> torch.Tensor:

@@ -1,14 +1,12 @@
 """Somebody's own program behind a guard: what it raises, or returns of a wrong kind, is said in one sentence."""
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from parity.errors import InputError
+from parity.own import explained
 from parity.recipe import Recipe
 
 
@@ -36,22 +34,6 @@ class Guarded:
         own = getattr(self._program, "fetch", None)
         with explained(self._spec, "fetch"):
             return own(values) if own else _numpy(values)
-
-
-@contextmanager
-def explained(spec: str, what: str) -> Iterator[None]:
-    """Whatever somebody's own code raises is an InputError that names the file, the line and the method."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        path = Path(spec).resolve()
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = lines[-1] if lines else getattr(error, "lineno", None)
-        message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise InputError(f"{spec}{f', line {line}' if line else ''}: {what} raised {type(error).__name__}: {message}: mend the "
-                         "program, or install what it needs") from error
 
 
 def _problem(name: str, value: Any, recipe: Recipe) -> str | None:

@@ -1,6 +1,5 @@
 """One side of a comparison: a backend by name, or a file with somebody's own program, perhaps with a fault planted in it."""
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare.foreign import Guarded, explained
+from parity.compare.foreign import Guarded
 from parity.compare.observation import Seen
 from parity.compare.planting import Fault, planted
 from parity.errors import InputError, nearest
+from parity.own import explained, load
 from parity.program import BACKENDS, build
 from parity.recipe import Recipe
 
@@ -96,27 +96,13 @@ class Side:
             return build(self.backend, recipe, device=self.device)
         with self._importable():
             if self._module is None:
-                self._module = self._import()
+                self._module = load(self.spec, f"compared_{abs(hash(Path(self.spec).resolve()))}")
             with explained(self.spec, "build"):
                 made = self._module.build(recipe)
         if not callable(getattr(made, "load", None)) and not callable(getattr(made, "init", None)):
             raise InputError(f"{self.spec}: build(recipe) expected a program with a method load or init, found "
                              f"{type(made).__name__} without: see docs/porting.md")
         return Guarded(made, self.spec, recipe)
-
-    def _import(self) -> ModuleType:
-        path = Path(self.spec).resolve()
-        if not path.is_file():
-            raise InputError(f"{self.spec}: expected a Python file with a function build(recipe), found none there")
-        spec = importlib.util.spec_from_file_location(f"compared_{abs(hash(path))}", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look themselves up there
-        with explained(self.spec, "its import"):
-            spec.loader.exec_module(module)
-        if not callable(getattr(module, "build", None)):
-            raise InputError(f"{self.spec}: expected a function build(recipe) that returns a program, found none: see "
-                             "docs/porting.md")
-        return module
 
     @contextmanager
     def _importable(self) -> Iterator[None]:

@@ -68,6 +68,8 @@ class Slice:
 
         The shard holds at least start + tokens + 1 tokens. Raises InputError for another name, or a bad shard.
         """
+        if name in self._parts:
+            return self._parts[name]
         if name not in self.manifest.parts:
             raise InputError(
                 f"part: expected one of the slice {self.name}, found {name!r}; {nearest(name, self.manifest.parts)}"
@@ -75,7 +77,13 @@ class Slice:
         part = self.manifest.parts[name]
         shard = _open(self.directory, self.manifest, part.file)
         _check_part(self.directory, name, part, len(shard))
-        return shard, part.start, part.tokens
+        self._parts[name] = shard, part.start, part.tokens
+        return self._parts[name]
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, tuple[np.memmap, int, int]]:
+        """The parts that were asked for, each opened once."""
+        return {}
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:

@@ -16,9 +16,12 @@ SAMPLE_TOKENS = 40
 
 def finish(run: Run, state: Any) -> dict[str, Any]:
     """Writes weights.safetensors and curve.png, samples, logs the totals, and shows the summary; returns the totals."""
+    run.guard.phase = "finish"
     final = run.program.export(state)
     canonical.save(run.place.weights, final)
     run.log.event("state", name="final weights", digest=canonical.digest(final))
+    run.log.event("guard", step=run.recipe.steps, **run.guard.found())
+    run.guard.stop()
     lines = _samples(run, state)
     found = totals(run)
     draw_curve(run.place.curve, list(run.losses), list(run.losses.values()), list(run.evaluations),

@@ -13,7 +13,7 @@ from parity.harness import checkpoints, fingerprint, flops
 from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
 from parity.harness.interrupts import StopRequest
-from parity.harness.session import Run
+from parity.harness.session import LARGE_STATE_WEIGHTS, Run
 
 State = Any
 
@@ -35,7 +35,7 @@ def train(run: Run, stop: StopRequest) -> State:
             stops = {*run.recipe.eval_steps(), *run.recipe.checkpoint_steps()}
             unread = None
             if done < run.recipe.steps:
-                run.clock.start()
+                start(run)
             for batch in reader:
                 # Step n + 1 is dispatched before step n's metrics are read, so that the device never waits for the log.
                 state, metrics = run.program.step(state, batch.inputs)
@@ -45,13 +45,13 @@ def train(run: Run, stop: StopRequest) -> State:
                 unread = batch.step, batch.digest, metrics
                 if done in stops or stop.signal_number:
                     run.program.wait(state)
-                    run.clock.stop()
+                    halt(run)
                     record(run, *unread)
                     record_norms(run, batch.step, metrics)
                     unread = None
                     pause(run, state, done, stop.signal_number)
                     if done < run.recipe.steps:
-                        run.clock.start()
+                        start(run)
         return state
     except (RunFailed, Interrupted):
         raise
@@ -59,6 +59,20 @@ def train(run: Run, stop: StopRequest) -> State:
         with suppress(InputError):  # the log itself may be what went wrong, as on a full disk
             run.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
         raise
+
+
+def start(run: Run) -> None:
+    """The clock runs from here; the log has a phase for it, so that its time can be held against the log's own clock."""
+    run.guard.phase = "train"
+    run.log.event("phase", name="train", edge="begin")
+    run.clock.start()
+
+
+def halt(run: Run) -> None:
+    """The clock stands from here: the devices are drained."""
+    run.clock.stop()
+    run.log.event("phase", name="train", edge="end")
+    run.guard.phase = "pause"
 
 
 def begin(run: Run) -> tuple[State, int]:
@@ -103,20 +117,22 @@ def warm_up(run: Run, state: State) -> State:
         after = run.program.digest(state)
         run.log.event("state", name="after warm-up", digest=after)
     if after != before:
-        raise RuntimeError(f"the warm-up changed the state: digest {before} before, {after} after")
+        blame = RunFailed if run.options.program or run.options.optimizer else RuntimeError
+        raise blame(f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did")
     return state
 
 
 def pause(run: Run, state: State, done: int, signal_number: int | None = None) -> None:
     """What happens between two steps while the clock stands: evaluation, checkpoint, and stopping where that is asked."""
+    run.log.event("guard", step=done, **run.guard.found())
     if done in run.recipe.eval_steps():
         validate(run, state, done)
     if done in run.recipe.checkpoint_steps() or signal_number:
-        run.log.sync()  # what the log says of a checkpoint's steps is on the disk before the checkpoint is
         with run.phase("checkpoint"):
+            run.log.sync()  # what the log says of a checkpoint's steps is on the disk before the checkpoint is
             path, digest = checkpoints.save(run.place, run.program, state, done, run.identity)
-        run.log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
-        run.log.sync()
+            run.log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
+            run.log.sync()
     if signal_number and done < run.recipe.steps:
         run.log.event("interrupt", step=done, signal=int(signal_number))
         raise Interrupted(f"stopped after step {done} of {run.recipe.steps}, all of it saved; go on with\n"
@@ -126,11 +142,17 @@ def pause(run: Run, state: State, done: int, signal_number: int | None = None) -
 def validate(run: Run, state: State, done: int) -> None:
     """Takes the val loss after `done` updates and logs it."""
     begin_s = now_s()
+    watched = done in run.recipe.checkpoint_steps() or run.recipe.product_weights() < LARGE_STATE_WEIGHTS
     with run.phase("evaluate"):
+        if watched:
+            run.log.event("state", name="before evaluation", step=done, digest=run.program.digest(state))
         found = evaluate(run.program, state, run.slice, "val", run.track.val_tokens, run.eval_batch_tokens,
                          run.recipe.context)  # fmt: skip
+        if watched:
+            run.log.event("state", name="after evaluation", step=done, digest=run.program.digest(state))
     event = {"step": done, "val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte, "tokens": found.tokens,
-             "train_s": run.clock.seconds, "eval_s": now_s() - begin_s, "batches": found.batches}  # fmt: skip
+             "train_s": run.clock.seconds, "eval_s": now_s() - begin_s, "batches": found.batches,
+             "batch_tokens": run.eval_batch_tokens}  # fmt: skip
     run.log.event("eval", **event)
     run.log.event("memory", host_bytes=fingerprint.peak_memory_bytes(),
                   device_bytes=fingerprint.peak_device_bytes(run.program.framework))  # fmt: skip

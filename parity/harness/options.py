@@ -31,6 +31,8 @@ class Options:
     """auto: the GPU if there is one."""
     devices: int | None = None
     """How many devices to use; all of them by default."""
+    program: Path | None = None
+    """Own model, optimizer and schedule: a Python file with build(recipe); see python -m parity.attempt new."""
     name: str | None = None
     """Name of the run's folder; by default recipe, backend, seed and time."""
     runs: Path = Path("runs")

@@ -22,7 +22,7 @@ from parity.errors import InputError, nearest
 SCHEMA = "log.v1"
 KINDS = (
     "start", "phase", "step", "norms", "eval", "checkpoint", "resume", "state", "memory", "sample", "interrupt",
-    "failure", "torn_line_dropped", "finish",
+    "failure", "torn_line_dropped", "guard", "finish",
 )  # fmt: skip
 FIRST_PREV = "0" * 64
 RESERVED = frozenset(("n", "event", "utc", "clock_s", "time_s", "prev"))

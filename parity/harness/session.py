@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import parity
+from parity import own
 from parity import program as programs
 from parity.data import slices
+from parity.data.files import sha256_file
 from parity.data.progress import Progress
 from parity.data.stream import check_plan, spans
 from parity.errors import InputError
 from parity.harness import fingerprint, rundir
 from parity.harness.clock import TrainingClock
 from parity.harness.evaluation import check_length, largest_batch
+from parity.harness.guard import Guard
 from parity.harness.options import Arguments, Options
 from parity.harness.rundir import RunDir
 from parity.harness.runlog import RunLog, read
@@ -29,10 +32,12 @@ from parity.harness.screen import Screen
 from parity.memory import SETTINGS, keep_freed_memory
 from parity.program import Program
 from parity.recipe import Recipe, from_fields, to_fields
-from parity.track import Track, track_for
+from parity.track import Track, check_recipe, track_for
 
+FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
 KEPT = ("devices", "optimizer", "compile")  # options that a resumed run must share with the run it goes on with
 EVAL_TOKENS_PER_DEVICE = 65_536  # so that the logits of an evaluation fit beside the training state
+LARGE_STATE_WEIGHTS = 32_000_000  # of a larger state digests are taken at checkpoints only: each reads all of it
 FREE_ON_RESUME = {"resume", "device", "data_dir", "samples", "tensorboard"}
 
 
@@ -52,6 +57,7 @@ class Run:
     screen: Screen
     clock: TrainingClock
     identity: dict[str, Any]
+    guard: Guard
     resumed: bool = False
     source_sha256: str | None = None  # of the code that goes on with a resumed run
     last_s: float = 0.0  # the clock's reading at the last logged step
@@ -74,7 +80,9 @@ class Run:
     def phase(self, name: str) -> Iterator[None]:
         """Logs the beginning and the end of something that is not training; both clocks stand on every line."""
         self.log.event("phase", name=name, edge="begin")
+        before, self.guard.phase = self.guard.phase, name
         yield
+        self.guard.phase = before
         self.log.event("phase", name=name, edge="end")
 
 
@@ -96,7 +104,7 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"expected one process, found WORLD_SIZE {os.environ['WORLD_SIZE']}: a run has one for now; start "
                          "it without torchrun")  # fmt: skip
-    place, seed, before = None, options.seed, None
+    place, seed, before, guard = None, options.seed, None, None
     if options.resume is not None:
         _refuse_changes(given)
         place = rundir.open_existing(options.resume, lock=True)
@@ -106,40 +114,79 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
             track, recipe, seed, options = _from_run_json(backend, before, options, place.path)
         if options.tensorboard and not find_spec("tensorboard"):
             raise InputError("--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out")
-        slice_ = _slice(track, recipe, options.data_dir)
         if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
-        program = _build(backend, recipe, options)
+        guard, base, module = _guard(track, options, place), recipe, None
+        if options.program is not None:
+            guard.start()
+            module = _own_module(track, options, before)
+            recipe = own.make_recipe(module, base)
+            check_recipe(track, recipe)
+            guard.stop()
+        slice_ = _slice(track, recipe, options.data_dir)
+        guard.start()
+        program = _build(backend, recipe, options, module)
+        guard.stop()  # the harness itself writes the run's first files
         options = dataclasses.replace(options, devices=len(program.devices))
         if track.val_tokens % (recipe.context * len(program.devices)):
             raise InputError(f"--devices {len(program.devices)}: the track's {track.val_tokens:,} val tokens are "
                              f"{track.val_tokens // recipe.context} rows, which so many devices do not divide: choose another")
         identity = {"track": track.name, "recipe": to_fields(recipe), "seed": seed, "backend": backend,
-                    "slice": _digest(slice_, recipe), "options": _kept(options)}  # fmt: skip
+                    "slice": _digest(slice_, recipe), "options": _kept(options), "program": _program_digest(options)}  # fmt: skip
         if before is not None and before["slice"]["digest"] != identity["slice"]:
             raise InputError(f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
                              f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice")
         if place is None:
             place = rundir.create(options.runs, track.name, options.name,
                                   default=rundir.default_name(recipe.name, backend, seed))  # fmt: skip
-            _write_run_json(place, backend, program, slice_, track, identity)
+            guard.allow(place.path)
+            _write_run_json(place, backend, program, track, identity, options, base)
             log = RunLog(place.log)
-            log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")})
+            log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")},
+                      run_json=sha256_file(place.run_json))
         else:
             log = RunLog.resume(place.log)
         screen = Screen(recipe.name, track.name, recipe.steps)
-        run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity)
+        run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity, guard)
         try:
             if before is not None:
                 _read_back(run)
                 _keep_changed_source(run, before["source_sha256"])
+            guard.start()
             yield run
         finally:
             screen.close()
             log.close()
     finally:
+        if guard is not None:
+            guard.stop()
         if place is not None:
             place.release()
+
+
+def _guard(track: Track, options: Options, place: RunDir | None) -> Guard:
+    """Watches what own code does; made before any of it is loaded."""
+    files = [options.program] if options.program else []
+    return Guard(slices.data_home(options.data_dir) / track.slice, [*files, *([place.path] if place else [])])
+
+
+def _own_module(track: Track, options: Options, before: dict[str, Any] | None) -> Any:
+    """The file with the run's own program; InputError where the track or other options leave no room for one."""
+    if track.fixed:
+        raise InputError(f"--program: track {track.name} fixes data, batch and architecture, so that only the optimizer is "
+                         "yours: bring it as --optimizer module:function, or choose --track pocket or small")
+    for name in ("optimizer", "compile"):
+        if getattr(options, name, None):
+            raise InputError(f"--{name} and --program exclude each other: what runs is up to the program's file")
+    if before is not None and (found := _program_digest(options)) != before["program"]["sha256"]:
+        raise InputError(f"{options.program}: expected the file that the run was started with (sha256 "
+                         f"{before['program']['sha256'][:12]}), found {str(found)[:12]}: put it back, or start a new run")
+    return own.load(options.program)
+
+
+def _program_digest(options: Options) -> str | None:
+    """sha256 of the file of an own program; None where there is none."""
+    return sha256_file(options.program) if options.program and Path(options.program).is_file() else None
 
 
 def _refuse_changes(given: frozenset[str]) -> None:
@@ -154,8 +201,10 @@ def _from_run_json(backend: str, before: dict[str, Any], options: Options,
     if before["backend"] != backend:
         raise InputError(f"{path} is a run of {before['backend']}: go on with it with python -m {before['backend']}.train "
                          f"--resume {path}")  # fmt: skip
-    options = dataclasses.replace(options, **before.get("options", {}))
-    return track_for(before["track"]), from_fields(before["recipe"]), before["seed"], options
+    options, recipe = dataclasses.replace(options, **before.get("options", {})), before["recipe"]
+    if program := before.get("program"):
+        options, recipe = dataclasses.replace(options, program=Path(program["path"])), program["base"]
+    return track_for(before["track"]), from_fields(recipe), before["seed"], options
 
 
 def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
@@ -167,6 +216,7 @@ def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
                          f"{recipe.tokenizer_size}: they must be equal")  # fmt: skip
     check_plan(slice_.train_lengths, recipe.plan, f"slice {track.slice}")
     check_length(slice_, "val", track.val_tokens, slice_.part("val")[2])
+    _ = slice_.token_bytes  # read now, so that nothing of the slice has to be opened later
     if track.val_tokens % recipe.context:
         raise InputError(f"--context {recipe.context} does not divide the track's {track.val_tokens:,} val tokens: choose "
                          "a context that does, so that exactly these are scored")  # fmt: skip
@@ -179,7 +229,15 @@ def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
     return slice_.manifest.used(last.shard + 1).digest
 
 
-def _build(backend: str, recipe: Recipe, options: Options) -> Program:
+def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Program:
+    if module is not None:
+        program = own.build(module, recipe, device=options.device, devices=options.devices)
+        with own.explained(module.__file__, "init"):
+            program.init(options.seed)
+        if program.framework != FRAMEWORKS[backend]:
+            raise InputError(f"{module.__file__}: expected a program in {FRAMEWORKS[backend]}, found {program.framework}: start "
+                             "it with the other trainer")  # fmt: skip
+        return program
     chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
     if "" not in sys.path:
         sys.path.insert(0, "")  # own optimizers are looked for in the folder that the command is run from
@@ -193,15 +251,17 @@ def _kept(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in KEPT if hasattr(options, name)}
 
 
-def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slices.Slice, track: Track,
-                    identity: dict[str, Any]) -> None:
+def _write_run_json(place: RunDir, backend: str, program: Program, track: Track, identity: dict[str, Any], options: Options,
+                    base: Recipe) -> None:
     recipe = program.recipe
-    source = _pack(place.source, backend, identity["options"].get("optimizer"))
+    source = _pack(place.source, backend, options)
+    own_program = {"path": str(options.program), "file": options.program.name, "sha256": identity["program"],
+                   "base": to_fields(base)} if options.program else None  # fmt: skip
     kinds = sorted(set(program.devices))
     platform = programs.platform(backend, "cpu" if kinds == ["cpu"] else "auto")
     place.write_run_json({
         "schema": rundir.SCHEMA, "track": track.name, "recipe": identity["recipe"], "seed": identity["seed"],
-        "backend": backend, "precision": recipe.precision, "options": identity["options"],
+        "backend": backend, "precision": recipe.precision, "options": identity["options"], "program": own_program,
         "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
         "devices": [{"kind": kind, "platform": platform, "count": program.devices.count(kind)} for kind in kinds],
         "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
@@ -211,17 +271,17 @@ def _write_run_json(place: RunDir, backend: str, program: Program, slice_: slice
     })  # fmt: skip
 
 
-def _pack(path: Path, backend: str, optimizer: str | None) -> str:
+def _pack(path: Path, backend: str, options: Options) -> str:
     """Packs the code that runs; returns its digest."""
     root = Path(parity.__file__).parents[1]
-    own = [Path(file)] if (file := _own_file(optimizer)) else []
-    return rundir.pack_source(path, [root / "parity", root / backend], own)
+    files = [Path(file) for file in (options.program, _own_file(options.optimizer)) if file]
+    return rundir.pack_source(path, [root / "parity", root / backend], files)
 
 
 def _keep_changed_source(run: Run, source_sha256: str) -> None:
     """Where the code is no longer that of the run's start, keeps it beside it and says so."""
     path = run.place.path / f"source-{run.log.lines:06d}.zip"
-    run.source_sha256 = _pack(path, run.backend, run.options.optimizer)
+    run.source_sha256 = _pack(path, run.backend, run.options)
     if run.source_sha256 == source_sha256:
         path.unlink()
     else:

@@ -1,0 +1,117 @@
+"""What the verifier says: rule by rule holds, fails or not judged, with the evidence, and what follows for the whole."""
+
+import json
+import textwrap
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from parity.data.files import replacing
+
+SCHEMA = "verdict.v1"
+DEPTHS = ("log", "data", "probe", "recompute", "replay", "cross")
+"""From the cheapest on; each includes those before it. The depth of a rule is its cost class."""
+Status = Literal["holds", "fails", "not judged"]
+EXIT_CODES = {"holds": 0, "fails": 1, "incomplete": 2}
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that must be so. `sentence` says what; `depth` how much it costs to look; `of` a run or an attempt.
+
+    A rule that is `required` and could not be judged leaves the verdict incomplete; others only tell more.
+    """
+
+    id: str
+    depth: str
+    sentence: str
+    required: bool = True
+    of: Literal["run", "attempt"] = "run"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found of one rule. `evidence`: JSON values, figures before words."""
+
+    rule: str
+    status: Status
+    reason: str
+    seconds: float = 0.0
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a run or an attempt: `judgements` in the order in which they were made, `facts` about how it was judged (depth,
+    isolation, seed of the random picks, versions), and, of an attempt, the verdicts of its `runs`."""
+
+    subject: str
+    depth: str
+    judgements: tuple[Judgement, ...]
+    required: frozenset[str]
+    facts: dict[str, Any]
+    runs: tuple["Verdict", ...] = ()
+
+    @property
+    def status(self) -> Literal["holds", "fails", "incomplete"]:
+        """Fails where a rule fails; else incomplete where a required one was not judged; else holds."""
+        statuses = {j.rule: j.status for j in self.judgements}
+        inner = [run.status for run in self.runs]
+        if "fails" in statuses.values() or "fails" in inner:
+            return "fails"
+        if any(statuses.get(rule, "not judged") == "not judged" for rule in self.required) or "incomplete" in inner:
+            return "incomplete"
+        return "holds"
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.status]
+
+    def failing(self) -> list[str]:
+        """The rules that fail, in order."""
+        return [j.rule for j in self.judgements if j.status == "fails"]
+
+    def of(self, rule: str) -> Judgement | None:
+        """The judgement of one rule; None where it was not asked for."""
+        return next((j for j in self.judgements if j.rule == rule), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as plain JSON values."""
+        return {
+            "schema": SCHEMA, "subject": self.subject, "status": self.status, "depth": self.depth,
+            "judged_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "facts": self.facts,
+            "rules": [{"id": j.rule, "status": j.status, "required": j.rule in self.required, "reason": j.reason,
+                       "seconds": round(j.seconds, 3), "evidence": j.evidence} for j in self.judgements],
+            **({"runs": [run.to_json() for run in self.runs]} if self.runs else {}),
+        }  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Writes verdict.json, whole or not at all; InputError where it cannot be written."""
+        with replacing(path) as file:
+            file.write((json.dumps(self.to_json(), indent=1, default=str) + "\n").encode())
+
+    def table(self) -> str:
+        """A table that fits 100 columns, and one line that says what follows."""
+        lines = [f"{self.subject}, depth {self.depth}", "-" * WIDTH]
+        marks = {"holds": "holds", "fails": "FAILS", "not judged": "?"}
+        for j in self.judgements:
+            said = textwrap.wrap(j.reason, WIDTH - 31) or [""]
+            lines.append(f"{marks[j.status]:<6} {j.rule:<22} {said[0]}")
+            lines += [" " * 30 + more for more in said[1:]]
+        lines += ["-" * WIDTH, *(f"{name}: {value}" for name, value in self.facts.items() if name == "isolation")]
+        return "\n".join([*(line[:WIDTH] for line in lines), *textwrap.wrap(self.conclusion(), WIDTH)])
+
+    def conclusion(self) -> str:
+        """One sentence: what the verdict is and why."""
+        if self.status == "fails":
+            bad = self.failing() or [f"{run.subject}: {', '.join(run.failing())}" for run in self.runs if run.status == "fails"]
+            return f"FAILS: {', '.join(bad)}"
+        if self.status == "incomplete":
+            missing = [j.rule for j in self.judgements if j.rule in self.required and j.status != "holds"]
+            missing += [rule for rule in sorted(self.required) if self.of(rule) is None]
+            missing += [run.subject for run in self.runs if run.status == "incomplete"]
+            return f"INCOMPLETE: {', '.join(missing)} could not be judged, and must be"
+        runs = f" and all {len(self.runs)} runs" if self.runs else ""
+        return f"HOLDS: {sum(j.status == 'holds' for j in self.judgements)} rules{runs} at depth {self.depth}"
