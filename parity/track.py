@@ -12,7 +12,8 @@ class Track:
     """One discipline. `target` is a val loss in nats per token; `scored` is what a lower number of wins.
 
     `fixed` names the recipe whose data, batch and architecture every run on the track must have; None leaves them free.
-    `target_basis` says where the target comes from.
+    `target_basis` says where the target comes from. `confirm_gap`: nats by which the baselines' loss on the confirm tokens is
+    above that on the val tokens, and how much more is allowed; None where it was not measured.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Track:
     recipes: tuple[str, ...]
     fixed: str | None = None
     target_basis: str = ""
+    confirm_gap: tuple[float, float] | None = None
 
 
 FIXED_FIELDS = ("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "norm_eps",

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(argv: Sequence[str] | None) -> int:
     """Reads the command line and does what it asks for."""
-    from parity.harness.options import command_line
+    from parity.cli import command_line
 
     options = command_line(Options, "python -m parity.compare", argv)
     _check(options)

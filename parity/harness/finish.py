@@ -6,7 +6,7 @@ from typing import Any
 from parity import weights as canonical
 from parity.harness import fingerprint
 from parity.harness.curve import draw_curve
-from parity.harness.flops import peak_flops
+from parity.devices import peak_flops
 from parity.harness.runlog import read
 from parity.harness.sampling import sample
 from parity.harness.session import Run, python

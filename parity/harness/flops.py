@@ -159,31 +159,3 @@ def _not_in_torch() -> dict[Any, Any]:
             aten.addmm_: matrices(1), aten.baddbmm_: matrices(1), aten.addbmm: matrices(1), aten.addbmm_: matrices(1),
             aten.mv: matrices(0), aten.addmv: matrices(1), aten.addmv_: matrices(1),
             aten.dot: matrices(0), aten.vdot: matrices(0)}
-
-
-# Devices
-
-# Dense products in TFLOP/s by the vendor's data sheets (which give the tensor cores' figures with sparsity, twice
-# these): (words in the device's name, {precision: peak}); the first that fits holds. float32 is plain float32, since
-# the recipes never narrow it to TF32; float64 is the tensor cores'.
-PEAKS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
-    (("H200", "NVL"), {"bfloat16": 835.5, "tf32": 417.5, "float32": 60.0, "float64": 60.0}),
-    (("H200",), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),
-    (("H100", "NVL"), {"bfloat16": 835.5, "tf32": 417.5, "float32": 60.0, "float64": 60.0}),
-    (("H100", "PCIe"), {"bfloat16": 756.0, "tf32": 378.0, "float32": 51.0, "float64": 51.0}),
-    (("H100", "HBM3"), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),
-    (("H100", "SXM"), {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9, "float64": 66.9}),
-    (("A100",), {"bfloat16": 312.0, "tf32": 156.0, "float32": 19.5, "float64": 19.5}),
-)
-
-
-def peak_flops(device_kind: str, precision: str) -> float | None:
-    """Dense FLOP/s of one device at best, by its name as the driver gives it ("NVIDIA H100 80GB HBM3" is the SXM one).
-
-    `precision` is a recipe's, or "tf32". None where the peak is not known: CPUs, and GPUs not in the table.
-    """
-    name = device_kind.lower()
-    for words, peaks in PEAKS:
-        if all(word.lower() in name for word in words):
-            return peaks[precision] * 1e12 if precision in peaks else None
-    return None

@@ -1,17 +1,14 @@
 """The command line of both trainers: run options, and every field of the recipe, from dataclasses."""
 
 import argparse
-import contextlib
 import dataclasses
-import difflib
-import io
-import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
+from parity.cli import command_line
 from parity.errors import InputError
 from parity.recipe import Recipe
 from parity.track import Track, check_recipe, default_recipe, track_for
@@ -96,38 +93,3 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
     check_recipe(track, parsed.recipe)
     given = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
     return Arguments(parsed.options, track, parsed.recipe, given)
-
-
-def command_line(into: type, command: str, argv: Sequence[str] | None = None) -> Any:
-    """Reads a command line into a dataclass; InputError, in one sentence, for what cannot be read. --help exits."""
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            parsed, unknown = tyro.cli(into, prog=command, args=argv, return_unknown_args=True)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise InputError(_sentence(complaint.getvalue())) from None
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], _names(into), n=1)
-        raise InputError(f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
-                         "--help lists all options")  # fmt: skip
-    return parsed
-
-
-def _names(into: type) -> list[str]:
-    """Every option of a dataclass, fields of dataclasses in it included."""
-    names = []
-    for field in dataclasses.fields(into):
-        inner = get_args(field.type)[0] if get_args(field.type) else field.type
-        names += _names(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
-    return names
-
-
-def _sentence(box: str) -> str:
-    """The first paragraph of a complaint that the option parser drew as a box."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    first = list(itertools.takewhile(lambda line: line and not line.startswith("──"), lines))
-    return f"{' '.join(first)} (--help lists all options)" if first else box.strip()

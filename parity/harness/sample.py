@@ -40,7 +40,7 @@ def main(backend: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _sample(backend: str, argv: Sequence[str] | None) -> None:
-    from parity.harness.options import command_line
+    from parity.cli import command_line
 
     options = command_line(SampleOptions, f"python -m {backend}.sample", argv)
     for name, least in (("tokens", 1), ("rows", 1), ("top_k", 1), ("temperature", 0)):

@@ -19,15 +19,11 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that must be so. `sentence` says what; `depth` how much it costs to look; `of` a run or an attempt.
-
-    A rule that is `required` and could not be judged leaves the verdict incomplete; others only tell more.
-    """
+    """One thing that must be so. `sentence` says what; `depth` how much it costs to look; `of` a run or an attempt."""
 
     id: str
     depth: str
     sentence: str
-    required: bool = True
     of: Literal["run", "attempt"] = "run"
 
 
@@ -44,8 +40,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a run or an attempt: `judgements` in the order in which they were made, `facts` about how it was judged (depth,
-    isolation, seed of the random picks, versions), and, of an attempt, the verdicts of its `runs`."""
+    """Of a run or an attempt: `judgements` in the order in which they were made, `facts` about how it was judged (isolation,
+    seed of the random picks, version), and, of an attempt, the verdicts of its `runs`. A rule of `required` that could not be
+    judged leaves the verdict incomplete; others only tell more."""
 
     subject: str
     depth: str

@@ -1,0 +1,117 @@
+"""An attempt in JAX: model, optimizer and schedule in one file, to be edited.
+
+It starts as the recipe `nanogpt`. The harness owns the data, the clock, the evaluation and the log; this file owns the
+model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head, V tokens.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxrun import model, optim
+from jaxrun.attention import NEGATIVE, causal_attention
+from jaxrun.program import JaxProgram
+from jaxrun.sharding import pick_devices
+from parity.recipe import NanoGPT
+
+
+@dataclass(frozen=True)
+class Mine(NanoGPT):
+    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape, first
+    value and optimizer group."""
+
+    name: ClassVar[str] = "mine"
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The learning rate of every optimizer group at a step: a linear rise, then a cosine."""
+        if step < self.warmup_steps:
+            rate = self.peak_rate * (step + 1) / self.warmup_steps
+        else:
+            progress = (step - self.warmup_steps) / max(1, self.steps - 1 - self.warmup_steps)
+            fraction = self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+            rate = self.peak_rate * fraction
+        return {"decay": rate, "no_decay": rate}
+
+
+class Attention(nnx.Module):
+    """Causal attention with one matrix for q, k and v."""
+
+    def __init__(self, recipe: Mine):
+        self.qkv = model.Linear(recipe.dim, 3 * recipe.dim, recipe.dtypes)
+        self.proj = model.Linear(recipe.dim, recipe.dim, recipe.dtypes)
+        self.head_dim = recipe.head_dim
+
+    def __call__(self, x_BTD):
+        q, k, v = (model.heads(x, self.head_dim) for x in jnp.split(self.qkv(x_BTD), 3, axis=-1))
+        y_BTHK = causal_attention(q, k, v, self.head_dim**-0.5)
+        return self.proj(y_BTHK.reshape(x_BTD.shape))
+
+
+class MLP(nnx.Module):
+    """D -> 4 D -> D with GELU."""
+
+    def __init__(self, recipe: Mine):
+        self.fc = model.Linear(recipe.dim, 4 * recipe.dim, recipe.dtypes)
+        self.proj = model.Linear(4 * recipe.dim, recipe.dim, recipe.dtypes)
+        self.gelu = recipe.gelu
+
+    def __call__(self, x_BTD):
+        return self.proj(model.gelu(self.fc(x_BTD), self.gelu))
+
+
+class Block(nnx.Module):
+    def __init__(self, recipe: Mine):
+        self.norm1 = model.LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.attn = Attention(recipe)
+        self.norm2 = model.LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.mlp = MLP(recipe)
+
+    def __call__(self, x_BTD):
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        return x_BTD + self.mlp(self.norm2(x_BTD))
+
+
+class Model(nnx.Module):
+    """Token plus position embedding, blocks, LayerNorm, head tied to the token embedding. Attribute paths are the weights'
+    names."""
+
+    def __init__(self, recipe: Mine):
+        self.embed = model.Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding, recipe.dtypes.wide)
+        self.positions = model.Embedding(recipe.context, recipe.dim, recipe.dtypes.weights, recipe.dtypes.wide)
+        self.blocks = nnx.List([Block(recipe) for _ in range(recipe.layers)])
+        self.norm_out = model.LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes)
+        self.tokenizer_size, self.dtypes = recipe.tokenizer_size, recipe.dtypes
+
+    def __call__(self, tokens_BT):
+        x_BTD = self.embed(tokens_BT) + self.positions(jnp.arange(tokens_BT.shape[1]))
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.norm_out(x_BTD)
+
+    def logits(self, x_BTD):
+        logits = model.product(x_BTD, self.embed.weight[...], self.dtypes.products).astype(self.dtypes.wide)
+        if logits.shape[-1] == self.tokenizer_size:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.tokenizer_size, logits, NEGATIVE)
+
+
+def make_optimizer(recipe: Mine):
+    """An optax transform of {name: gradient}: clipping, then AdamW with decay on tensors of two or more dimensions."""
+    decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
+    groups = {group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, decay)
+              for group, decay in decays.items()}  # fmt: skip
+    return optax.chain(optim.clip_by_global_norm(recipe.clip_norm), optim.by_group(groups, optim.group_of(recipe)))
+
+
+def make_recipe(base: NanoGPT) -> Mine:
+    """The recipe that is run, from the one that the track and the command line give."""
+    return Mine(**asdict(base))
+
+
+def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:
+    """What the harness runs."""
+    return JaxProgram(recipe, pick_devices(device, devices), make_optimizer(recipe), Model)

@@ -1,0 +1,46 @@
+"""Command lines from dataclasses: every option with its type, default and help; mistakes in one sentence."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from parity.errors import InputError
+
+
+def command_line(into: type, command: str, argv: Sequence[str] | None = None) -> Any:
+    """Reads a command line into a dataclass; InputError, in one sentence, for what cannot be read. --help exits."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(into, prog=command, args=argv, return_unknown_args=True)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_sentence(complaint.getvalue())) from None
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], _names(into), n=1)
+        raise InputError(f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
+                         "--help lists all options")  # fmt: skip
+    return parsed
+
+
+def _names(into: type) -> list[str]:
+    """Every option of a dataclass, fields of dataclasses in it included."""
+    names = []
+    for field in dataclasses.fields(into):
+        inner = get_args(field.type)[0] if get_args(field.type) else field.type
+        names += _names(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
+    return names
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of a complaint that the option parser drew as a box."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    first = list(itertools.takewhile(lambda line: line and not line.startswith("──"), lines))
+    return f"{' '.join(first)} (--help lists all options)" if first else box.strip()

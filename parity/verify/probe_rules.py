@@ -1,0 +1,218 @@
+"""Depth `probe`: is it a model of the next token? Asked of the final weights in a process apart.
+
+Inputs are rows of the val text, picked at random, and random tokens. Where two results must be equal, the allowance is what
+the same call gives when it is made twice, times 8, plus the rounding of one reordered sum.
+"""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from parity import weights as canonical
+from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
+
+ROWS = 16
+POSITIONS = 8  # of every row that whole rows of log-probabilities are asked for
+ROUNDING = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 2e-2}  # nats: one token's loss, computed in another order
+SUMS = 1e-5  # of probabilities: float32 keeps a sum of 50,000 to 3e-6
+REPEATS = 8.0
+
+
+class Rows(NamedTuple):
+    """(B, T) int32 inputs and targets."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+class Probe:
+    """The final weights in the process apart, with rows to ask about; made once a run."""
+
+    def __init__(self, context: Context):
+        self.context, self.remote = context, context.remote
+        self.precision = str(self.remote.facts.get("precision"))
+        if self.precision != context.evidence.precision:
+            raise NotJudged(f"run.json says precision {context.evidence.precision}, the program {self.precision}")
+        self.vocab = context.slice.manifest.vocab_size
+        self.state = self.remote.load(context.evidence.final_weights)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Rows of the val text that were picked at random."""
+        return val_rows(self.context, self.context.random("probe rows"), ROWS)
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        return self.ask(self.rows)
+
+    @cached_property
+    def allowed(self) -> float:
+        """Nats by which two results may differ that must be equal."""
+        noise = float(np.abs(self.ask(self.rows) - self.losses).max())
+        return REPEATS * noise + ROUNDING[self.precision]
+
+    def ask(self, rows: Rows) -> np.ndarray:
+        """(B, T) losses, finite. Raises NotJudged otherwise."""
+        found = self.remote.token_losses(self.state, *rows)
+        if not np.isfinite(found).all():
+            raise NotJudged("token_losses gives numbers that are not finite")
+        return found
+
+    def random_tokens(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return self.context.random(name).integers(0, self.vocab, shape, dtype=np.int32)
+
+
+def probe(context: Context) -> Probe:
+    """The run's probe, made by the first rule that needs it."""
+    if not hasattr(context, "_probe"):
+        context._probe = Probe(context)
+    return context._probe
+
+
+def val_rows(context: Context, random: np.random.Generator, count: int) -> Rows:
+    """Rows of the val text, each a row that the evaluation scores."""
+    shard, start, _ = context.slice.part("val")
+    length = context.evidence.context
+    picks = random.choice(context.evidence.track.val_tokens // length, count, replace=False)
+    windows = np.stack([np.asarray(shard[start + i * length : start + (i + 1) * length + 1], np.int32) for i in picks])
+    return Rows(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:]))
+
+
+def prefixes(length: int, random: np.random.Generator, most: int) -> list[int]:
+    """Prefix lengths around every power of two and every multiple of 64 (or of a sixteenth of a row), and random ones."""
+    block = max(2, min(64, length // 4))
+    edges = {2**k for k in range(16)} | set(range(block, length, block)) | {length // 2, length - 1}
+    found = {p for edge in edges for p in (edge - 1, edge, edge + 1) if 1 <= p < length}
+    if len(found) > most // 2:
+        found = set(random.choice(sorted(found), most // 2, replace=False).tolist()) | {1, length - 1}
+    while len(found) < min(most, length - 1):
+        found.add(int(random.integers(1, length)))
+    return sorted(found)
+
+
+@rule("probe.causal", "probe", "what stands behind a position does not move its loss")
+def causal(context: Context) -> Found:
+    p = probe(context)
+    length = context.evidence.context
+    wanted = prefixes(length, context.random("prefixes"), 4 * ROWS)
+    worst = (0.0, 0)
+    for first in range(0, len(wanted), ROWS):
+        some = wanted[first : first + ROWS]
+        inputs = p.rows.inputs.copy()
+        tokens = p.random_tokens(f"suffix {first}", inputs.shape)
+        for row, prefix in enumerate(some):
+            inputs[row, prefix:] = tokens[row, prefix:]
+        moved = np.abs(p.ask(Rows(inputs, p.rows.targets)) - p.losses)
+        for row, prefix in enumerate(some):
+            worst = max(worst, (float(moved[row, :prefix].max()), prefix))
+    if worst[0] > p.allowed:
+        return fails(f"changing the tokens from position {worst[1]} on moves losses before it by up to {worst[0]:.3g} nats, allowed "
+                     f"{p.allowed:.1g}: it looks ahead", moved=worst[0], prefix=worst[1], allowed=p.allowed)  # fmt: skip
+    return holds(f"{len(wanted)} prefix lengths; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}",
+                 prefixes=wanted, moved=worst[0], allowed=p.allowed)  # fmt: skip
+
+
+@rule("probe.gradient", "probe", "the gradient of early losses does not depend on late inputs")
+def gradient(context: Context) -> Found:
+    p = probe(context)
+    length = context.evidence.context
+    prefix = int(context.random("gradient prefix").integers(length // 4, 3 * length // 4))
+    changed = p.rows.inputs.copy()
+    changed[:, prefix:] = p.random_tokens("gradient suffix", changed.shape)[:, prefix:]
+    first, again, other = (p.remote.gradients(p.state, inputs, p.rows.targets, prefix) for inputs in
+                           (p.rows.inputs, p.rows.inputs, changed))  # fmt: skip
+    if not first or first.keys() != other.keys() or first.keys() != again.keys():
+        return fails("loss_and_grads gives other names from call to call, or none")
+    worst = (0.0, "", 0.0)
+    for name, g in first.items():
+        scale = float(np.abs(g).max()) or 1.0
+        noise = float(np.abs(np.asarray(again[name], np.float64) - g).max()) / scale
+        moved = float(np.abs(np.asarray(other[name], np.float64) - g).max()) / scale
+        allowed = REPEATS * noise + ROUNDING[p.precision]
+        worst = max(worst, (moved / allowed, name, moved))
+    if worst[0] > 1:
+        return fails(f"changing the inputs from position {prefix} on moves the gradient of the losses before it in {worst[1]} by "
+                     f"{worst[2]:.3g} of its size: it looks ahead", moved=worst[2], weight=worst[1], prefix=prefix)  # fmt: skip
+    return holds(f"of {len(first)} weights, at prefix {prefix}: moved by at most {worst[2]:.1g} of their size", prefix=prefix)
+
+
+@rule("probe.sums", "probe", "rows of log_probs are log-probabilities: they sum to 1")
+def sums(context: Context) -> Found:
+    p = probe(context)
+    worst = 0.0
+    for name, inputs in (("val text", p.rows.inputs), ("random tokens", p.random_tokens("sums", p.rows.inputs.shape))):
+        rows = p.remote.log_probs(p.state, inputs, positions(context, name)).astype(np.float64)
+        if rows.shape[-1] < p.vocab:
+            return fails(f"log_probs has {rows.shape[-1]} columns, the vocabulary {p.vocab} tokens")
+        if np.isnan(rows).any() or (rows > SUMS).any():
+            return fails(f"log_probs on {name}: expected numbers up to 0, found {float(np.nanmax(rows)):.3g}")
+        worst = max(worst, float(np.abs(np.exp(rows).sum(axis=-1) - 1).max()), key=abs)
+        if worst > SUMS:
+            return fails(f"probabilities on {name} sum to {1 + float((np.exp(rows).sum(axis=-1) - 1).max()):.6g}: these are scores, not "
+                         "probabilities", off=worst)  # fmt: skip
+    return holds(f"{2 * ROWS * POSITIONS} rows of {p.vocab:,} sum to 1 within {worst:.1g}", off=worst)
+
+
+@rule("probe.targets", "probe", "token_losses is -log_probs of the target, whatever the target is")
+def targets(context: Context) -> Found:
+    p = probe(context)
+    where = positions(context, "targets")
+    rows = p.remote.log_probs(p.state, p.rows.inputs, where).astype(np.float64)
+    if rows.shape[-1] < p.vocab:
+        return fails(f"log_probs has {rows.shape[-1]} columns, the vocabulary {p.vocab} tokens")
+    for name, wanted in (("the text's", p.rows.targets), ("random", p.random_tokens("targets", p.rows.targets.shape))):
+        expected = -np.take_along_axis(rows, wanted[:, where][..., None].astype(np.int64), axis=-1)[..., 0]
+        apart = p.ask(Rows(p.rows.inputs, wanted))[:, where] - expected
+        largest, mean = float(np.abs(apart).max()), float(apart.mean())
+        if not largest <= 10 * p.allowed or not abs(mean) <= p.allowed:
+            return fails(f"{name} targets: token_losses differs from -log_probs by up to {largest:.3g} nats, {mean:+.3g} on average",
+                         largest=largest, mean=mean)  # fmt: skip
+    return holds(f"the text's and random targets at {ROWS * POSITIONS} positions", largest=largest)
+
+
+@rule("probe.rows", "probe", "a row's losses do not depend on the other rows of its batch")
+def rows_apart(context: Context) -> Found:
+    p = probe(context)
+    order = context.random("row order").permutation(ROWS)
+    permuted = p.ask(Rows(p.rows.inputs[order], p.rows.targets[order]))
+    moved = float(np.abs(permuted - p.losses[order]).max())
+    inputs, half = p.rows.inputs.copy(), ROWS // 2
+    inputs[half:] = p.random_tokens("other rows", inputs[half:].shape)
+    moved = max(moved, float(np.abs(p.ask(Rows(inputs, p.rows.targets))[:half] - p.losses[:half]).max()))
+    if moved > p.allowed:
+        return fails(f"other rows in the batch move a row's losses by up to {moved:.3g} nats, allowed {p.allowed:.1g}", moved=moved)
+    return holds(f"moved by at most {moved:.1g} nats", moved=moved)
+
+
+@rule("probe.pure", "probe", "evaluation leaves nothing behind: not in the state, nor in later losses")
+def pure(context: Context) -> Found:
+    p = probe(context)
+    state = p.remote.load(context.evidence.final_weights)
+    digest, before = p.remote.digest(state), canonical.digest(p.remote.export(state))
+    random = context.random("pure rows")
+    others = [val_rows(context, random, ROWS) for _ in range(3)]
+    first = p.remote.token_losses(state, *p.rows)
+    for rows in (*others, *reversed(others)):
+        p.remote.token_losses(state, *rows)
+    moved = float(np.abs(p.remote.token_losses(state, *p.rows) - first).max())
+    half = Rows(*(x[: ROWS // 2] for x in p.rows))
+    smaller = float(np.abs(p.remote.token_losses(state, *half) - first[: ROWS // 2]).max())
+    after = canonical.digest(p.remote.export(state))
+    same = digest == p.remote.digest(state)
+    p.remote.drop(state)
+    if after != before or not same:
+        return fails("evaluating changes the state: its weights" if after != before else "evaluating changes the state's digest")
+    if moved > p.allowed:
+        return fails(f"the losses of one batch moved by up to {moved:.3g} nats after {2 * len(others)} others were evaluated: it "
+                     "learns, or keeps something", moved=moved)  # fmt: skip
+    if smaller > p.allowed:
+        return fails(f"in a batch of half the size losses differ by up to {smaller:.3g} nats, allowed {p.allowed:.1g}", moved=smaller)
+    return holds(f"twice, in another order, in another batch size: at most {max(moved, smaller):.1g} nats apart", moved=moved)
+
+
+def positions(context: Context, name: str) -> np.ndarray:
+    """Positions of a row that are asked for, the first and the last among them."""
+    length = context.evidence.context
+    some = context.random(f"positions {name}").choice(np.arange(1, length - 1), min(POSITIONS, length) - 2, replace=False)
+    return np.sort(np.concatenate([[0, length - 1], some])).astype(np.int64)

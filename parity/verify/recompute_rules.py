@@ -1,0 +1,142 @@
+"""Depth `recompute`: the losses from the final weights, in the verifier's own reduction; the first weights from the seed."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from parity import weights as canonical
+from parity.verify.log_rules import _real
+from parity.verify.probe_rules import ROUNDING, Rows, probe
+from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
+
+LOSS = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 5e-3}  # nats: a mean over the val tokens, on another machine
+CHECKED = 4  # one batch of so many has its losses held against whole rows of log_probs
+UNTRAINED = 0.1  # nats by which the first loss may be below that of a uniform guess
+
+
+@rule("recompute.weights", "recompute", "the final weights are those that the log ends with and the last checkpoint holds")
+def final_weights(context: Context) -> Found:
+    evidence = context.evidence
+    logged = context.log.states("final weights")
+    found = canonical.digest(evidence.final_weights)
+    if not logged or logged[-1]["digest"] != found:
+        return fails(f"weights.safetensors has digest {found[:12]}, the log ends with {logged[-1]['digest'][:12] if logged else 'none'}")
+    folder = evidence.checkpoint(evidence.steps)
+    if not folder.is_dir():
+        raise NotJudged(f"the checkpoint of step {evidence.steps} is not in {folder.parent}: put it back")
+    state = context.remote.restore(folder)
+    exported = canonical.digest(context.remote.export(state))
+    context.remote.drop(state)
+    if exported != found:
+        return fails(f"the last checkpoint's weights have digest {exported[:12]}, weights.safetensors {found[:12]}")
+    return holds(f"digest {found[:12]}, {len(evidence.final_weights)} weights", digest=found)
+
+
+@rule("recompute.val", "recompute", "the final val loss follows from the final weights")
+def val(context: Context) -> Found:
+    evals = [event for event in context.log.of("eval") if event["step"] == context.evidence.steps]
+    if not evals:
+        raise NotJudged(f"the log has no evaluation at step {context.evidence.steps}")
+    said = _real(evals[-1]["val_loss"])
+    found, apart = scored(context, "val")
+    context.facts["val_loss"] = found
+    allowed = LOSS[context.evidence.precision]
+    if not abs(found - said) <= allowed:
+        return fails(f"computed {found:.6f}, logged {said:.6f}, {found - said:+.2g}; allowed {allowed:.0e}", found=found, logged=said)
+    if not abs(apart) <= 10 * ROUNDING[context.evidence.precision]:
+        return fails(f"losses of val tokens differ from -log_probs of their targets by up to {apart:.3g} nats", apart=apart)
+    return holds(f"computed {found:.6f}, logged {said:.6f}, {found - said:+.1g}", found=found, logged=said)
+
+
+@rule("recompute.confirm", "recompute", "the loss on tokens that no run has seen is as far from the val loss as the baseline's")
+def confirm(context: Context) -> Found:
+    track = context.evidence.track
+    if "val_loss" not in context.facts:
+        context.facts["val_loss"], _ = scored(context, "val")
+    found, _ = scored(context, "confirm")
+    gap = found - context.facts["val_loss"]
+    context.facts["confirm_loss"] = found
+    if track.confirm_gap is None:
+        return Found("not judged", f"confirm {found:.4f}, {gap:+.4f} from val; the baseline's gap on this track is not known yet",
+                     {"confirm": found, "gap": gap})  # fmt: skip
+    usual, allowed = track.confirm_gap
+    if not gap <= usual + allowed:
+        return fails(f"confirm {found:.4f} is {gap:+.4f} from val, the baseline's {usual:+.4f}, allowed {allowed:.2f} more: fitted to the "
+                     "val tokens", confirm=found, gap=gap)  # fmt: skip
+    return holds(f"confirm {found:.4f}, {gap:+.4f} from val; the baseline's {usual:+.4f}", confirm=found, gap=gap)
+
+
+@rule("recompute.initial", "recompute", "the first weights are those of the seed")
+def initial(context: Context) -> Found:
+    evidence, remote = context.evidence, context.remote
+    seed = evidence.run["seed"]
+    folder = evidence.checkpoint(0)
+    if not folder.is_dir():
+        raise NotJudged(f"the checkpoint of step 0 is not in {folder.parent}: put it back")
+    state = remote.restore(folder)
+    kept = remote.export(state)
+    remote.drop(state)
+    if evidence.own:
+        state = remote.init(seed)
+        wanted = remote.export(state)
+        remote.drop(state)
+    else:
+        wanted = canonical.initial_weights(evidence.recipe, seed)
+    if difference := _differ(wanted, kept):
+        return fails(f"{difference}: the checkpoint of step 0 is not what seed {seed} gives")
+    logged = context.log.states("initial weights")
+    if not logged or logged[0]["digest"] != canonical.digest(kept):
+        return fails("the log's first weights are not those of the checkpoint of step 0")
+    return holds(f"{len(kept)} weights of seed {seed}, to the last bit")
+
+
+@rule("recompute.untrained", "recompute", "before the first step nothing has been learned")
+def untrained(context: Context) -> Found:
+    p, evidence = probe(context), context.evidence
+    state = p.remote.init(evidence.run["seed"])
+    found = float(p.remote.token_losses(state, *p.rows).mean())
+    p.remote.drop(state)
+    guess = math.log(p.vocab)
+    if not found >= guess - UNTRAINED:
+        return fails(f"the first weights score {found:.3f} nats, a uniform guess {guess:.3f}", found=found)
+    return holds(f"{found:.3f} nats, a uniform guess {guess:.3f}", found=found)
+
+
+def scored(context: Context, part: str) -> tuple[float, float]:
+    """Mean loss over a part's tokens, batches in random order, summed exactly; and how far losses are from -log_probs at
+    random positions of some batches."""
+    p = probe(context)
+    shard, start, available = context.slice.part(part)
+    length, tokens = context.evidence.context, context.evidence.track.val_tokens
+    if tokens > available:
+        raise NotJudged(f"part {part} of slice {context.slice.name} has {available:,} tokens, the track scores {tokens:,}")
+    rows = tokens // length
+    size = min(rows, max(1, 4096 // length) if length < 4096 else 1)
+    random, total, worst = context.random(f"scored {part}"), [], 0.0
+    firsts = random.permutation(np.arange(0, rows, size))
+    for i, first in enumerate(firsts):
+        count = min(size, rows - int(first))
+        begin = start + int(first) * length
+        window = np.asarray(shard[begin : begin + count * length + 1], np.int32)
+        batch = Rows(window[:-1].reshape(count, length), window[1:].reshape(count, length))
+        losses = p.ask(batch)
+        total.append(math.fsum(losses.ravel()))
+        if i % CHECKED == 0:
+            where = np.sort(random.choice(length, 2, replace=False)).astype(np.int64)
+            found = p.remote.log_probs(p.state, batch.inputs, where).astype(np.float64)
+            targets = batch.targets[:, where][..., None].astype(np.int64)
+            worst = max(worst, float(np.abs(losses[:, where] + np.take_along_axis(found, targets, axis=-1)[..., 0]).max()))
+    return math.fsum(total) / tokens, worst
+
+
+def _differ(wanted: dict[str, Any], found: dict[str, Any]) -> str:
+    """The first weight in which two sets differ; "" where they are equal to the last bit."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in wanted or name not in found:
+            return f"weight {name} is in one of the two only"
+        if wanted[name].shape != found[name].shape or wanted[name].tobytes() != found[name].astype(wanted[name].dtype).tobytes():
+            return f"weight {name} differs"
+    return ""
+
+

@@ -1,0 +1,122 @@
+"""The list of rules, what they look at, and how they are run. The rules themselves are in the *_rules modules."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity.data.slices import Slice, open_slice, prepare_command
+from parity.errors import InputError
+from parity.verify.evidence import Evidence
+from parity.verify.verdict import DEPTHS, Judgement, Rule, Status
+
+
+class Found(NamedTuple):
+    """What a rule found."""
+
+    status: Status
+    reason: str
+    evidence: dict[str, Any]
+
+
+class NotJudged(Exception):
+    """Why a rule could not be judged, in a sentence that says what to do."""
+
+
+def holds(reason: str, **evidence: Any) -> Found:
+    return Found("holds", reason, evidence)
+
+
+def fails(reason: str, **evidence: Any) -> Found:
+    return Found("fails", reason, evidence)
+
+
+@dataclass
+class Context:
+    """What the rules of one run look at; what costs something is made when the first rule asks for it."""
+
+    evidence: Evidence
+    data_dir: Path | None
+    seed: int
+    """Of everything that is picked at random: chosen after the run, so that the run could not know it."""
+    segments: int
+    trust_code: bool
+    scratch: Path
+    device: str = "auto"
+    facts: dict[str, Any] = field(default_factory=dict)
+    closing: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def log(self):
+        return self.evidence.log
+
+    @cached_property
+    def slice(self) -> Slice:
+        """The track's slice. Raises NotJudged where it is not on this machine."""
+        name = self.evidence.track.slice
+        try:
+            return open_slice(name, self.data_dir)
+        except InputError as error:
+            raise NotJudged(f"slice {name} is not here ({error}): get it with {prepare_command(name, self.data_dir)}") from None
+
+    @cached_property
+    def remote(self):
+        """The program, in a process apart. Raises NotJudged where it may not or cannot run."""
+        from parity.verify.remote import Remote
+
+        remote = Remote.start(self)
+        self.closing.append(remote.close)
+        return remote
+
+    def random(self, name: str) -> np.random.Generator:
+        """Random numbers for one purpose, the same for a seed however many others were drawn."""
+        from parity.weights import generator
+
+        return generator(self.seed, name)
+
+    def close(self) -> None:
+        """Ends the process apart."""
+        while self.closing:
+            self.closing.pop()()
+
+
+Check = Callable[[Context], Found]
+RULES: dict[str, tuple[Rule, Check]] = {}
+
+
+def rule(id: str, depth: str, sentence: str) -> Callable[[Check], Check]:
+    """Enters a function into the list of rules."""
+
+    def enter(check: Check) -> Check:
+        RULES[id] = Rule(id, depth, sentence), check
+        return check
+
+    return enter
+
+
+def chosen(depth: str, without: Iterable[str] = ()) -> list[tuple[Rule, Check]]:
+    """The rules up to a depth, cheapest first, less some."""
+    allowed = DEPTHS[: DEPTHS.index(depth) + 1]
+    without = set(without)
+    return sorted((pair for name, pair in RULES.items() if pair[0].depth in allowed and name not in without),
+                  key=lambda pair: DEPTHS.index(pair[0].depth))  # fmt: skip
+
+
+def judge(rules: Iterable[tuple[Rule, Check]], context: Context, say: Callable[[str], None]) -> list[Judgement]:
+    """Judges rule after rule; one that cannot be judged does not keep the others from it."""
+    judgements = []
+    for one, check in rules:
+        say(f"{one.id}: {one.sentence}")
+        begin_s = time.monotonic()
+        try:
+            found = check(context)
+        except NotJudged as reason:
+            found = Found("not judged", str(reason), {})
+        except InputError as error:  # what the run left behind is not of the form it must have
+            found = Found("not judged", str(error), {})
+        judgements.append(Judgement(one.id, found.status, found.reason, time.monotonic() - begin_s, found.evidence))
+    return judgements
