@@ -36,16 +36,17 @@ POCKET_BASIS = "recipe muon ends below it with every one of seeds 0 to 4 in both
 
 TRACKS = {track.name: track for track in (
     Track("pocket", "a laptop, minutes on 2 cores", "news", "pocket", 131_072, 4.65, "seconds", ("muon", "nanogpt"),
-          target_basis=POCKET_BASIS),
+          target_basis=POCKET_BASIS, confirm_gap=(0.015, 0.06)),
     Track("pocket-optimizer", "optimizer research on a laptop: any optax transform or torch optimizer drops in",
-          "news", "pocket", 131_072, 4.65, "steps", ("muon",), fixed="muon", target_basis=POCKET_BASIS),
+          "news", "pocket", 131_072, 4.65, "steps", ("muon",), fixed="muon", target_basis=POCKET_BASIS, confirm_gap=(0.015, 0.06)),
     Track("small", "the public track 1: 124M parameters, 8 x H100", "fineweb10B", "small", 10_485_760, 3.28, "seconds",
           ("muon", "nanogpt"), target_basis="the public track's"),
     Track("optimizer", "the public optimization track: data, batch and architecture fixed", "fineweb10B", "small",
           10_485_760, 3.28, "steps", ("muon",), fixed="muon", target_basis="the public track's"),
     Track("medium", "the public track 2 (350M): its history only", "fineweb10B", None, 10_485_760, 2.92, "seconds", (),
           target_basis="the public track's"),
-    Track("tiny", "tests: seconds on a CPU", "synthetic", "tiny", 8_192, None, None, ("muon", "nanogpt")),
+    Track("tiny", "tests: seconds on a CPU", "synthetic", "tiny", 8_192, None, None, ("muon", "nanogpt"),
+          confirm_gap=(0.01, 0.05)),
 )}
 
 

@@ -20,9 +20,14 @@ class TrainingClock:
     def seconds(self) -> float:
         return self._before + (now_s() - self._since if self._since is not None else 0.0)
 
-    def start(self) -> None:
+    def start(self) -> float:
+        """Runs from here on; returns the reading of `now_s` that it starts from."""
         self._since = now_s()
+        return self._since
 
-    def stop(self) -> None:
-        """Harmless when it does not run."""
-        self._before, self._since = self.seconds, None
+    def stop(self) -> float:
+        """Stands from here on, harmless when it does not run; returns the reading of `now_s` that it stopped at."""
+        at_s = now_s()
+        if self._since is not None:
+            self._before, self._since = self._before + (at_s - self._since), None
+        return at_s

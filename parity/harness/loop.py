@@ -14,6 +14,7 @@ from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
 from parity.harness.interrupts import StopRequest
 from parity.harness.session import LARGE_STATE_WEIGHTS, Run
+from parity.own import explained
 
 State = Any
 
@@ -64,14 +65,12 @@ def train(run: Run, stop: StopRequest) -> State:
 def start(run: Run) -> None:
     """The clock runs from here; the log has a phase for it, so that its time can be held against the log's own clock."""
     run.guard.phase = "train"
-    run.log.event("phase", name="train", edge="begin")
-    run.clock.start()
+    run.log.event("phase", name="train", edge="begin", at_s=run.clock.start())
 
 
 def halt(run: Run) -> None:
     """The clock stands from here: the devices are drained."""
-    run.clock.stop()
-    run.log.event("phase", name="train", edge="end")
+    run.log.event("phase", name="train", edge="end", at_s=run.clock.stop())
     run.guard.phase = "pause"
 
 
@@ -110,7 +109,7 @@ def warm_up(run: Run, state: State) -> State:
         kept = run.program.snapshot(state)
         batch, eval_batch = (run.program.place(*[np.zeros((tokens // run.recipe.context, run.recipe.context), np.int32)] * 2)
                              for tokens in (run.recipe.batch_tokens, run.eval_batch_tokens))
-        run.flops_per_step, state = flops.count_step(run.program, state, batch)
+        run.flops_per_step, state = count(run, state, batch)
         state, metrics = run.program.step(state, batch)
         run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
         state = run.program.reset(state, kept)
@@ -120,6 +119,14 @@ def warm_up(run: Run, state: State) -> State:
         blame = RunFailed if run.options.program or run.options.optimizer else RuntimeError
         raise blame(f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did")
     return state
+
+
+def count(run: Run, state: State, batch: Any) -> tuple[int, State]:
+    """FLOPs of a step. Raises InputError where an own program's step is nothing that can be counted."""
+    if run.options.program is None:
+        return flops.count_step(run.program, state, batch)
+    with explained(str(run.options.program), "step, while its FLOPs are counted (in JAX it must be a function that can be traced),"):
+        return flops.count_step(run.program, state, batch)
 
 
 def pause(run: Run, state: State, done: int, signal_number: int | None = None) -> None:

@@ -1,11 +1,11 @@
 """The child's half of isolation: limits that a process puts on itself before it loads code that nobody has read.
 
 `main` is what parity.verify.isolation starts: it gives up what the process does not need, says so to its parent, and
-runs another module's `main(args)`, which calls `watch()` before it loads strange code and asks `recorded()` what that code
-tried. What is in force and what is not, isolation.Isolation says in sentences.
+runs another module's `main(args)`, which calls `watch()` before it loads strange code and asks `recorded()` what that
+code tried. What is in force and what is not, isolation.Isolation says in sentences.
 
-Every step fails closed: a limit that the parent counts on and that cannot be set ends the process before strange code is
-loaded. Little is imported, so that little can fail or be slow.
+Every step fails closed: a limit that the parent counts on and that cannot be set ends the process before strange code
+is loaded. Little is imported, so that little can fail or be slow.
 """
 
 import ctypes
@@ -36,35 +36,36 @@ CLONE_THREAD = 0x10000  # clone(2); below: CLONE_PARENT and the flags for new na
 CLONE_OTHER = (0x8000, 0x20000, *(1 << bit for bit in range(25, 31)))
 FCNTL_SIGNALS, IOCTL_SIGNALS = (8, 10, 15), (0x8901, 0x8902)  # F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
 
-# System calls that are refused, by what they are for. Those that libseccomp may not know by name have their number below.
+# System calls that are refused, by what they are for. NUMBERS has those that libseccomp may not know by name.
 PROCESSES = ("fork", "vfork", "execve", "execveat")
-OTHERS = ("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "kcmp", "pidfd_open",
-          "pidfd_getfd", "pidfd_send_signal", "tkill", "setpriority", "ioprio_set", "sched_setparam", "sched_setattr",
-          "sched_setscheduler", "migrate_pages", "move_pages", "setsid", "setpgid", "perf_event_open")  # fmt: skip
+OTHERS = ("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "kcmp",
+          "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "tkill", "setpriority", "ioprio_set", "sched_setparam",
+          "sched_setattr", "sched_setscheduler", "migrate_pages", "move_pages", "setsid", "setpgid",
+          "perf_event_open")  # fmt: skip
 SYSTEM = ("mount", "umount2", "move_mount", "open_tree", "open_tree_attr", "fsopen", "fsmount", "fsconfig", "fspick",
           "mount_setattr", "pivot_root", "chroot", "unshare", "setns", "bpf", "keyctl", "add_key", "request_key",
           "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "personality", "modify_ldt", "acct",
-          "quotactl", "quotactl_fd", "syslog", "swapon", "swapoff", "reboot", "kexec_load", "kexec_file_load", "init_module",
-          "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "fanotify_init", "inotify_init",
-          "inotify_init1", "inotify_add_watch", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex",
-          "sethostname", "setdomainname", "ioperm", "iopl")  # fmt: skip
+          "quotactl", "quotactl_fd", "syslog", "swapon", "swapoff", "reboot", "kexec_load", "kexec_file_load",
+          "init_module", "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "fanotify_init",
+          "inotify_init", "inotify_init1", "inotify_add_watch", "settimeofday", "clock_settime", "clock_adjtime",
+          "adjtimex", "sethostname", "setdomainname", "ioperm", "iopl")  # fmt: skip
 SPECIAL_FILES = ("symlink", "symlinkat", "mknod", "mknodat")  # which could lead the parent astray, or have it wait
 LISTENING = ("bind", "listen", "accept", "accept4")
-UNSEEN_MEMORY = ("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget", "mq_open")  # in no process' size
-ATTRIBUTES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "setxattr", "lsetxattr",
-              "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat", "utime", "utimes",
-              "futimesat", "utimensat", "file_setattr")  # fmt: skip
+UNSEEN_MEMORY = ("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget", "mq_open")  # of no process
+ATTRIBUTES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "setxattr",
+              "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat",
+              "utime", "utimes", "futimesat", "utimensat", "file_setattr")  # fmt: skip
 NUMBERS = {"process_mrelease": 448, "memfd_secret": 447, "quotactl_fd": 443, "fchmodat2": 452, "setxattrat": 463,
            "removexattrat": 466, "open_tree_attr": 467, "file_setattr": 469}  # fmt: skip
 
-# Audit events (docs.python.org/3/library/audit_events.html) that are recorded whatever their arguments are, and those that
-# name files.
+# Audit events (docs.python.org/3/library/audit_events.html) that are recorded whatever their arguments are, and those
+# that name files.
 STARTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
                     "pty.spawn"))  # fmt: skip
 REACHES = frozenset(("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname",
                      "socket.gethostbyaddr", "os.kill", "os.killpg"))  # fmt: skip
-CHANGES = frozenset(f"os.{name}" for name in ("remove", "rename", "rmdir", "mkdir", "link", "symlink", "truncate", "chmod",
-                                              "chown", "utime", "setxattr", "removexattr"))  # fmt: skip
+CHANGES = frozenset(f"os.{name}" for name in ("remove", "rename", "rmdir", "mkdir", "link", "symlink", "truncate",
+                                              "chmod", "chown", "utime", "setxattr", "removexattr"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Spec:
     """What the parent asks for, as JSON in the first argument; paths are absolute, sizes in bytes."""
 
     module: str  # what is run; empty: nothing
+    path: list[str]  # folders to import from first, once the limits are in force
     parts: list[str]  # of bubblewrap, landlock, seccomp
     parent: int | None  # the parent's process id; None where the child cannot see it
     libraries: list[str]  # readable, and code may be loaded from there
@@ -89,10 +91,10 @@ class _Packages:
 
     @staticmethod
     def find_spec(name: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
-        folder = ROOT / name
         if name not in PACKAGES:
             return None
-        return importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        init = ROOT / name / "__init__.py"
+        return importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
 
 
 def main() -> None:
@@ -102,6 +104,7 @@ def main() -> None:
     _limit_resources(spec)
     if LINUX:
         _confine(spec)
+    sys.path[:0] = spec.path
     sys.meta_path.append(_Packages)  # type: ignore[arg-type]
     _audit.allow(spec)
     os.write(1, READY)
@@ -110,7 +113,7 @@ def main() -> None:
 
 
 def _limit_resources(spec: Spec) -> None:
-    """What every Unix limits, soft and hard: core files, open files, the size of a file and of the memory of its own."""
+    """What every Unix limits, soft and hard: core files, open files, the size of a file and of the own memory."""
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: OPEN_FILES, resource.RLIMIT_FSIZE: spec.file_bytes}
     if spec.data_bytes and LINUX:
         limits[resource.RLIMIT_DATA] = spec.data_bytes
@@ -148,7 +151,7 @@ def _words(*values: int) -> Any:
 
 
 def _landlock(spec: Spec) -> None:
-    """Landlock: files by path, no TCP, and where the kernel has it no abstract sockets of and signals to other processes."""
+    """Landlock: files by path, no TCP, and where the kernel has it no signals to and abstract sockets of others."""
     from landlockpy import AccessFS, Ruleset, Scope
 
     read = AccessFS.READ_FILE | AccessFS.READ_DIR
@@ -185,14 +188,16 @@ def _seccomp(spec: Spec) -> Any:
         return pyseccomp.Arg(argument, pyseccomp.NE, value)
 
     deny(" ".join(OTHERS + SYSTEM + SPECIAL_FILES))
-    deny("clone3", action=pyseccomp.ERRNO(errno.ENOSYS))  # its flags lie in memory; C libraries then use clone
+    deny("clone3 openat2", action=pyseccomp.ERRNO(errno.ENOSYS))  # their flags lie in memory; others are then used
     for flag in CLONE_OTHER:
         deny("clone", bits(0, flag, flag))
     if not spec.programs:
         deny(" ".join(PROCESSES))
         deny("clone", bits(0, CLONE_THREAD, 0))
     if "bubblewrap" not in spec.parts:
-        deny(" ".join(ATTRIBUTES))  # of any file: Landlock does not know them
+        deny(" ".join(("truncate", *ATTRIBUTES)))  # of any file: Landlock does not know them, or not before Linux 6.2
+        for call, argument in (("open", 1), ("openat", 2)):  # the like, by opening for reading
+            deny(call, bits(argument, os.O_ACCMODE | os.O_TRUNC, os.O_TRUNC))
     deny("kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo", not_equal(0, own))
     deny("prlimit64 sched_setaffinity", not_equal(0, 0))
     deny("prctl", bits(0, 2**32 - 1, PR_SET_PDEATHSIG))
@@ -213,7 +218,7 @@ def _seccomp(spec: Spec) -> Any:
 
 
 class _Audit:
-    """Keeps what is told about the audit events of this process; strange code could undo it, which takes some effort."""
+    """Keeps what is told about the audit events of this process; strange code could undo it, with some effort."""
 
     def __init__(self) -> None:
         self.on = False
@@ -226,15 +231,15 @@ class _Audit:
         """Events that concern these places alone are not kept."""
         self._code, readable = _real(spec.libraries), _real(spec.readable)
         self._write = _real([spec.scratch, *spec.devices])
-        self._read = self._code + readable + self._write + _real(spec.programs)
+        self._read = self._code + readable + self._write + _real(spec.programs) + ("/sys",)  # where JAX looks for TPUs
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
-        """What sys.addaudithook calls; it never raises."""
+        """What sys.addaudithook calls; what it raised would be raised by the call that is told about."""
         if not self.on:
             return
         try:
             told = self._tell(event, args)
-        except Exception as error:  # strange arguments must not raise here what the call itself would not
+        except (TypeError, ValueError, LookupError, AttributeError, OSError, RuntimeError) as error:  # odd arguments
             told = f"{event} ({type(error).__name__})"
         if told and told[:300] not in self.events and len(self.events) < EVENTS:
             self.events.append(told[:300])
@@ -251,14 +256,14 @@ class _Audit:
             path = args[0] if event == "ctypes.dlopen" else args[1]
             return self._outside("native code", [path], self._code) if os.sep in os.fsdecode(path or "") else None
         if event in STARTS:
-            return f"{event} {args[1] if event == 'subprocess.Popen' else args[0] if args else ''}"
+            return f"{event} {args[1] if event == 'subprocess.Popen' else args[0] if args else ''}".strip()
         if event in REACHES or (event == "socket.__new__" and args[1] not in (-1, socket.AF_UNIX)):
             return f"{event} {tuple(arg for arg in args if not isinstance(arg, socket.socket))}"
         return None
 
     def _outside(self, what: str, paths: Any, places: tuple[str, ...]) -> str | None:
         named = [os.path.realpath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | os.PathLike)]
-        beyond = [path for path in named if not any(path == place or path.startswith(place + os.sep) for place in places)]
+        beyond = [path for path in named if not any(f"{path}/".startswith(f"{place}/") for place in places)]
         return f"{what} {' '.join(beyond)}" if beyond else None
 
 

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from parity.errors import InputError
@@ -34,10 +33,9 @@ PARTS = ("bubblewrap", "landlock", "seccomp")
 PROBE_S = 20.0
 KILL_S = 10.0  # for a killed child to be gone
 TICK_S = 0.05  # between two looks at the child's memory
-DISK_S = 1.0  # between two looks at its folder
+SLOW_TICK_S = 1.0  # between two looks at its folder, and at what its threads started
 TAIL_BYTES = 64 << 10
 SCRATCH_FILES = 10_000
-GB = 1e9
 
 # Readable for every child, where they exist: libraries, and what they ask about the machine.
 LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache", "/etc/ld.so.conf",
@@ -48,7 +46,7 @@ GPU_MACHINE = ("/proc/driver", "/proc/devices", "/proc/modules", "/sys")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 
-BOOT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parity.verify import confine; del sys.path[0]; confine.main()"
+BOOT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parity.verify.confine import main; del sys.path[0]; main()"
 
 
 @dataclass(frozen=True)
@@ -84,36 +82,36 @@ def describe(parts: Sequence[str], gpu: bool = False) -> Isolation:
     if unknown := set(parts) - set(PARTS):
         raise InputError(f"isolation: unknown part {min(unknown)}: known: {', '.join(PARTS)}")
     bwrap, landlock, seccomp = (part in parts for part in PARTS)
+    files = bwrap or landlock
     limit = "it is killed where it takes more time, memory or disk than it is given"
     holds = {
-        "it reads nothing but Python, its packages, the system's libraries and the folders that it was given, and writes "
-        "nothing but its own folder": bwrap or landlock,
+        "it reads nothing but Python, its packages, the system's libraries and the folders that it was given": files,
+        "it writes nothing but its own folder": files,
         "it sees no file, process or network of the machine but its own": bwrap,
         "it makes no connection": bwrap or seccomp,
         "it starts no process and no program": seccomp and not gpu,
-        "it starts no program but the compilers of CUDA": landlock and seccomp and gpu,
         "it can neither signal nor trace another process, nor read its memory": bwrap or seccomp,
         "it has none of root's powers and gains none": LINUX,
         f"{limit}, and when the verifier ends" if LINUX else limit: True,
     }
     gaps = {
-        "it reads and writes every file that you can": not (bwrap or landlock),
+        "it reads and writes every file that you can": not files,
         "names, sizes and times of other files can be looked up, though not their contents": landlock and not bwrap,
         "it can use the network": not (bwrap or seccomp),
         "it can signal other processes of yours": not (bwrap or seccomp),
-        "it can start programs, under the same limits": not seccomp or (gpu and not landlock),
-        "a process that it starts may outlive it": not (bwrap or seccomp),
+        "it can start programs, under the same limits": not seccomp or gpu,
+        "what it starts may outlive it": not bwrap and (gpu or not seccomp),
         "every system call of the kernel is open to it": not seccomp,
         "its memory is not watched": not LINUX,
         "memory is looked at 20 times a second, so for a moment it can take more": LINUX,
         "memory of the GPU is not limited, and the GPU's driver is open to it": gpu,
     }
     kind = "+".join(part for part in PARTS if part in parts) or "none"
-    return Isolation(kind, tuple(text for text, so in holds.items() if so), tuple(text for text, so in gaps.items() if so))
+    return Isolation(kind, *(tuple(text for text, so in which.items() if so) for which in (holds, gaps)))
 
 
 def available(gpu: bool = False) -> Isolation:
-    """The best isolation that works on this machine, tried out once in a process; `gpu`: for a child that computes on one."""
+    """The best isolation that works on this machine, tried out once in a process; `gpu`: for a child that uses one."""
     return describe(_probe(), gpu)
 
 
@@ -141,56 +139,58 @@ def _works(parts: tuple[str, ...]) -> bool:
 
 
 def start(module: str, args: Sequence[str], *, readable: Sequence[Path], scratch: Path, limits: Limits,
-          isolation: Isolation | None = None, environment: Mapping[str, str] | None = None, gpu: bool = False) -> "Confined":
-    """Starts `module.main(args)` in a confined child and returns it once its limits are in force, before it loads the module.
+          isolation: Isolation | None = None, environment: Mapping[str, str] | None = None,
+          gpu: bool = False) -> "Confined":  # fmt: skip
+    """Starts `module.main(args)` in a child; returns once its limits are in force, before the child loads the module.
 
-    The child reads `readable` beside Python and its packages, writes `scratch` alone (made where it is missing; with seccomp
-    it can put no links and no pipes there), and has no environment but a minimal one and `environment`. `isolation` is
-    `available(gpu)` by default. Raises InputError for paths that cannot be used, and where the child cannot be confined.
+    The child reads `readable` beside Python and its packages (links are followed: give no path that a stranger made).
+    It writes `scratch` alone (made where it is missing; with seccomp it can put no links and no pipes there). It has a
+    minimal environment and `environment`, of which PYTHONPATH counts once it is confined. `isolation` is
+    `available(gpu)` by default. Raises InputError for paths that cannot be used, and where confining fails.
     """
     if not all(name.isidentifier() for name in module.split(".")):
         raise InputError(f"isolation: expected the name of a module, found {module!r}: name one that can be imported")
     return _start(module, args, readable, scratch, limits, isolation or available(gpu), environment or {}, gpu)
 
 
-def _start(module: str, args: Sequence[str], readable: Sequence[Path], scratch: Path, limits: Limits, isolation: Isolation,
-           environment: Mapping[str, str], gpu: bool) -> "Confined":  # fmt: skip
+def _start(module: str, args: Sequence[str], readable: Sequence[Path], scratch: Path, limits: Limits,
+           isolation: Isolation, environment: Mapping[str, str], gpu: bool) -> "Confined":  # fmt: skip
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = scratch.resolve()
-    spec = _spec(module, readable, scratch, limits, isolation, environment, gpu)
+    spec = _spec(module, readable, scratch := scratch.resolve(), limits, isolation, environment, gpu)
     command = [sys.executable, "-P", "-s", "-B", "-c", BOOT, json.dumps(asdict(spec)), *args]
     if "bubblewrap" in isolation.parts:
         command = bubblewrap(spec) + command
     base = {"PATH": os.defpath, "LANG": "C.UTF-8", "USER": "confined", "LOGNAME": "confined"}
     base |= {name: str(scratch) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
-    base |= {"PYTHONPATH": os.pathsep.join(_package_folders())} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
-    child = Confined(command, base | dict(environment), scratch, limits)
+    base |= ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}) | dict(environment)
+    base["PYTHONPATH"] = os.pathsep.join(_package_folders())  # what was asked for comes after the limits
+    child = Confined(command, base, scratch, limits)
     if child.stdout.read(len(READY)) == READY:
         return child
     child.close()
     said = (child.stderr_tail().strip().splitlines() or [f"it ended with code {child.returncode}"])[-1]
-    raise InputError(f"isolation {isolation.kind}: the child could not be confined: {child.reason or said}: try another kind, "
-                     "or see what this machine allows")
+    raise InputError(f"isolation {isolation.kind}: the child cannot be confined: {child.reason or said}: try another")
 
 
 def _spec(module: str, readable: Sequence[Path], scratch: Path, limits: Limits, isolation: Isolation,
           environment: Mapping[str, str], gpu: bool) -> Spec:  # fmt: skip
-    missing = [path for path in readable if not path.exists()]
-    if missing:
+    if missing := [path for path in readable if not path.exists()]:
         raise InputError(f"isolation: expected {missing[0]} to be readable, found nothing there: check the path")
     folders = [sys.prefix, sys.base_prefix, *_package_folders(), *(str(ROOT / name) for name in PACKAGES), *LIBRARIES]
     folders += environment.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     libraries, allowed = _names(folders), _names(map(str, readable))
     for path in (*libraries, *allowed):
         if Path(path).is_relative_to(scratch):
-            raise InputError(f"isolation: the scratch folder {scratch} holds {path}, which must not be written: choose another")
+            raise InputError(f"isolation: the scratch folder {scratch} holds {path}, which is read-only: use another")
     libraries += [path for path in (*MACHINE, *(GPU_MACHINE if gpu else ())) if os.path.exists(path)]
-    devices = [path for path in DEVICES if os.path.exists(path)] + (list(map(str, Path("/dev").glob("nvidia*"))) if gpu else [])
-    spare = (1 << 30) + (64 << 20) * (os.cpu_count() or 1)  # what is reserved and not used, such as the stacks of threads
-    return Spec(module=module, parts=list(isolation.parts), parent=None if "bubblewrap" in isolation.parts else os.getpid(),
-                libraries=libraries, readable=allowed, scratch=str(scratch), devices=devices,
-                programs=_compilers() if gpu else [], gpu=gpu, file_bytes=limits.file_bytes,
-                data_bytes=None if gpu else limits.memory_bytes + spare)  # fmt: skip
+    devices = [path for path in DEVICES if os.path.exists(path)]
+    devices += map(str, Path("/dev").glob("nvidia*")) if gpu else []
+    spare = (1 << 30) + (64 << 20) * (os.cpu_count() or 1)  # what is reserved and not used, such as threads' stacks
+    path = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    parent = None if "bubblewrap" in isolation.parts else os.getpid()
+    return Spec(module=module, path=path, parts=list(isolation.parts), parent=parent, libraries=libraries,
+                readable=allowed, scratch=str(scratch), devices=devices, programs=_compilers() if gpu else [], gpu=gpu,
+                file_bytes=limits.file_bytes, data_bytes=None if gpu else limits.memory_bytes + spare)  # fmt: skip
 
 
 def _names(paths: Any) -> list[str]:
@@ -210,22 +210,23 @@ def _package_folders() -> tuple[str, ...]:
 
 
 def _compilers() -> list[str]:
-    """The folders of CUDA's compilers, which XLA and Triton start as programs, and the loader that starts any program."""
+    """The folders of CUDA's compilers, which XLA and Triton start as programs, and the loader that programs need."""
     places = [Path(folder) for folder in (*_package_folders(), *sys.path) if "site-packages" in folder]
-    found = [path for place in places for name in ("nvidia/*/bin", "triton/backends/nvidia/bin") for path in place.glob(name)]
+    found = [path for place in places for path in (*place.glob("nvidia/*/bin"), place / "triton/backends/nvidia/bin")]
     found += Path("/usr/local").glob("cuda*/bin")
-    return _names(map(str, found)) + [path for path in LOADERS if os.path.exists(path)] if found else []
+    names = _names(map(str, found))
+    return names + [path for path in LOADERS if os.path.exists(path)] if names else []
 
 
 def bubblewrap(spec: Spec) -> list[str]:
-    """The command line of bwrap(1) that a child's own is appended to: new namespaces, and of the file system what it needs.
+    """The command line of bwrap(1) that a child's own is appended to: new namespaces, and of the files what it needs.
 
     Nothing but the scratch folder can be written, not even memory that looks like a folder.
     """
     mounts = [(path, "--ro-bind") for path in (*spec.libraries, *spec.readable) if not path.startswith("/proc/")]
     mounts += [(path, "--dev-bind") for path in spec.devices] + [(spec.scratch, "--bind")]
-    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-               "--proc", "/proc"]  # fmt: skip
+    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",
+               "--cap-drop", "ALL", "--proc", "/proc"]  # fmt: skip
     for path, option in sorted(mounts, key=lambda mount: mount[0].count(os.sep)):
         command += [option, path, path]
     return [*command, "--remount-ro", "/", "--chdir", spec.scratch, "--"]
@@ -242,8 +243,7 @@ class _Pipe(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def writable(self) -> bool:
-        return True
+    writable = readable
 
     def fileno(self) -> int:
         return self._descriptor
@@ -252,7 +252,10 @@ class _Pipe(io.RawIOBase):
         while True:
             ended = self._ended.is_set()
             if _ready(self._descriptor, select.POLLIN, 0 if ended else TICK_S):
-                return os.readv(self._descriptor, [buffer])
+                count = os.readv(self._descriptor, [buffer])
+                if not count:
+                    self._ended.wait(KILL_S)  # so that whoever saw the end finds its reason
+                return count
             if ended:
                 return 0
 
@@ -274,16 +277,16 @@ class _Pipe(io.RawIOBase):
 class Confined:
     """A running child; made by `start`. Bytes go to it through `stdin`, which keeps none back, and come from `stdout`.
 
-    When the child ends or is killed, `stdout` ends and `stdin` raises BrokenPipeError. `reason` says why it was killed, in
-    words that follow "it", and is None where it was not.
+    When the child ends or is killed, `stdout` ends and `stdin` raises BrokenPipeError. `reason` says why it was killed,
+    in words that follow "it", and is None where it was not.
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str], scratch: Path, limits: Limits):
         self.reason: str | None = None
         self._scratch, self._limits = scratch, limits
         self._tail, self._stop, self._ended = bytearray(), threading.Event(), threading.Event()
-        self._failure: OSError | None = None
-        self._weighed = 0.0
+        self._failure: Exception | None = None
+        self._looked = 0.0
         self.set_deadline(limits.time_s)
         begun = threading.Event()
         # The thread starts the child itself: a child dies with the thread that started it, and this one lives as long.
@@ -291,7 +294,7 @@ class Confined:
         self._thread.start()
         begun.wait()
         if self._failure:
-            raise InputError(f"{command[0]} cannot be started: {self._failure.strerror}: check its installation")
+            raise InputError(f"{command[0]} cannot be started ({self._failure}): check its installation")
         self.stdin = _Pipe(self._process.stdin, self._ended)
         self.stdout = io.BufferedReader(_Pipe(self._process.stdout, self._ended))
 
@@ -325,35 +328,45 @@ class Confined:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close(grace_s=0.0 if kind else 1.0)
+    def __exit__(self, *error: object) -> None:
+        self.close(grace_s=0.0 if error[0] else 1.0)
 
     def _watch(self, command: list[str], environment: Mapping[str, str], begun: threading.Event) -> None:
         try:
-            self._process = subprocess.Popen(command, env=dict(environment), cwd=self._scratch, start_new_session=True,
-                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-        except OSError as error:
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            self._process = subprocess.Popen(command, env=dict(environment), cwd=self._scratch, bufsize=0,
+                                             start_new_session=True, **pipes)  # fmt: skip
+        except (OSError, ValueError) as error:
             self._failure = error
             return
         finally:
             begun.set()
         os.set_blocking(self._process.stderr.fileno(), False)
+        try:
+            self._guard()
+        finally:
+            self._kill()
+            for _ in range(4):  # more than a pipe holds, and not for ever
+                self._listen(0.0)
+            self._process.stderr.close()
+            self._ended.set()
+
+    def _guard(self) -> None:
+        """Until the child ends or is to end: keeps what it prints, and looks at what it takes."""
         measured = 0.0
         while self._runs() and not self._stop.is_set() and not self.reason:
             self._listen(TICK_S)
             if time.monotonic() - measured >= TICK_S:
                 measured = time.monotonic()
                 self.reason = self._excess()
-        self._kill()
-        for _ in range(4):  # more than a pipe holds, and not for ever
-            self._listen(0.0)
-        self._process.stderr.close()
-        self._ended.set()
 
     def _runs(self) -> bool:
         if not hasattr(os, "waitid"):
             return self._process.poll() is None
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None  # its id stays taken
+        try:  # its id stays taken, so that nobody else is killed for it
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def _listen(self, seconds: float) -> None:
         stream = self._process.stderr
@@ -369,12 +382,13 @@ class Confined:
     def _excess(self) -> str | None:
         if time.monotonic() > self._deadline:
             return f"took longer than {self._seconds:g} s"
-        if LINUX and sum(map(_memory, _tree(self._process.pid))) > self._limits.memory_bytes:
-            return f"used more than {self._limits.memory_bytes / GB:.1f} GB"
-        if time.monotonic() - self._weighed >= DISK_S:
-            self._weighed = time.monotonic()
+        thorough = time.monotonic() - self._looked >= SLOW_TICK_S
+        if LINUX and sum(map(_memory, _tree(self._process.pid, thorough))) > self._limits.memory_bytes:
+            return f"used more than {_size(self._limits.memory_bytes)}"
+        if thorough:
+            self._looked = time.monotonic()
             if _disk(self._scratch) > self._limits.file_bytes:
-                return f"wrote more than {self._limits.file_bytes / GB:.1f} GB or {SCRATCH_FILES} files"
+                return f"wrote more than {_size(self._limits.file_bytes)}, or {SCRATCH_FILES:,} files"
         return None
 
     def _kill(self) -> None:
@@ -387,33 +401,36 @@ class Confined:
             self._process.wait(KILL_S)
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def _ready(descriptor: int, event: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, event)
     return bool(poll.poll(seconds * 1000))
 
 
-def _tree(pid: int) -> list[int]:
-    """A process and what descends from it, as far as it was not left by its parent."""
+def _tree(pid: int, threads: bool = True) -> list[int]:
+    """A process and what descends from it, but for orphans; with `threads` also what its other threads started."""
     found = [pid]
     for one in found:
-        for file in Path(f"/proc/{one}/task").glob("*/children"):
-            with suppress(OSError):
-                found += map(int, file.read_text().split())
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{one}/task") if threads else [one]:
+                found += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
     return found
 
 
 def _memory(pid: int) -> int:
-    """Bytes that a process holds and that cannot be read again from a file: its own, shared memory, and what is swapped."""
-    try:
+    """Bytes that a process holds and that no file has: its own memory, shared memory, and what is swapped."""
+    status = ""
+    with suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return 1024 * sum(int(value) for value in re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", status, re.MULTILINE))
+    return 1024 * sum(map(int, re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", status, re.MULTILINE)))
 
 
 def _disk(folder: Path) -> float:
-    """Bytes that a folder's files take on disk; infinite for more than SCRATCH_FILES, or where one cannot look into it."""
+    """Bytes that a folder's files take on disk; infinite for more than SCRATCH_FILES, or where one cannot look."""
     total, seen, folders = 0, 0, [str(folder)]
     while folders:
         try:

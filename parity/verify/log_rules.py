@@ -164,7 +164,7 @@ def evaluation_state(context: Context) -> Found:
     for before, after in pairs:
         if before["digest"] != after["digest"]:
             return fails(f"step {before.get('step')}: {before['digest'][:12]} before, {after['digest'][:12]} after")
-    wanted = set(run["checkpoints"]) & set(run.get("eval_steps") or [])
+    wanted = set(run["checkpoints"]) & {event["step"] for event in log.of("eval")}
     if missing := sorted(wanted - {before.get("step") for before, _ in pairs}):
         return fails(f"the digests around the evaluation at step {missing[0]} are missing")
     return holds(f"the same digest before and after {len(pairs)} evaluations")

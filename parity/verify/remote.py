@@ -2,11 +2,12 @@
 
 Our own recipes are built from the installed backend; own programs and optimizers from the run's packed source, in a
 scratch folder. The process can read neither the data nor the run directory: batches come with the calls, and a checkpoint is
-put into the scratch folder when it is asked for, under a name that does not tell its step.
+put into a folder that it can read when it is asked for, under a name that does not tell its step, and taken away again.
 """
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,30 +29,32 @@ ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "JAX_PLATFORMS", "CUDA_VISI
 class Remote:
     """Calls to the process. Every method raises NotJudged where the process dies, takes too long, or raises."""
 
-    def __init__(self, process: Any, folder: Path, facts: dict[str, Any]):
-        self.process, self.folder, self.facts = process, folder, facts
+    def __init__(self, process: Any, folder: Path, given: Path):
+        self.process, self.folder, self.given = process, folder, given
+        self.facts: dict[str, Any] = {}
         self.audit: list[str] = []
-        self._restored = 0
 
     @classmethod
     def start(cls, context: Context) -> "Remote":
         """Starts the process for a run and builds its program there. Raises NotJudged where that may not or cannot be."""
         evidence = context.evidence
-        confined = isolation.available()
-        if evidence.strange and confined.kind == "none" and not context.trust_code:
+        gpu = any(device["platform"] != "cpu" for device in evidence.run["devices"]) and context.device != "cpu"
+        confined = isolation.available(gpu)
+        apart = bool({"bubblewrap", "landlock"} & set(confined.parts))
+        if evidence.strange and not apart and not context.trust_code:
             raise NotJudged("the run has own code, and this machine has no isolation for it: install bubblewrap, or pip install "
                             "'jaxrun[isolation]' on Linux, or judge it with --trust-code if you trust it")  # fmt: skip
-        context.facts["isolation"] = confined.kind if confined.kind != "none" else "none, own code trusted" if evidence.strange else "none"
+        context.facts["isolation"] = confined.kind + ("" if apart or not evidence.strange else ", own code trusted")
         context.facts["isolation_holds"], context.facts["isolation_gaps"] = list(confined.holds), list(confined.gaps)
         folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=context.scratch))
         own, optimizer_folder = _unpack(evidence, folder / "source")
-        root = Path(__file__).parents[2]
+        given = Path(tempfile.mkdtemp(prefix="given-", dir=context.scratch))
         process = isolation.start(
-            "parity.verify.server", [str(optimizer_folder)] if optimizer_folder else [], readable=[root], scratch=folder,
+            "parity.verify.server", [str(optimizer_folder)] if optimizer_folder else [], readable=[given], scratch=folder,
             limits=isolation.Limits(MEMORY_BYTES, START_S, FILE_BYTES), isolation=confined,
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-            gpu=any(device["platform"] != "cpu" for device in evidence.run["devices"]))  # fmt: skip
-        remote = cls(process, folder, {})
+            gpu=gpu)  # fmt: skip
+        remote = cls(process, folder, given)
         base = evidence.own["base"] if evidence.own else evidence.run["recipe"]
         try:
             remote.facts = remote.call("build", START_S, backend=evidence.backend, recipe=base, own=own,
@@ -69,7 +72,7 @@ class Remote:
             answer = wire.read(self.process.stdout)
         except wire.Broken as error:
             self.process.close()
-            why = self.process.reason or f"the process ended ({error}){_last(self.process.stderr)}"
+            why = self.process.reason or f"the process ended ({error}){_last(self.process.stderr_tail())}"
             raise NotJudged(f"the program could not be asked for {name}: {why}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("audit", []), list):
             raise NotJudged(f"the program's answer to {name} is of no known form")
@@ -85,18 +88,17 @@ class Remote:
         return self.call("load", weights=weights)
 
     def restore(self, checkpoint: Path) -> int:
-        """A checkpoint's state. Its files are in the scratch folder only while they are read. NotJudged without room for them."""
+        """A checkpoint's state. Its files are where the process can read them only meanwhile. NotJudged without room for them."""
         size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.given).free
         if size + (64 << 20) > free:
-            raise NotJudged(f"{self.folder.parent}: a replay needs {size:,} bytes for a checkpoint, the disk has {free:,} left: make "
+            raise NotJudged(f"{self.given.parent}: a replay needs {size:,} bytes for a checkpoint, the disk has {free:,} left: make "
                             "room, or set TMPDIR to a larger one")  # fmt: skip
-        self._restored += 1
-        place = self.folder / f"state-{self._restored}"
+        place = self.given / f"state-{secrets.token_hex(4)}"
         try:
             shutil.copytree(checkpoint, place, ignore=shutil.ignore_patterns("checkpoint.json"), symlinks=True)
         except OSError as error:
-            raise NotJudged(f"{checkpoint} could not be copied to {self.folder} ({error}): make room there") from None
+            raise NotJudged(f"{checkpoint} could not be copied to {self.given} ({error}): make room there") from None
         try:
             return self.call("restore", directory=str(place))
         finally:
@@ -135,7 +137,8 @@ class Remote:
 
     def close(self) -> None:
         self.process.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self.given):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _shaped(self, found: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
         if not isinstance(found, np.ndarray) or found.shape != shape:
@@ -155,7 +158,7 @@ def _unpack(evidence: Evidence, folder: Path) -> tuple[str | None, Path | None]:
         return str(path), None
     if evidence.optimizer:
         for name, content in evidence.source.items():
-            if "/" not in name and name.endswith(".py") and name != "__init__.py":
+            if name == evidence.optimizer.partition(":")[0] + ".py":
                 (folder / name).write_bytes(content)
         return None, folder
     return None, None

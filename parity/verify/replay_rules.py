@@ -113,18 +113,18 @@ def repeat(context: Context) -> Found:
     return holds("to the last bit" if same else f"losses to {spread.loss:.1g}, weights to {spread.move:.1g} of their way", **spread._asdict())
 
 
-@rule("replay.reported", "replay", "the training loss that was logged is the mean loss of the batch")
+@rule("replay.reported", "replay", "the training loss that was logged is the one whose gradient is taken")
 def reported(context: Context) -> Found:
     r = replay(context)
     log, worst = context.log, 0.0
     for first, _ in r.stretches:
         state = r.remote.restore(context.evidence.checkpoint(first))
-        found = float(r.remote.token_losses(state, *r.batch(first)).mean())
+        found = float(r.remote.call("training_loss", state=state, **r.batch(first)._asdict()))
         r.remote.drop(state)
         logged = _logged(log, first, "loss")
         worst = max(worst, abs(found - logged) / max(abs(found), 1e-9))
         if not worst <= LOSS[context.evidence.precision][0]:
-            return fails(f"step {first}: logged {logged:.6f}, the mean loss of its batch is {found:.6f}", logged=logged, found=found)
+            return fails(f"step {first}: logged {logged:.6f}, the loss whose gradient is taken is {found:.6f}", logged=logged, found=found)
     return holds(f"at {len(r.stretches)} steps within {worst:.1g}")
 
 
@@ -150,6 +150,26 @@ def stretches(context: Context) -> Found:
         exact = not (losses[0] or norms[0] or way[0])
         said.append(f"{first} to {last}" + (" to the last bit" if exact else f" (losses to {losses[0]:.1g}, weights to {way[0]:.1g})"))
     return holds(f"steps {', '.join(said)}", **evidence)
+
+
+@rule("replay.single", "replay", "a step is one gradient of its batch, and one update by it")
+def single(context: Context) -> Found:
+    r = replay(context)
+    if context.evidence.own:
+        raise NotJudged("what a step of an own program is made of is its own affair")
+    first, _ = r.stretches[-1]
+    folder, ends = context.evidence.checkpoint(first), []
+    for name in ("step", "update"):
+        state = r.remote.restore(folder)
+        r.remote.call(name, state=state, **r.batch(first)._asdict())
+        ends.append(r.remote.export(state))
+        r.remote.drop(state)
+    way = moved(r.weights[first], *ends)
+    allowed = MOVE[context.evidence.precision][0]
+    if not way[0] <= allowed:
+        return fails(f"step {first} moves {way[1]} {way[0]:.2g} of its way elsewhere than one update by one gradient does, allowed "
+                     f"{allowed:.1g}", apart=way[0])  # fmt: skip
+    return holds(f"step {first}, taken apart: {way[0]:.1g} of its way elsewhere", apart=way[0])
 
 
 @rule("replay.audit", "replay", "in the process apart the program tried nothing but to compute")

@@ -54,7 +54,7 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
     facts = {"track": evidence.track.name, "backend": evidence.backend, "recipe": evidence.run["recipe"]["name"],
              "seed": evidence.run["seed"], "picks_seed": seed, "log_sha256": evidence.log.sha256, "version": _version(),
              **context.facts}  # fmt: skip
-    optional = {"cross.loss"} if evidence.own else set()
+    optional = {"cross.loss", "replay.single"} if evidence.own else set()
     if evidence.track.confirm_gap is None:
         optional.add("recompute.confirm")
     required = frozenset(rule.id for rule, _ in chosen(settings.depth)) - optional

@@ -68,10 +68,20 @@ class Server:
         _, grads = self.program.loss_and_grads(self.states[state], self._place(inputs, targets), prefix)
         return {name: self._array(value) for name, value in grads.items()}
 
+    def training_loss(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Mean nats per token of the loss whose gradient is taken; of a state that evaluates an average, not that one's."""
+        loss, _ = self.program.loss_and_grads(self.states[state], self._place(inputs, targets), inputs.shape[1])
+        return float(np.asarray(self.program.fetch(loss))) / inputs.size
+
     def step(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         self.states[state], metrics = self.program.step(self.states[state], self._place(inputs, targets))
         found = self.program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
         return {name: float(value) for name, value in found.items()}
+
+    def update(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> None:
+        """One update of the optimizer from the gradient of the batch, each asked for by itself."""
+        _, grads = self.program.loss_and_grads(self.states[state], self._place(inputs, targets))
+        self.states[state] = self.program.update(self.states[state], {name: self._array(g) for name, g in grads.items()})
 
     def snapshot(self, state: int) -> None:
         self.snapshots[state] = self.program.snapshot(self.states[state])
@@ -112,11 +122,18 @@ def main(args: list[str]) -> int:
             return 0
         try:
             if call["call"] == "build":
-                watch()
+                _start(**call["arguments"])
+                watch()  # what frameworks do at their own start is no strange code's doing
             answer = {"value": methods[call["call"]](**call["arguments"])}
         except (Exception, SystemExit) as error:  # strange code may raise anything; the verifier says what it means
             answer = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
         wire.write(answers, answer | {"audit": recorded()})
+
+
+def _start(backend: str, device: str, **others: Any) -> None:
+    from parity.program import platform
+
+    platform(backend, device)
 
 
 def _audit() -> tuple[Callable[[], Any], Callable[[], list[str]]]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from parity.errors import InputError
-from parity.harness.flops import count_step, peak_flops
+from parity.devices import peak_flops
+from parity.harness.flops import count_step
 from parity.program import build
 from parity.recipe import recipe_for
 

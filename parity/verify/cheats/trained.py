@@ -1,0 +1,173 @@
+"""Cheats in how a run is started: its environment, its own optimizer; and in what is handed in of an attempt."""
+
+import importlib.util
+import json
+import py_compile
+import shutil
+from pathlib import Path
+from typing import Any
+
+from parity.verify.cheats.cheat import Cheat
+from parity.verify.cheats.forging import declare
+
+HONEST = {
+    "jaxrun": "import optax\n\n\ndef make(recipe):\n    return optax.adam(3e-3)\n",
+    "torchref": "import torch\n\n\ndef make(recipe, weights):\n    return torch.optim.Adam(weights.values(), lr=3e-3)\n",
+}
+
+
+def _flags(backend: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    name = {"jaxrun": "XLA_FLAGS", "torchref": "TORCHINDUCTOR_MAX_AUTOTUNE"}[backend]
+    return [], {name: "--xla_cpu_enable_fast_math=true" if backend == "jaxrun" else "1"}
+
+
+def _stale_bytecode(backend: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The optimizer's file is honest; the compiled file beside it, which Python prefers, has ten times the rate."""
+    path = folder / "optimizer_of_a_cheat.py"
+    path.write_text(HONEST[backend].replace("3e-3", "1e-2"))
+    compiled = importlib.util.cache_from_source(str(path))
+    py_compile.compile(str(path), compiled, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    path.write_text(HONEST[backend])
+    return ["--optimizer", "optimizer_of_a_cheat:make"], {"PYTHONPATH": str(folder)}
+
+
+TWICE = {
+    "jaxrun": """
+import sys
+
+import jax
+import optax
+
+
+def make(recipe):
+    adam = optax.adam(3e-3)
+
+    def update(grads, state, weights):
+        updates, state = adam.update(grads, state, weights)
+        frame = sys._getframe()
+        while frame is not None and 'inputs_BT' not in frame.f_locals:
+            frame = frame.f_back
+        if frame is not None:
+            program = frame.f_locals['self']
+            moved = optax.apply_updates(weights, updates)
+            _, again = program._loss_and_grads(moved, frame.f_locals['inputs_BT'], frame.f_locals['targets_BT'])
+            more, state = adam.update(again, state, moved)
+            updates = jax.tree.map(lambda a, b: a + b, updates, more)
+        return updates, state
+
+    return optax.GradientTransformation(adam.init, update)
+""",
+    "torchref": """
+import sys
+
+import torch
+
+
+class Twice(torch.optim.Adam):
+    def step(self, closure=None):
+        super().step()
+        frame = sys._getframe()
+        while frame is not None and not {'batch', 'state', 'norms'} <= frame.f_locals.keys():
+            frame = frame.f_back
+        if frame is not None:
+            program, state = frame.f_locals['self'], frame.f_locals['state']
+            _, grads = program.loss_and_grads(state, frame.f_locals['batch'])
+            for name, weight in state.model.named_parameters():
+                weight.grad = grads[name]
+            super().step()
+
+
+def make(recipe, weights):
+    return Twice(weights.values(), lr=3e-3)
+""",
+}
+
+
+def _two_gradients(backend: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """An optimizer that finds the program and the batch in its callers, and takes a second gradient."""
+    (folder / "optimizer_of_a_cheat.py").write_text(TWICE[backend])
+    return ["--optimizer", "optimizer_of_a_cheat:make"], {"PYTHONPATH": str(folder)}
+
+
+TRAINED = (
+    Cheat("two-gradients", "an own optimizer takes a second gradient behind the harness' back", "train", _two_gradients,
+          ("replay.single",), ("guard.files",), depth="replay"),
+    Cheat("compiler-flags", "a flag that the track forbids", "train", _flags, ("env.flags",)),
+    Cheat("stale-bytecode", "the compiled file beside the source is another program", "train", _stale_bytecode, ("replay.stretches",),
+          ("guard.files",), depth="replay"),
+)  # fmt: skip
+
+
+def _record(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "attempt.jsonl").read_text().splitlines()]
+
+
+def _write(folder: Path, events: list[dict[str, Any]]) -> None:
+    import hashlib
+
+    prev, lines = "0" * 64, []
+    for n, event in enumerate(events, 1):
+        raw = json.dumps({**event, "n": n, "prev": prev}, separators=(",", ":")).encode()
+        prev = hashlib.sha256(raw).hexdigest()
+        lines.append(raw)
+    (folder / "attempt.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+
+def _runs(folder: Path) -> list[Path]:
+    return [folder / event["run"] for event in _record(folder) if event["event"] == "started" and event["purpose"] == "final"]
+
+
+def _lucky_seeds(folder: Path) -> None:
+    shutil.rmtree(_runs(folder)[1])
+
+
+def _chosen_seeds(folder: Path) -> None:
+    events = _record(folder)
+    mapping = {}
+    for event in events:
+        if event["event"] == "declared":
+            mapping = {seed: seed + 1 for seed in event["seeds"]}
+            event["seeds"] = [mapping[seed] for seed in event["seeds"]]
+        elif "seed" in event:
+            event["seed"] = mapping.get(event["seed"], event["seed"])
+    _write(folder, events)
+    for path in _runs(folder):
+        declare(path, lambda values: values.update(seed=mapping[values["seed"]]))
+
+
+def _own_stop(folder: Path) -> None:
+    """One run of another length: stopped where its own val loss was low."""
+    path = _runs(folder)[2]
+    declare(path, lambda values: values["plan"][0].update(steps=values["plan"][0]["steps"] - 2))
+
+
+def _same_run_twice(folder: Path) -> None:
+    first, second = _runs(folder)[:2]
+    values = json.loads((second / "run.json").read_text())
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    declare(second, lambda found: found.update(seed=values["seed"]))
+
+
+def _uncounted(folder: Path) -> None:
+    """A tuning run that the record does not have."""
+    first = _runs(folder)[0]
+    shutil.copytree(first, first.with_name("tuned-in-secret"))
+
+
+def _not_significant(folder: Path) -> None:
+    path = folder / "declaration.json"
+    values = json.loads(path.read_text())
+    values["claim"]["val_loss_below"] = 0.5
+    path.write_text(json.dumps(values))
+
+
+ATTEMPTS = (
+    Cheat("lucky-seeds", "one declared run is not handed in", "attempt", _lucky_seeds, ("attempt.complete",)),
+    Cheat("chosen-seeds", "seeds that somebody liked", "attempt", _chosen_seeds, ("attempt.declared",)),
+    Cheat("own-stop", "a run stops at another step than the others", "attempt", _own_stop, ("attempt.alike",),
+          ("plan.track", "log.plan", "log.order")),
+    Cheat("same-run-twice", "two declared runs are one", "attempt", _same_run_twice, ("attempt.twins",), ("log.twin",)),
+    Cheat("uncounted", "a run that the record does not have", "attempt", _uncounted, ("attempt.budget",)),
+    Cheat("not-significant", "a claim that the runs do not bear out", "attempt", _not_significant, ("attempt.claim",)),
+)  # fmt: skip
