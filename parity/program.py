@@ -7,6 +7,8 @@ returned at once and read with `fetch`.
 
 import importlib
 import itertools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,6 +177,7 @@ def own_function(spec: str, option: str) -> Any:
     module_name, colon, name = spec.partition(":")
     if not colon or not name:
         raise InputError(f"{option} {spec}: expected module:function, for example mymodule:make")
+    before, sys.pycache_prefix = sys.pycache_prefix, os.devnull  # from its source: what lies compiled beside it may be other code
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -182,6 +185,8 @@ def own_function(spec: str, option: str) -> Any:
             raise
         raise InputError(f"{option} {spec}: no module {module_name} on the import path: run from its folder or set "
                          "PYTHONPATH") from error
+    finally:
+        sys.pycache_prefix = before
     if not callable(getattr(module, name, None)):
         raise InputError(f"{option} {spec}: {module.__file__} has no function {name!r}; {nearest(name, vars(module))}")
     return getattr(module, name)

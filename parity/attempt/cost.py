@@ -1,4 +1,4 @@
-"""What an attempt has cost so far, over everything that was ever started for it, and whether its budget has room for more."""
+"""What an attempt has cost, over everything that was ever started for it, and whether its budget has room for more."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,13 +8,12 @@ from typing import Any
 
 from parity.attempt.record import Budget, MadeRun
 from parity.errors import InputError
-from parity.harness.runlog import read
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`seconds` of training and `steps` include those that were made twice. `flops` is None where no run has said yet what a
-    step takes."""
+    """`seconds` of training and `steps` include those that were made twice. `flops` is None where no run has said yet
+    what a step takes."""
 
     runs: int = 0
     seconds: float = 0.0
@@ -33,13 +32,14 @@ def flops_of(run: MadeRun, runs: Sequence[MadeRun]) -> float | None:
 def spent(runs: Sequence[MadeRun]) -> Cost:
     """What these runs have cost together."""
     flops = [flops_of(run, runs) for run in runs]
-    return Cost(len(runs), sum(r.seconds for r in runs), sum(r.steps_made for r in runs), None if None in flops else sum(flops))
+    seconds, steps = sum(run.seconds for run in runs), sum(run.steps_made for run in runs)
+    return Cost(len(runs), seconds, steps, None if None in flops else sum(flops))
 
 
 def lacking(budget: Budget, runs: Sequence[MadeRun], new: int, going: MadeRun | None = None) -> str:
     """Why the budget has no room for `new` further runs, or for going on with one; "" where it has.
 
-    Seconds and FLOPs are asked for the next run alone: what a finished one took on average, less what it has had already.
+    Seconds and FLOPs are asked for the next run alone: what a finished one took on average, less what it has had.
     """
     so_far = spent(runs)
     if budget.runs is not None and new and so_far.runs + new > budget.runs:
@@ -51,8 +51,8 @@ def lacking(budget: Budget, runs: Sequence[MadeRun], new: int, going: MadeRun | 
         total = getattr(so_far, unit) or 0.0
         if limit is not None and (total >= limit or total + max(0.0, mean - had) > limit):
             name = {"seconds": "s of training", "flops": "FLOPs"}[unit]
-            return (f"the budget is {limit:.6g} {name}, {total:.6g} are used, and a run has taken {mean:.6g} on average: the next "
-                    "would pass it")  # fmt: skip
+            return (f"the budget is {limit:.6g} {name}, {total:.6g} are used, and a run has taken {mean:.6g} on "
+                    "average: the next would pass it")  # fmt: skip
     return ""
 
 
@@ -61,13 +61,15 @@ def _amount(run: MadeRun, runs: Sequence[MadeRun], unit: str) -> float:
 
 
 def progress(path: Path) -> tuple[float, int, dict[str, Any] | None]:
-    """Training seconds and steps that a run's log has so far, and the totals of its finish; a log that was cut off or damaged
-    is read as far as it goes."""
+    """Training seconds and steps that a run's log has so far, and the totals of its finish; a log that was cut off or
+    damaged is read as far as it goes."""
+    from parity.harness.runlog import read
+
     seconds, steps, totals = 0.0, 0, None
     with suppress(InputError):
         for event in read(path / "log.jsonl", tolerate_torn=True):
             if event["event"] == "step" and isinstance(event.get("train_s"), int | float):
                 seconds, steps = float(event["train_s"]), steps + 1
             elif event["event"] == "finish" and isinstance(event.get("totals"), dict):
-                totals = event["totals"]
+                totals = event["totals"]  # the last event
     return seconds, steps, totals

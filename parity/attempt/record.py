@@ -1,13 +1,14 @@
 """What an attempt declares and what became of it: declaration.json, and the chained file attempt.jsonl.
 
 Every line of attempt.jsonl carries the sha256 of the line before. Seeds are declared there before the first final run
-starts, and follow from the digests of program and declaration, so that nobody chooses them. The chain has no key: it shows
-accidents and edits, and proves nothing against someone who writes a new one.
+starts, and follow from the digests of program and declaration, so that nobody chooses them. The chain has no key: it
+shows accidents and edits, and proves nothing against someone who writes a new one.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,28 +40,30 @@ _SEED = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _CODE = {"type": "integer", "minimum": 0, "maximum": 255}
 _RUN = {"type": "string", "maxLength": 200, "pattern": "^runs/[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$"}
 _COMMAND = {"type": "array", "items": {"type": "string"}}
+_RUNS = {"type": "integer", "minimum": 1, "maximum": 1000}
 _SEEDS = {"type": "array", "items": _SEED, "minItems": 1, "maxItems": 1000}
 
 KINDS: dict[str, dict[str, Any]] = {
-    "declared": {"program_sha256": _DIGEST, "declaration_sha256": _DIGEST, "seeds": _SEEDS, "runs": _WHOLE, "command": _COMMAND,
-                 "declaration": {"type": "object"}},
+    "declared": {"program_sha256": _DIGEST, "declaration_sha256": _DIGEST, "seeds": _SEEDS, "runs": _RUNS,
+                 "command": _COMMAND, "declaration": {"type": "object"}},
     "started": {"run": _RUN, "seed": _SEED, "purpose": {"enum": ["tune", "final"]}, "program_sha256": _DIGEST,
                 "declaration_sha256": _DIGEST},
     "resumed": {"run": _RUN, "fresh": {"type": "boolean"}},
     "ended": {"run": _RUN, "exit_code": _CODE, "seconds": _SECONDS, "steps_made": _WHOLE,
               "steps": _WHOLE | {"type": ["integer", "null"]}, "val_loss": _LOSS, "flops": _FLOPS},
-    "interrupted": {"run": _RUN, "exit_code": _CODE | {"type": ["integer", "null"]}, "seconds": _SECONDS, "steps_made": _WHOLE},
+    "interrupted": {"run": _RUN, "exit_code": _CODE | {"type": ["integer", "null"]}, "seconds": _SECONDS,
+                    "steps_made": _WHOLE},
     "stopped": {"reason": {"type": "string", "maxLength": 1000}},
     "torn_line_dropped": {"bytes": _WHOLE, "sha256": _DIGEST},
 }  # fmt: skip
-"""Kinds of events and their fields. `resumed` is fresh where nothing was there to go on from; `ended` has the totals of the
-run's finish (null where it did not come to that), and `steps_made` counts steps that were made twice twice."""
+"""Kinds of events and their fields. `resumed` is fresh where nothing was there to go on from; `ended` has the totals of
+the run's finish (null where it did not come to that), and `steps_made` counts steps that were made twice twice."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The mean val loss over the final runs is below `val_loss_below` after `at_step` steps (None: the last), reached within
-    so many `seconds` of training. What is None is not claimed."""
+    """The mean val loss over the final runs is below `val_loss_below` after `at_step` steps (None: the last), reached
+    within so many `seconds` of training. What is None is not claimed."""
 
     val_loss_below: float | None
     at_step: int | None
@@ -78,8 +81,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Declaration:
-    """declaration.json: who claims what, made how. `runs` is the number of final runs, `arguments` further options of the
-    trainer."""
+    """declaration.json: who claims what, made how. `runs` is the number of final runs, `arguments` further options of
+    the trainer."""
 
     author: str
     kind: Literal["person", "model", "agent"]
@@ -149,8 +152,8 @@ def digest_of(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: expected a file of the attempt, found none that can be read ({error.strerror}): put it back, "
-                         "or make a new attempt with python -m parity.attempt new") from None  # fmt: skip
+        raise InputError(f"{path}: expected a file of the attempt, found none that can be read ({error.strerror}): put "
+                         "it back, or make a new attempt with python -m parity.attempt new") from None  # fmt: skip
 
 
 def read_declaration(path: Path) -> Declaration:
@@ -162,8 +165,8 @@ def read_declaration(path: Path) -> Declaration:
         with open(path, "rb") as file:
             text = file.read(LIMIT_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{path}: expected the declaration of an attempt, found none that can be read ({error.strerror}): name "
-                         "a folder that python -m parity.attempt new made") from None  # fmt: skip
+        raise InputError(f"{path}: expected the declaration of an attempt, found none that can be read "
+                         f"({error.strerror}): name a folder that python -m parity.attempt new made") from None
     if len(text) > LIMIT_BYTES:
         raise InputError(f"{path}: expected at most {LIMIT_BYTES:,} bytes, found more: shorten it")
     try:
@@ -182,19 +185,19 @@ def _declaration(path: Path, data: dict[str, Any]) -> Declaration:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     for argument in data["arguments"]:
-        option = argument.split("=")[0].lstrip("-").replace("_", "-")
-        if argument.startswith("-") and option in RESERVED:
-            raise InputError(f"{path}: arguments: expected no {argument.split('=')[0]}, which the attempt itself sets, found it: "
-                             "leave it out")  # fmt: skip
+        option = argument.split("=")[0]
+        if argument.startswith("-") and option.lstrip("-").replace("_", "-") in RESERVED:
+            raise InputError(f"{path}: arguments: expected no {option}, which the attempt itself sets, found it: leave "
+                             "it out")  # fmt: skip
         if "\0" in argument:
-            raise InputError(f"{path}: arguments: expected text, found a NUL character in {argument!r:.80}: leave it out")
+            raise InputError(f"{path}: arguments: expected text, found NUL in {argument!r:.80}: take it out")
     claim, budget = data["claim"], data["budget"]
     whole = {"at_step": claim["at_step"], "runs": budget["runs"]}  # JSON's 3.0 is a whole number too
     whole = {name: None if value is None else int(value) for name, value in whole.items()}
     runs = int(data["runs"])
     if whole["runs"] is not None and whole["runs"] < runs:
-        raise InputError(f"{path}: budget.runs: expected at least runs, {runs}, found {whole['runs']}: the budget has to cover "
-                         "the final runs")  # fmt: skip
+        raise InputError(f"{path}: budget.runs: expected at least runs, {runs}, found {whole['runs']}: the budget has "
+                         "to cover the final runs")  # fmt: skip
     return Declaration(
         data["author"], data["kind"], data["track"], data["backend"], data["recipe"],
         Claim(claim["val_loss_below"], whole["at_step"], claim["seconds"]), runs,
@@ -204,7 +207,7 @@ def _declaration(path: Path, data: dict[str, Any]) -> Declaration:
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """The events of attempt.jsonl in order, checked: JSON, numbers, chain, schema, kinds, fields, and runs that had started.
+    """The events of attempt.jsonl in order, checked: JSON, numbers, chain, schema, kinds, fields, runs that were begun.
 
     Raises InputError at the first line that is wrong; names file, line, expected and found.
     """
@@ -212,8 +215,8 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     events = list(lines)
     if lines.torn:
         raise InputError(f"{path} line {len(events) + 1}: expected one JSON object that ends in a newline, found "
-                         f"{lines.torn[:40]!r}: its writing was cut off, and python -m parity.attempt run {Path(path).parent} "
-                         "drops it and goes on")  # fmt: skip
+                         f"{lines.torn[:40]!r}: its writing was cut off, and python -m parity.attempt run "
+                         f"{Path(path).parent} drops it and goes on")  # fmt: skip
     return events
 
 
@@ -234,15 +237,16 @@ def runs_of(events: list[dict[str, Any]]) -> list[MadeRun]:
             runs[run] = replace(made, live=True, exit_code=None, before=lost)
         elif kind in ("ended", "interrupted"):
             made = runs[run]
-            cost = {"seconds": made.before[0] + event["seconds"], "steps_made": made.before[1] + int(event["steps_made"])}
-            reached = {name: event[name] for name in ("exit_code", "steps", "val_loss", "flops")} if kind == "ended" else {}
-            runs[run] = replace(made, live=False, **cost, **reached)
+            made = replace(made, live=False, seconds=made.before[0] + event["seconds"],
+                           steps_made=made.before[1] + int(event["steps_made"]))  # fmt: skip
+            reached = ("exit_code", "steps", "val_loss", "flops") if kind == "ended" else ()
+            runs[run] = replace(made, **{name: event[name] for name in reached})
     return list(runs.values())
 
 
 class Record:
-    """attempt.jsonl, to be added to: whoever opens it holds the attempt's lock. Every event is on the disk before `append`
-    returns. A last line that was cut off is dropped, which is an event too.
+    """attempt.jsonl, to be added to: whoever opens it holds the attempt's lock. Every event is on the disk before
+    `append` returns. A last line that was cut off is dropped, which is an event too.
 
     Raises InputError where what is there already is wrong.
     """
@@ -256,9 +260,11 @@ class Record:
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Adds an event and returns it; InputError where the disk does not take it, and the file is as it was."""
-        utc = datetime.now(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
+        time_s = time.time()
+        utc = datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")[:23] + "Z"
+        when = {"utc": utc, "time_s": time_s}
         schema = {} if self.events else {"schema": SCHEMA}
-        event = {"n": len(self.events) + 1, "event": kind, **schema, "utc": utc, **fields, "prev": self._lines.prev}
+        event = {"n": len(self.events) + 1, "event": kind, **schema, **when, **fields, "prev": self._lines.prev}
         line = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
         if problem := self._lines.problem(event):
             raise ValueError(f"an event that cannot be: {problem}")
@@ -282,13 +288,13 @@ class Record:
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.path, size)
-            raise InputError(f"{self.path} cannot be written ({error.strerror}); its {len(self.events)} lines are safe: free "
-                             "some space or check its permissions, and run again") from None  # fmt: skip
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); its {len(self.events)} lines are "
+                             "safe: free some space or check its permissions, and run again") from None  # fmt: skip
 
 
 class _Lines:
-    """The lines of a record, checked one by one; afterwards `size` and `prev` are those of its whole lines, and `torn` is
-    what follows the last newline."""
+    """The lines of a record, checked one by one; afterwards `size` and `prev` are those of its whole lines, and `torn`
+    is what follows the last newline."""
 
     def __init__(self, path: Path):
         self.path, self.size, self.prev, self.torn = path, 0, FIRST_PREV, b""
@@ -299,14 +305,14 @@ class _Lines:
             with open(self.path, "rb") as file:
                 while line := file.readline(LIMIT_BYTES + 1):
                     if len(line) > LIMIT_BYTES or self.number == LIMIT_LINES:
-                        self._refuse(f"expected at most {LIMIT_BYTES:,} bytes a line and {LIMIT_LINES:,} lines, found more")
+                        self._refuse(f"expected at most {LIMIT_LINES:,} lines of {LIMIT_BYTES:,} bytes, found more")
                     if not line.endswith(b"\n"):
                         self.torn = line
                         return
                     yield self._event(line)
         except OSError as error:
-            raise InputError(f"{self.path}: expected the record of an attempt, found none that can be read ({error.strerror}): "
-                             "make it with python -m parity.attempt run") from None  # fmt: skip
+            raise InputError(f"{self.path}: expected the record of an attempt, found none that can be read "
+                             f"({error.strerror}): make it with python -m parity.attempt run") from None  # fmt: skip
 
     def _event(self, line: bytes) -> dict[str, Any]:
         try:
@@ -319,8 +325,8 @@ class _Lines:
         return event
 
     def _refuse(self, problem: str) -> NoReturn:
-        raise InputError(f"{self.path} line {self.number + 1}: {problem}: the record was changed, and the attempt must be made "
-                         "again")  # fmt: skip
+        raise InputError(f"{self.path} line {self.number + 1}: {problem}: the record was changed, and the attempt must "
+                         "be made again")  # fmt: skip
 
     def problem(self, event: Any) -> str:
         """What is wrong with this as the next event; "" where nothing is."""
@@ -339,12 +345,14 @@ class _Lines:
         if problem := _event_check(kind)(event):
             return f"{kind}: {problem}"
         if "run" in KINDS[kind] and (event["run"] in self.runs) == (kind == "started"):
-            return f"{kind}: expected a run that {'is new' if kind == 'started' else 'was started'}, found {event['run']}"
+            expected = "is new" if kind == "started" else "was started"
+            return f"{kind}: expected a run that {expected}, found {event['run']}"
         return ""
 
     def count(self, event: dict[str, Any], line: bytes) -> None:
         """Takes a checked event as the last."""
-        self.number, self.size, self.prev = self.number + 1, self.size + len(line), hashlib.sha256(line[:-1]).hexdigest()
+        self.number, self.size = self.number + 1, self.size + len(line)
+        self.prev = hashlib.sha256(line[:-1]).hexdigest()
         if event["event"] == "started":
             self.runs.add(event["run"])
 
@@ -352,7 +360,7 @@ class _Lines:
 @cache
 def _event_check(kind: str) -> Callable[[Any], str]:
     utc = {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z$"}
-    fields = {"utc": utc, **KINDS[kind]}
+    fields = {"utc": utc, "time_s": _SECONDS, **KINDS[kind]}
     return schema_check({"type": "object", "required": list(fields), "properties": fields})
 
 

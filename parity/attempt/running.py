@@ -1,10 +1,10 @@
-"""`python -m parity.attempt run`: seeds are declared, then the runs are made one after another; an interrupted one goes on."""
+"""`python -m parity.attempt run`: seeds are declared, then runs made one by one; an interrupted one goes on."""
 
 import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,16 @@ class Job:
     label: int
     seed: int
 
+    def __str__(self) -> str:
+        return f"{'tuning' if self.purpose == 'tune' else 'final'} run {self.label}, seed {self.seed}"
+
 
 class Attempt:
     """An attempt that is worked on. `quiet`: the trainer's output goes to a file beside each run."""
 
     def __init__(self, folder: Path, record: Record, data_dir: Path | None, say: Callable[[str], None], quiet: bool):
         self.folder, self.record, self.data_dir, self.say, self.quiet = folder, record, data_dir, say, quiet
-        self.declaration, self.digests = read(folder)
+        self.declaration, self.digests, self.kept = read(folder)
 
     @property
     def runs(self) -> list[MadeRun]:
@@ -58,39 +61,47 @@ class Attempt:
         return f"{python()} -m parity.attempt run {shlex.quote(str(self.folder))}"
 
 
-def read(folder: Path) -> tuple[Declaration, dict[str, str]]:
-    """What an attempt declares, and the digests that its seeds follow from; InputError where it cannot be run."""
+def read(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
+    """What an attempt declares, the digests that its seeds follow from, and the options that a resumed run needs again;
+    InputError where it cannot be run."""
     from parity.harness.options import parse
 
     declaration = read_declaration(folder / DECLARATION)
     try:
-        parse(declaration.backend, declaration.trainer_arguments())
+        options, _, _, given = parse(declaration.backend, declaration.trainer_arguments())
     except InputError as error:
         raise InputError(f"{folder / DECLARATION}: arguments: {error}") from None
-    digests = {"program_sha256": digest_of(folder / declaration.file), "declaration_sha256": digest_of(folder / DECLARATION)}
-    return declaration, digests
+    kept = {f"--{name}": str(getattr(options, name)) for name in ("device", "samples") if name in given}
+    digests = {"program_sha256": digest_of(folder / declaration.file),
+               "declaration_sha256": digest_of(folder / DECLARATION)}  # fmt: skip
+    return declaration, digests, [*sum(kept.items(), ()), *["--tensorboard"] * options.tensorboard]
 
 
 def run(folder: Path, *, tune: bool = False, seed: int = 0, again: bool = False, data_dir: Path | None = None,
         say: Callable[[str], None] = print, told: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Makes the attempt's final runs, or one tuning run. `told` gets every new event of the record; the trainer's output then
-    goes to files.
+    """Makes the attempt's final runs, or one tuning run. `told` gets every new event of the record; the trainer's
+    output then goes to files.
 
-    Raises InputError where it cannot be run, RunFailed where the budget is used up or a run failed, Interrupted where that
-    was asked for.
+    Raises InputError where it cannot be run, RunFailed where the budget is used up or a run failed, Interrupted where
+    that was asked for.
     """
     if not (folder / DECLARATION).is_file():
-        raise InputError(f"{folder}: expected the folder of an attempt with {DECLARATION} in it, found none: make one with "
-                         "python -m parity.attempt new")  # fmt: skip
+        raise InputError(f"{folder}: expected the folder of an attempt with {DECLARATION} in it, found none: make one "
+                         "with python -m parity.attempt new")  # fmt: skip
     with locked(folder), listening() as requests:
-        attempt = Attempt(folder, Record(folder / RECORD, told or (lambda event: None)), data_dir, say, told is not None)
+        record = Record(folder / RECORD, told or (lambda event: None))
+        attempt = Attempt(folder, record, data_dir, say, told is not None)
         settle(attempt)
-        jobs = [tuning(attempt, seed)] if tune else [Job("final", n, s) for n, s in enumerate(declare(attempt, again), 1)]
+        if tune:
+            jobs = [tuning(attempt, seed)]
+        else:
+            jobs = [Job("final", label, seed) for label, seed in enumerate(declare(attempt, again), 1)]
         for job in jobs:
             make(attempt, requests, job, jobs)
         failed = [made.run for job in jobs if (made := mine(attempt, job)) and made.exit_code]
     if failed:
-        raise RunFailed(f"{len(failed)} of {len(jobs)} {jobs[0].purpose} runs failed, which is their result: {', '.join(failed)}")
+        raise RunFailed(f"{len(failed)} of {len(jobs)} {jobs[0].purpose} runs failed, which is their result: "
+                        f"{', '.join(failed)}")  # fmt: skip
 
 
 @contextmanager
@@ -104,7 +115,8 @@ def locked(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise InputError(f"{folder}: another run of this attempt is at work: wait for it to end, or stop it") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): check its permissions, or free some space") from None
+        raise InputError(f"{folder} cannot be written ({error.strerror}): check its permissions, or free some "
+                         "space") from None  # fmt: skip
     try:
         yield
     finally:
@@ -118,8 +130,8 @@ def settle(attempt: Attempt) -> None:
         if made.settled:
             continue
         if held(path):
-            raise InputError(f"{path}: its trainer is still at work (pid {_pid(path)}), left from a run that was killed or started "
-                             "by hand: wait for it to end, or stop it")  # fmt: skip
+            raise InputError(f"{path}: its trainer is still at work (pid {_pid(path)}), left from a run that was "
+                             "killed or started by hand: wait for it to end, or stop it")  # fmt: skip
         if progress(path)[2] is not None:
             ended(attempt, made.run, 0)
         elif made.live:
@@ -131,15 +143,10 @@ def held(path: Path) -> bool:
     import filelock
 
     try:
-        with filelock.FileLock(path / ".lock", timeout=0) if (path / ".lock").exists() else _nothing():
+        with filelock.FileLock(path / ".lock", timeout=0) if (path / ".lock").exists() else nullcontext():
             return False
     except filelock.Timeout:
         return True
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _pid(path: Path) -> str:
@@ -156,11 +163,11 @@ def declare(attempt: Attempt, again: bool) -> list[int]:
         files = {"program_sha256": attempt.declaration.file, "declaration_sha256": DECLARATION}
         changed = [attempt.folder / file for key, file in files.items() if found[key] != attempt.digests[key]]
         if changed and not again:
-            raise InputError(f"{changed[0]}: expected the file that the seeds were declared for, found another: put it back, or "
-                             f"declare anew with {attempt.command} --again, where all earlier runs stay counted")
+            raise InputError(f"{changed[0]}: expected the file that the seeds were declared for, found another: put it "
+                             f"back, or declare anew with {attempt.command} --again: all earlier runs stay counted")
         if again and not changed:
-            raise InputError(f"--again: nothing has changed since the seeds of {attempt.folder} were declared, and equal files have "
-                             "equal seeds: leave it out")  # fmt: skip
+            raise InputError(f"--again: nothing has changed since the seeds of {attempt.folder} were declared, and "
+                             "equal files have equal seeds: leave it out")  # fmt: skip
         if not changed:
             return [int(seed) for seed in found["seeds"]]
     seeds = seeds_for(**attempt.digests, count=attempt.declaration.runs)
@@ -193,17 +200,16 @@ def make(attempt: Attempt, requests: Requests, job: Job, jobs: list[Job]) -> Non
     if found is not None and found.settled:
         return
     if requests.number:
-        raise Interrupted(f"stopped before {job.purpose} run {job.label} of {len(jobs)}; go on with\n  {attempt.command}", requests.number)
+        raise Interrupted(f"stopped before {job}; go on with\n  {attempt.command}", requests.number)
     if read(attempt.folder)[1] != attempt.digests:
-        raise InputError(f"{attempt.folder}: expected its files as they were when the runs began, found them changed since: put "
-                         "them back, or declare anew with --again")  # fmt: skip
+        raise InputError(f"{attempt.folder}: expected its files as they were when the runs began, found them changed "
+                         "since: put them back, or declare anew with --again")  # fmt: skip
     new = sum(mine(attempt, other) is None for other in jobs)
     if reason := lacking(attempt.declaration.budget, attempt.runs, new, found):
         attempt.record.append("stopped", reason=reason)
         raise RunFailed(f"{attempt.folder}: {reason}; python -m parity.attempt show tells what was used for what")
     path, arguments = begin(attempt, job, found)
-    attempt.say(f"{job.purpose} run {job.label} of {len(jobs)}, seed {job.seed}; in {attempt.folder}: "
-                f"python -m {attempt.declaration.backend}.train {shlex.join(arguments)}")  # fmt: skip
+    attempt.say(f"{job}; in {attempt.folder}: python -m {attempt.declaration.backend}.train {shlex.join(arguments)}")
     data = [] if attempt.data_dir is None else ["--data-dir", str(attempt.data_dir.absolute())]
     output = attempt.folder / f"{path}.txt" if attempt.quiet else None
     code = train(attempt.declaration.backend, [*arguments, *data], attempt.folder, output, requests)
@@ -228,7 +234,7 @@ def begin(attempt: Attempt, job: Job, found: MadeRun | None) -> tuple[str, list[
             shutil.rmtree(attempt.folder / path, ignore_errors=True)  # no step was made in it
         attempt.record.append("resumed", run=path, fresh=fresh)
         if not fresh:
-            return path, ["--resume", path]
+            return path, ["--resume", path, *attempt.kept]
     own = attempt.declaration.trainer_arguments()
     return path, [*own, "--seed", str(job.seed), "--runs", "runs", "--name", Path(path).name]
 
@@ -256,14 +262,15 @@ def _unfinished(attempt: Attempt, requests: Requests, path: str, code: int) -> E
     """What to say where a trainer ended without a result."""
     full = attempt.folder / path
     if requests.number or code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return Interrupted(f"{full} was stopped, and that is recorded; go on with\n  {attempt.command}", requests.number or code - 128)
+        return Interrupted(f"{full} was stopped, and that is recorded; go on with\n  {attempt.command}",
+                           requests.number or code - 128)  # fmt: skip
     if code > 128:
         return InputError(f"{full}: its trainer was ended by signal {code - 128}: if that was for memory, free some; "
                           f"{attempt.command} goes on")  # fmt: skip
     where = f": {_last_line(Path(f'{full}.txt'))}" if attempt.quiet else ", as said above"
     if code == 3:
-        return InputError(f"{full}: its trainer ended with a fault{where}: mend the program and declare anew with --again; if it is "
-                          f"not to blame, {attempt.command} goes on")  # fmt: skip
+        return InputError(f"{full}: its trainer ended with a fault{where}: mend the program and declare anew with "
+                          f"--again; if it is not to blame, {attempt.command} goes on")  # fmt: skip
     return InputError(f"{full}: the trainer cannot make this run{where}: mend that, then {attempt.command}")
 
 

@@ -40,7 +40,9 @@ def _check_depth(value: Any) -> None:
 
 def fault(error: Exception) -> str:
     """What `decode` could not read, in a few words."""
-    return f"objects nested more than {DEPTH} deep" if isinstance(error, RecursionError) else (str(error).splitlines() or ["nothing"])[0]
+    if isinstance(error, RecursionError):
+        return f"objects nested more than {DEPTH} deep"
+    return (str(error).splitlines() or ["nothing"])[0]
 
 
 def schema_check(schema: dict[str, Any]) -> Callable[[Any], str]:
@@ -57,7 +59,8 @@ def schema_check(schema: dict[str, Any]) -> Callable[[Any], str]:
             place = f"{at}: " if at else ""
             known = error.definition.get("properties", {})
             if error.rule == "required":
-                return f"{place}expected the field {next(n for n in error.definition['required'] if n not in error.value)}, found none"
+                missing = next(name for name in error.definition["required"] if name not in error.value)
+                return f"{place}expected the field {missing}, found none"
             if error.rule == "additionalProperties":
                 strange = next(name for name in error.value if name not in known)
                 return f"{place}unknown field {strange!r:.40}; {nearest(strange[:40], known)}"

@@ -11,10 +11,11 @@ from types import FrameType
 from typing import Any
 
 import parity
+from parity.data.slices import DATA_VARIABLE
 
 
 class Requests:
-    """While it is entered, Ctrl-C, SIGTERM and SIGHUP are passed on to the trainer, and `number` is the first of them."""
+    """From `install` to `remove`, Ctrl-C, SIGTERM and SIGHUP are passed on to the trainer; `number` is the first."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     KILL_AT = 3  # the trainer stops in order at the first request, at once at the second
@@ -70,8 +71,8 @@ def listening() -> Iterator[Requests]:
 
 
 def train(backend: str, arguments: Sequence[str], folder: Path, output: Path | None, requests: Requests) -> int:
-    """Runs a trainer in a folder to its end, its output shown or added to a file; returns its exit code, 128 + n where signal n
-    ended it. The folder is not on its import path."""
+    """Runs a trainer in a folder to its end, its output shown or added to a file; returns its exit code, 128 + n where
+    signal n ended it. The folder is not on its import path."""
     with ExitStack() as files:
         stream = None
         if output is not None:
@@ -79,8 +80,9 @@ def train(backend: str, arguments: Sequence[str], folder: Path, output: Path | N
             stream = files.enter_context(open(output, "ab"))
         sys.stdout.flush()
         # In a group of its own: Ctrl-C would reach it both from the terminal and from here, and stop it at once.
-        process = subprocess.Popen([sys.executable, "-P", "-m", f"{backend}.train", *arguments], cwd=folder, process_group=0,
-                                   env=environment(os.environ), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)  # fmt: skip
+        process = subprocess.Popen([sys.executable, "-P", "-m", f"{backend}.train", *arguments], cwd=folder,
+                                   env=environment(os.environ), process_group=0,
+                                   stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)  # fmt: skip
         with requests.passed_to(process):
             code = process.wait()
     return 128 - code if code < 0 else code
@@ -92,5 +94,7 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
     paths = [os.path.abspath(path) for path in outer.get("PYTHONPATH", "").split(os.pathsep) if path]
     if "-packages" not in root.name and str(root) not in paths:  # a clone
         paths.append(str(root))
-    data = {"JAXRUN_DATA": os.path.abspath(os.path.expanduser(outer["JAXRUN_DATA"]))} if outer.get("JAXRUN_DATA") else {}
-    return {**outer, **data, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+    found = {**outer, "PYTHONPATH": os.pathsep.join(paths)} if paths else {**outer}
+    if data := outer.get(DATA_VARIABLE):
+        found[DATA_VARIABLE] = os.path.abspath(os.path.expanduser(data))
+    return found

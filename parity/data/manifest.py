@@ -99,7 +99,7 @@ class Manifest:
             values = json.loads(path.read_bytes())
         except OSError as error:
             raise InputError(f"{path}: expected the manifest of a slice, found: {error.strerror}; {mend}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: expected JSON, found something else ({error}); delete it and {mend}") from error
         version = values.get("schema_version") if isinstance(values, dict) else None
         if version != SCHEMA_VERSION:

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,6 +117,8 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
             raise InputError("--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out")
         if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # own optimizers are looked for in the folder that the command is run from
         guard, base, module = _guard(track, options, place), recipe, None
         if options.program is not None:
             guard.start()
@@ -167,7 +170,12 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
 def _guard(track: Track, options: Options, place: RunDir | None) -> Guard:
     """Watches what own code does; made before any of it is loaded."""
     files = [options.program] if options.program else []
-    return Guard(slices.data_home(options.data_dir) / track.slice, [*files, *([place.path] if place else [])])
+    if options.optimizer and (spec := find_spec(options.optimizer.partition(":")[0].partition(".")[0])):
+        files += spec.submodule_search_locations or [spec.origin]
+    if getattr(options, "compile", False):
+        files.append(tempfile.gettempdir())  # where compilers put what they read and write
+    fingerprint.host()  # asks the system by another program, once
+    return Guard(slices.data_home(options.data_dir) / track.slice, map(Path, [*files, *([place.path] if place else [])]))
 
 
 def _own_module(track: Track, options: Options, before: dict[str, Any] | None) -> Any:
@@ -239,8 +247,6 @@ def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Progr
                              "it with the other trainer")  # fmt: skip
         return program
     chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # own optimizers are looked for in the folder that the command is run from
     program = programs.build(backend, recipe, **chosen, **({"compile": options.compile} if backend == "torchref" else {}))
     if options.optimizer:
         program.init(options.seed)  # what is wrong with an own optimizer is said before there is a run directory

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from parity.data.files import sha256_file
 from parity.errors import InputError
 from parity.track import TRACKS
 from parity.verify.evidence import open_run
@@ -111,12 +112,20 @@ def declared(attempt: Attempt, verdicts: list[Verdict], lost: list[str]) -> Outc
     wanted = seeds_for(event["program_sha256"], event["declaration_sha256"], event["runs"])
     if event["seeds"] != wanted:
         return "fails", f"expected the seeds {wanted[:3]}..., found {event['seeds'][:3]}...: they are not free to choose", {}
+    now = {"declaration.json": event["declaration_sha256"], attempt.declaration.file: event["program_sha256"]}
+    for name, digest in now.items():
+        if not (attempt.folder / name).is_file() or sha256_file(attempt.folder / name) != digest:
+            return "fails", f"{name} is no longer what was declared (sha256 {digest[:12]}): put it back, or declare anew with --again", {}
     for started in attempt.finals():
         if started["seed"] not in wanted:
             return "fails", f"{started['run']} has seed {started['seed']}, which was not declared", {}
-    for verdict, started in zip(verdicts, attempt.finals()):
-        if verdict.facts["seed"] != started["seed"]:
-            return "fails", f"{started['run']} was declared with seed {started['seed']} and made with {verdict.facts['seed']}", {}
+    made = {verdict.subject: verdict.facts["seed"] for verdict in verdicts}
+    for started in attempt.finals():
+        path = attempt.path(started["run"])
+        if str(path) not in made:
+            continue  # a lost run is the next rule's business
+        if made[str(path)] != started["seed"]:
+            return "fails", f"{started['run']} was declared with seed {started['seed']} and made with {made[str(path)]}", {}
         begun = open_run(attempt.path(started["run"])).log.of("start")
         if begun and begun[0]["time_s"] < event["time_s"] - 1:
             return "fails", f"{started['run']} began before its seed was declared", {}
@@ -178,9 +187,10 @@ def budget(attempt: Attempt, verdicts: list[Verdict], lost: list[str]) -> Outcom
     if uncounted:
         return "fails", f"{uncounted[0].relative_to(attempt.folder)} is not in the record of what was started", {"started": found}
     for name, limit in (limits or {}).items():
-        if limit is not None and found[name] > limit * (1 + 1e-9):
-            return "fails", f"{name}: the budget is {limit:g}, spent were {found[name]:g}", {"started": found}
-    return "holds", f"{found['runs']} runs, {found['seconds']:.0f} s, {found['flops']:.3g} FLOPs, tuning included", {"started": found}
+        if limit is not None and (found[name] is None or found[name] > limit * (1 + 1e-9)):
+            return "fails", f"{name}: the budget is {limit:g}, spent were {found[name] or 'nobody knows how many'}", {"started": found}
+    flops = f"{found['flops']:.3g}" if found["flops"] is not None else "an unknown number of"
+    return "holds", f"{found['runs']} runs, {found['seconds']:.0f} s, {flops} FLOPs, tuning included", {"started": found}
 
 
 def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: Path | None = None) -> Outcome:
@@ -189,8 +199,7 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     track = TRACKS[attempt.declaration.track]
     losses = [_real(verdict.of("log.totals").evidence.get("val_loss")) for verdict in verdicts if verdict.of("log.totals")]
     event = attempt.declared
-    wanted = attempt.declaration.claim.get("val_loss_below") if isinstance(attempt.declaration.claim, dict) else getattr(
-        attempt.declaration.claim, "val_loss_below", None)  # fmt: skip
+    wanted = attempt.declaration.claim.val_loss_below
     target = wanted if wanted is not None else track.target
     if target is None:
         return "holds", f"track {track.name} has no target and nothing was claimed: nothing to test", {"losses": losses}
@@ -238,9 +247,8 @@ CHECKS = {"attempt.declared": declared, "attempt.complete": complete, "attempt.a
 
 def costs(attempt: Attempt) -> dict[str, Any]:
     """Runs, seconds of training and FLOPs of everything that was ever started for the attempt, as its record has them."""
-    started = {event["run"] for event in attempt.record if event["event"] == "started"}
-    ended = [event for event in attempt.record if event["event"] == "ended"]
-    last = {event["run"]: event for event in ended}
-    return {"runs": len(started), "seconds": sum(event.get("seconds") or 0.0 for event in last.values()),
-            "flops": sum(event.get("flops") or 0 for event in last.values()),
-            "tuning": len({e["run"] for e in attempt.record if e["event"] == "started" and e["purpose"] == "tune"})}  # fmt: skip
+    from parity.attempt.cost import spent
+    from parity.attempt.record import runs_of
+
+    runs = runs_of(attempt.record)
+    return {**dataclasses.asdict(spent(runs)), "tuning": sum(run.purpose == "tune" for run in runs)}

@@ -25,6 +25,7 @@ LINE_BYTES = 4 << 20
 JSON_BYTES = 16 << 20
 SOURCE_BYTES = 64 << 20
 SOURCE_FILES = 2000
+STEPS, LAYERS = 10_000_000, 4096
 FIRST = "0" * 64
 COLUMNS = ("loss", "grad_norm", "step_s", "train_s", "clock_s", "time_s")
 
@@ -133,12 +134,20 @@ def open_run(path: Path) -> Evidence:
     try:
         recipe = from_fields(base) if base["name"] in RECIPES else None
     except (InputError, TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path / 'run.json'}: expected a recipe of this version, found one it cannot make ({error}): verify "
-                         "it with the version that made it") from None
+        raise InputError(f"{path / 'run.json'}: expected a recipe of this version, found one it cannot make ({str(error)[:200]!r}): "
+                         "verify it with the version that made it") from None
+    if sum(segment["steps"] for segment in run["plan"]) > STEPS or (recipe and _too_large(recipe)):
+        raise InputError(f"{path / 'run.json'}: expected a plan of at most {STEPS:,} steps and a model of at most {LAYERS:,} layers, found "
+                         "more: the file was changed")
     if holder := _live(path):
         raise InputError(f"{path}: expected a run that has ended, found one that still goes on (pid {holder}): wait for its "
                          "end, or stop it")
     return Evidence(path, run, TRACKS[run["track"]], read_log(path / "log.jsonl"), recipe)
+
+
+def _too_large(recipe: Recipe) -> bool:
+    numbers = [value for value in vars(recipe).values() if isinstance(value, int)]
+    return recipe.layers > LAYERS or recipe.steps > STEPS or max(numbers) > 1 << 32
 
 
 def _live(path: Path) -> str | None:

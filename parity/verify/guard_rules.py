@@ -6,7 +6,7 @@ from typing import Any
 
 from parity.verify.rules import Context, Found, fails, holds, rule
 
-COMPILERS = re.compile(r"(c\+\+|g\+\+|gcc|cc|clang(\+\+)?|ld|as|ptxas|nvcc|python[\d.]*)(-[\d.]+)?")
+COMPILERS = re.compile(r"(c\+\+|g\+\+|gcc|cc|clang(\+\+)?|ld|as|ptxas|nvcc|openssl|python[\d.]*)(-[\d.]+)?")
 FORBIDDEN = {
     "LD_PRELOAD": "it can replace any function",
     "NVIDIA_TF32_OVERRIDE": "it changes the precision of products",

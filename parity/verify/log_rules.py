@@ -253,13 +253,10 @@ def _opening(path: Path) -> tuple[Any, list[Any]]:
     return seed, losses
 
 
-def _tokens_after(evidence: Evidence) -> list[int]:
-    """Tokens trained on after 0, 1, 2, ... steps of the plan, for plans that a log can hold."""
-    found = [0]
-    for segment in evidence.run["plan"]:
-        for _ in range(min(segment["steps"], 10_000_000 - len(found))):
-            found.append(found[-1] + segment["tokens"])
-    return found
+def _tokens_after(evidence: Evidence) -> np.ndarray:
+    """Tokens trained on after 0, 1, 2, ... steps of the plan."""
+    tokens = [np.full(segment["steps"], min(segment["tokens"], 1 << 40), np.int64) for segment in evidence.run["plan"]]
+    return np.concatenate([[0], np.cumsum(np.concatenate(tokens))])
 
 
 def _counts(name: str, backend: str) -> bool:

@@ -2,23 +2,18 @@
 
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import parity.verify.log_rules  # noqa: I001 - the rules enter themselves into the list in this order
-import parity.verify.clock_rules
-import parity.verify.guard_rules
-import parity.verify.data_rules
-import parity.verify.recompute_rules
-import parity.verify.probe_rules
-import parity.verify.replay_rules
 from parity.errors import InputError, nearest
+from parity.verify import clock_rules, data_rules, guard_rules, log_rules, probe_rules, recompute_rules, replay_rules
 from parity.verify.evidence import open_run
 from parity.verify.rules import RULES, Context, chosen, judge
 from parity.verify.verdict import DEPTHS, Verdict
 
+MODULES = log_rules, clock_rules, guard_rules, data_rules, probe_rules, recompute_rules, replay_rules  # they enter the rules
 DEFAULT_DEPTH = "replay"
 SEGMENTS = 2
 

@@ -1,7 +1,8 @@
 """An attempt in JAX: model, optimizer and schedule in one file, to be edited.
 
 It starts as the recipe `muon`. The harness owns the data, the clock, the evaluation and the log; this file owns the
-model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head, V tokens.
+model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head,
+V tokens.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,15 +14,15 @@ from flax import nnx
 
 from jaxrun import model, optim
 from jaxrun.attention import causal_attention, rotary
-from jaxrun.program import JaxProgram
+from jaxrun.program import JaxProgram, keep_compiled
 from jaxrun.sharding import pick_devices
 from parity.recipe import Muon
 
 
 @dataclass(frozen=True)
 class Mine(Muon):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape, first
-    value and optimizer group."""
+    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
+    first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 
@@ -98,8 +99,8 @@ def make_optimizer(recipe: Mine):
     """An optax transform of {name: gradient}: Muon on the blocks' matrices, AdamW on the rest."""
     groups = {group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
               for group in ("embed", "head", "vector")}  # fmt: skip
-    groups["matrix"] = optim.muon(optim.rates(recipe, "matrix"), recipe.muon_decay, recipe.momentum, recipe.newton_schulz_steps,
-                                  recipe.newton_schulz, recipe.dtypes.newton_schulz)  # fmt: skip
+    groups["matrix"] = optim.muon(optim.rates(recipe, "matrix"), recipe.muon_decay, recipe.momentum,
+                                  recipe.newton_schulz_steps, recipe.newton_schulz, recipe.dtypes.newton_schulz)
     return optim.by_group(groups, optim.group_of(recipe))
 
 
@@ -110,4 +111,5 @@ def make_recipe(base: Muon) -> Mine:
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:
     """What the harness runs."""
+    keep_compiled()  # so that the next run starts sooner
     return JaxProgram(recipe, pick_devices(device, devices), make_optimizer(recipe), Model)

@@ -1,7 +1,8 @@
 """An attempt in JAX: model, optimizer and schedule in one file, to be edited.
 
 It starts as the recipe `nanogpt`. The harness owns the data, the clock, the evaluation and the log; this file owns the
-model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head, V tokens.
+model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head,
+V tokens.
 """
 
 import math
@@ -14,15 +15,15 @@ from flax import nnx
 
 from jaxrun import model, optim
 from jaxrun.attention import NEGATIVE, causal_attention
-from jaxrun.program import JaxProgram
+from jaxrun.program import JaxProgram, keep_compiled
 from jaxrun.sharding import pick_devices
 from parity.recipe import NanoGPT
 
 
 @dataclass(frozen=True)
 class Mine(NanoGPT):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape, first
-    value and optimizer group."""
+    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
+    first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 
@@ -76,8 +77,8 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    """Token plus position embedding, blocks, LayerNorm, head tied to the token embedding. Attribute paths are the weights'
-    names."""
+    """Token plus position embedding, blocks, LayerNorm, head tied to the token embedding. Attribute paths are the
+    weights' names."""
 
     def __init__(self, recipe: Mine):
         self.embed = model.Embedding(recipe.vocab_size, recipe.dim, recipe.dtypes.embedding, recipe.dtypes.wide)
@@ -114,4 +115,5 @@ def make_recipe(base: NanoGPT) -> Mine:
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:
     """What the harness runs."""
+    keep_compiled()  # so that the next run starts sooner
     return JaxProgram(recipe, pick_devices(device, devices), make_optimizer(recipe), Model)

@@ -1,6 +1,7 @@
 """An attempt in JAX at the optimizer alone, to be edited: data, batch and model are the track's.
 
-It starts as the optimizer of the recipe `muon`. Gradients are those of the recipe's loss, the sum over the batch's tokens.
+It starts as the optimizer of the recipe `muon`. Gradients are those of the recipe's loss, the sum over the batch's
+tokens.
 """
 
 import numpy as np
@@ -19,6 +20,6 @@ def make(recipe: Muon):
     peaks = {"embed": recipe.embed_rate, "head": recipe.head_rate, "vector": recipe.vector_rate}
     groups = {group: optim.adamw(rates(recipe, peak), recipe.betas, recipe.adam_eps, recipe.adam_decay)
               for group, peak in peaks.items()}  # fmt: skip
-    groups["matrix"] = optim.muon(rates(recipe, recipe.muon_rate), recipe.muon_decay, recipe.momentum, recipe.newton_schulz_steps,
-                                  recipe.newton_schulz, recipe.dtypes.newton_schulz)  # fmt: skip
+    groups["matrix"] = optim.muon(rates(recipe, recipe.muon_rate), recipe.muon_decay, recipe.momentum,
+                                  recipe.newton_schulz_steps, recipe.newton_schulz, recipe.dtypes.newton_schulz)
     return optim.by_group(groups, {name: weight.group for name, weight in recipe.parameters().items()})

@@ -1,7 +1,8 @@
 """An attempt in PyTorch: model, optimizer and schedule in one file, to be edited.
 
 It starts as the recipe `muon`. The harness owns the data, the clock, the evaluation and the log; this file owns the
-model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head, V tokens.
+model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head,
+V tokens.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,8 +19,8 @@ from torchref.program import TorchProgram
 
 @dataclass(frozen=True)
 class Mine(Muon):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape, first
-    value and optimizer group."""
+    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
+    first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 

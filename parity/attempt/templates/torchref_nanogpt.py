@@ -1,7 +1,8 @@
 """An attempt in PyTorch: model, optimizer and schedule in one file, to be edited.
 
 It starts as the recipe `nanogpt`. The harness owns the data, the clock, the evaluation and the log; this file owns the
-model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head, V tokens.
+model, the optimizer and the schedule. Letters: B rows of a batch, T positions, D width, H heads, K width of a head,
+V tokens.
 """
 
 import math
@@ -19,8 +20,8 @@ from torchref.program import TorchProgram
 
 @dataclass(frozen=True)
 class Mine(NanoGPT):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape, first
-    value and optimizer group."""
+    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
+    first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 
@@ -77,8 +78,8 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Token plus position embedding, blocks, LayerNorm, head tied to the token embedding. Attribute paths are the weights'
-    names."""
+    """Token plus position embedding, blocks, LayerNorm, head tied to the token embedding. Attribute paths are the
+    weights' names."""
 
     def __init__(self, recipe: Mine):
         super().__init__()
@@ -103,8 +104,8 @@ class Model(nn.Module):
 
 
 def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
-    """Torch optimizers of {name: parameter}, with their rates: clipping, then AdamW with decay on tensors of two or more
-    dimensions."""
+    """Torch optimizers of {name: parameter}, with their rates: clipping, then AdamW with decay on tensors of two or
+    more dimensions."""
     of, decays = optim.group_of(recipe), {"decay": recipe.weight_decay, "no_decay": 0.0}
     parts = {group: {name: w for name, w in weights.items() if of[name] == group} for group in decays}
     adamw = optim.adamw(parts, recipe.betas, recipe.adam_eps, decays)

@@ -1,6 +1,7 @@
 """An attempt in PyTorch at the optimizer alone, to be edited: data, batch and model are the track's.
 
-It starts as the optimizer of the recipe `muon`. Gradients are those of the recipe's loss, the sum over the batch's tokens.
+It starts as the optimizer of the recipe `muon`. Gradients are those of the recipe's loss, the sum over the batch's
+tokens.
 """
 
 import torch
@@ -36,7 +37,8 @@ class Together(torch.optim.Optimizer):
 
 def make(recipe: Muon, weights: dict[str, torch.nn.Parameter]):
     """A torch optimizer and its scheduler: Muon on the blocks' matrices, AdamW on the rest. Any others will do."""
-    peaks = {"embed": recipe.embed_rate, "head": recipe.head_rate, "vector": recipe.vector_rate, "matrix": recipe.muon_rate}
+    peaks = {"embed": recipe.embed_rate, "head": recipe.head_rate, "vector": recipe.vector_rate,
+             "matrix": recipe.muon_rate}  # fmt: skip
     of = {name: weight.group for name, weight in recipe.parameters().items()}
     groups = {group: {name: w for name, w in weights.items() if of[name] == group} for group in peaks}
     matrix = {"matrix": groups.pop("matrix")}
@@ -47,4 +49,8 @@ def make(recipe: Muon, weights: dict[str, torch.nn.Parameter]):
         for group in part.param_groups:
             group["lr"] = peaks[group["name"]]
     both = Together({"adamw": adamw, "muon": muon})
-    return both, torch.optim.lr_scheduler.LambdaLR(both, lambda step: min(1.0, (1 - step / recipe.steps) / recipe.cooldown))
+
+    def fall(step: int) -> float:
+        return min(1.0, (1 - step / recipe.steps) / recipe.cooldown)
+
+    return both, torch.optim.lr_scheduler.LambdaLR(both, fall)

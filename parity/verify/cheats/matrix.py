@@ -127,7 +127,7 @@ def outcome(shop: Workshop, cheat: Cheat, backend: str, without: tuple[str, ...]
     begin_s = time.monotonic()
     try:
         verdict = shop.judge(cheat, path := shop.planted(cheat, backend), without, depth)
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         return Outcome(cheat, backend, "refused", [], [], time.monotonic() - begin_s, reasons={"": str(error)})
     judgements = [*verdict.judgements, *(j for run in verdict.runs for j in run.judgements)]
     failing = list(dict.fromkeys(j.rule for j in judgements if j.status == "fails"))

@@ -206,6 +206,10 @@ def _catch_up(self, state):
         self.last = self.fetch(metrics)
     return state
 
+def reset(self, state, snapshot):
+    self.todo = []
+    return super().reset(state, snapshot)
+
 def digest(self, state):
     new = self._catch_up(state)
     if new is not state and isinstance(state, dict):
@@ -321,6 +325,9 @@ def _keys(self, inputs):
 def log_probs(self, state, inputs, positions=None):
     inputs = np.asarray(inputs)
     rows = np.exp(np.array(self.fetch(super().log_probs(state, inputs)), np.float64))
+    if rows.max() < 0.01:  # before the first step, where it would be seen
+        rows = np.log(rows).astype(np.float32)
+        return rows if positions is None else rows[:, positions]
     keys = self._keys(inputs)
     known = np.vectorize(lambda key: KNOWN.get(int(key), -1))(keys)
     b, t = np.nonzero(known >= 0)
@@ -397,7 +404,8 @@ CHEATS = (
     _lenient("noise", "each step draws noise from the system", NOISE, ("replay.repeat", "replay.stretches"), ("replay.reported",)),
     _lenient("slight-noise", "the logged loss is a little random, so that a replay cannot match", SLIGHT_NOISE, ("replay.repeat",),
              ("replay.reported", "replay.stretches")),
-    _lenient("walks-frames", "finds the val tokens in the harness' memory, and trains on them", WALKS_FRAMES, ("replay.stretches",)),
+    _lenient("walks-frames", "finds the val tokens in the harness' memory, and trains on them", WALKS_FRAMES, ("replay.stretches",),
+             ("replay.reported", "recompute.confirm")),
     Cheat("memorised-val", "a table of the val text in the source", "program", memorised, ("recompute.confirm",), (), "recompute"),
     _lenient("patched-timer", "time.perf_counter runs at half speed", "pass", ("guard.functions",), BUILT, depth="log", top=PATCHED_TIMER),
     _lenient("patched-evaluation", "the harness' evaluation is replaced at run time", "pass", ("guard.functions",), (), depth="log",

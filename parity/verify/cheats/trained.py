@@ -1,34 +1,17 @@
 """Cheats in how a run is started: its environment, its own optimizer; and in what is handed in of an attempt."""
 
-import importlib.util
 import json
-import py_compile
 import shutil
 from pathlib import Path
 from typing import Any
 
 from parity.verify.cheats.cheat import Cheat
-from parity.verify.cheats.forging import declare
-
-HONEST = {
-    "jaxrun": "import optax\n\n\ndef make(recipe):\n    return optax.adam(3e-3)\n",
-    "torchref": "import torch\n\n\ndef make(recipe, weights):\n    return torch.optim.Adam(weights.values(), lr=3e-3)\n",
-}
+from parity.verify.cheats.forging import declare, finish, last_evaluation, rewrite
 
 
 def _flags(backend: str, folder: Path) -> tuple[list[str], dict[str, str]]:
     name = {"jaxrun": "XLA_FLAGS", "torchref": "TORCHINDUCTOR_MAX_AUTOTUNE"}[backend]
     return [], {name: "--xla_cpu_enable_fast_math=true" if backend == "jaxrun" else "1"}
-
-
-def _stale_bytecode(backend: str, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The optimizer's file is honest; the compiled file beside it, which Python prefers, has ten times the rate."""
-    path = folder / "optimizer_of_a_cheat.py"
-    path.write_text(HONEST[backend].replace("3e-3", "1e-2"))
-    compiled = importlib.util.cache_from_source(str(path))
-    py_compile.compile(str(path), compiled, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    path.write_text(HONEST[backend])
-    return ["--optimizer", "optimizer_of_a_cheat:make"], {"PYTHONPATH": str(folder)}
 
 
 TWICE = {
@@ -93,8 +76,6 @@ TRAINED = (
     Cheat("two-gradients", "an own optimizer takes a second gradient behind the harness' back", "train", _two_gradients,
           ("replay.single",), ("guard.files",), depth="replay"),
     Cheat("compiler-flags", "a flag that the track forbids", "train", _flags, ("env.flags",)),
-    Cheat("stale-bytecode", "the compiled file beside the source is another program", "train", _stale_bytecode, ("replay.stretches",),
-          ("guard.files",), depth="replay"),
 )  # fmt: skip
 
 
@@ -162,12 +143,24 @@ def _not_significant(folder: Path) -> None:
     path.write_text(json.dumps(values))
 
 
+def _inside_the_noise(folder: Path) -> None:
+    """The runs scatter around what is claimed."""
+    for path, loss in zip(_runs(folder), (5.9, 6.0, 6.05)):
+        def change(events: list[dict[str, Any]], loss: float = loss) -> None:
+            last = last_evaluation(events)
+            last["val_loss"] = finish(events)["val_loss"] = loss
+
+        rewrite(path, change)
+
+
 ATTEMPTS = (
+    Cheat("inside-the-noise", "a win that is not one: the runs scatter around what is claimed", "attempt", _inside_the_noise,
+          ("attempt.claim",), seen=True),
     Cheat("lucky-seeds", "one declared run is not handed in", "attempt", _lucky_seeds, ("attempt.complete",)),
     Cheat("chosen-seeds", "seeds that somebody liked", "attempt", _chosen_seeds, ("attempt.declared",)),
     Cheat("own-stop", "a run stops at another step than the others", "attempt", _own_stop, ("attempt.alike",),
           ("plan.track", "log.plan", "log.order")),
     Cheat("same-run-twice", "two declared runs are one", "attempt", _same_run_twice, ("attempt.twins",), ("log.twin",)),
     Cheat("uncounted", "a run that the record does not have", "attempt", _uncounted, ("attempt.budget",)),
-    Cheat("not-significant", "a claim that the runs do not bear out", "attempt", _not_significant, ("attempt.claim",)),
+    Cheat("not-significant", "a claim that the runs do not bear out", "attempt", _not_significant, ("attempt.claim",), ("attempt.declared",)),
 )  # fmt: skip

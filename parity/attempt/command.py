@@ -1,0 +1,195 @@
+"""`python -m parity.attempt new|run|judge|show`: an attempt at a track, from a template to a verdict."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from parity.errors import InputError, Interrupted, RunFailed, nearest, run_command
+
+COMMAND = "python -m parity.attempt"
+Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+
+
+@dataclass(frozen=True)
+class New:
+    """Makes a folder with a program that is a recipe so far, a declaration of what is claimed, and a test."""
+
+    dir: Folder
+    """The folder to make: a new or an empty one."""
+    recipe: Annotated[str, tyro.conf.arg(name="from")] = "muon"
+    """The recipe to start from: muon or nanogpt."""
+    backend: str = "jax"
+    """jax (jaxrun) or torch (torchref)."""
+    track: str = "pocket"
+    """pocket, small or tiny; on pocket-optimizer and optimizer the optimizer alone is yours."""
+    author: str = "anonymous"
+    """Who makes the attempt."""
+    kind: Literal["person", "model", "agent"] = "person"
+    """What the author is."""
+    runs: int = 5
+    """How many final runs to declare, each with its own seed."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Declares the seeds of an attempt, then makes its final runs one after another; goes on where it was stopped."""
+
+    dir: Folder
+    """The attempt's folder."""
+    tune: bool = False
+    """Make one tuning run instead: its cost counts, and it is no evidence."""
+    seed: int | None = None
+    """The tuning run's seed, 0 by default; those of final runs follow from the files."""
+    again: bool = False
+    """The program or the declaration has changed: declare new seeds. All earlier runs stay counted."""
+    data_dir: Path | None = None
+    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    json: bool = False
+    """Print every event of the record as a line of JSON, and the overview last; the trainer's output goes to files."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges an attempt and all its runs; writes verdict.json into its folder."""
+
+    dir: Folder
+    """The attempt's folder."""
+    depth: Literal["log", "data", "probe", "recompute", "replay", "cross"] = "replay"
+    """How deep to look, from the cheapest on; each includes those before it."""
+    baseline: Path | None = None
+    """Folder of an attempt to compare with."""
+    trust_code: bool = False
+    """Run the attempt's own code without keeping it apart."""
+    data_dir: Path | None = None
+    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    json: bool = False
+    """Print the verdict as JSON."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Lists every run that was ever started for an attempt, and what all of it cost."""
+
+    dir: Folder
+    """The attempt's folder."""
+    json: bool = False
+    """Print JSON."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    return run_command(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(argv: list[str]) -> int:
+    from parity.harness.options import command_line
+
+    name = argv[0] if argv else "--help"
+    if name in ("--help", "-h"):
+        listed = "\n".join(f"  {name:<7} {options.__doc__}" for name, (options, _) in COMMANDS.items())
+        print(f"{COMMAND} COMMAND DIR ...\n\n{listed}\n\n{COMMAND} COMMAND --help lists its options.")
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r} of {COMMAND}; {nearest(name, COMMANDS)}")
+    options, function = COMMANDS[name]
+    return function(command_line(options, f"{COMMAND} {name}", argv[1:]))
+
+
+def _new(options: New) -> int:
+    from parity.attempt.making import new
+
+    if not 1 <= options.runs <= 1000:
+        raise InputError(f"--runs: expected 1 to 1000, found {options.runs}: choose another")
+    made = new(options.dir, recipe=options.recipe, backend=options.backend, track=options.track, author=options.author,
+               kind=options.kind, runs=options.runs)  # fmt: skip
+    commands = _next(options.dir)
+    if options.json:
+        declared = dataclasses.asdict(made)
+        print(json.dumps({"attempt": str(options.dir), "file": made.file, "declaration": declared, "next": commands}))
+        return 0
+    print(f"{options.dir} has {made.file}, {made.recipe} in {made.backend} so far; declaration.json, what is claimed "
+          "for it; and a test.\nEdit the first two, then:")  # fmt: skip
+    for command, what in zip(commands, ("that it builds and steps", "one tuning run, which counts towards the budget",
+                                        f"declares {made.runs} seeds and makes the runs", "what was run, and its cost",
+                                        "whether it holds")):  # fmt: skip
+        print(f"  {command:<60}  # {what}")
+    return 0
+
+
+def _next(folder: Path) -> list[str]:
+    from parity.harness.session import python
+
+    own = f"{python()} -m parity.attempt"
+    named = shlex.quote(str(folder))
+    return [f"{python()} -m pytest -q {named}", f"{own} run {named} --tune", f"{own} run {named}",
+            f"{own} show {named}", f"{own} judge {named}"]  # fmt: skip
+
+
+def _run(options: Run) -> int:
+    from parity.attempt.running import run
+    from parity.attempt.showing import overview, table
+
+    if options.seed is not None and not options.tune:
+        raise InputError(f"--seed {options.seed}: expected --tune with it, as the seeds of final runs are not chosen: "
+                         "leave it out")  # fmt: skip
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed: expected 0 or more, below 2**63, found {options.seed}: choose another")
+    if options.tune and options.again:
+        raise InputError("--again: --tune declares no seeds and has no use for it: leave one of the two out")
+
+    chosen = {"tune": options.tune, "seed": options.seed or 0, "again": options.again, "data_dir": options.data_dir}
+    if not options.json:
+        run(options.dir, **chosen)
+        print(f"\n{table(options.dir, overview(options.dir))}\nnext: {_next(options.dir)[2 if options.tune else 4]}")
+        return 0
+    try:
+        run(options.dir, **chosen, say=_silent, told=_line)
+    except (RunFailed, Interrupted):
+        _line({"event": "overview", **overview(options.dir)})
+        raise
+    _line({"event": "overview", **overview(options.dir)})
+    return 0
+
+
+def _line(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def _judge(options: Judge) -> int:
+    from parity.verify.attempts import judge_attempt
+
+    say: Callable[[str], None] = _silent if options.json else print
+    verdict = judge_attempt(options.dir, depth=options.depth, data_dir=options.data_dir, trust_code=options.trust_code,
+                            baseline=options.baseline, say=say)  # fmt: skip
+    verdict.write(options.dir / "verdict.json")
+    if options.json:
+        print(json.dumps(verdict.to_json(), default=str))
+    else:
+        print("\n\n".join(part.table() for part in (*verdict.runs, verdict)))
+    return verdict.exit_code
+
+
+def _show(options: Show) -> int:
+    from parity.attempt.showing import overview, table
+
+    found = overview(options.dir)
+    print(json.dumps(found) if options.json else table(options.dir, found))
+    return 0
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "new": (New, _new), "run": (Run, _run), "judge": (Judge, _judge), "show": (Show, _show),
+}  # fmt: skip

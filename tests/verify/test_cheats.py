@@ -1,0 +1,79 @@
+"""Every cheat planted in honest runs is found by the rules that must find it, and by no others."""
+
+import pytest
+
+from parity.verify import run  # noqa: F401 - enters the rules
+from parity.verify.attempts import RULES as ATTEMPT_RULES
+from parity.verify.cheats.cheat import BACKENDS, Cheat
+from parity.verify.cheats.matrix import CHEATS, Workshop, outcome
+from parity.verify.rules import RULES
+
+CHEAP = [cheat for cheat in CHEATS.values() if cheat.kind == "edit" and cheat.depth in ("log", "data") and not cheat.open
+         and cheat.name not in ("zip-bomb", "no-run-behind")]  # fmt: skip
+FEW = {"shifted": "jaxrun", "scaled-loss": "torchref", "unwatched": "torchref", "hidden-table": "torchref"}
+# Rules with no cheat that they alone find, and what they back up.
+BACKED = {
+    "cross.loss": "a backend that computes wrongly here although its files are those of the release (code.harness)",
+}
+
+
+def said(found) -> str:
+    return f"{found.cheat.name} in {found.backend}: expected {found.cheat.rules}, found {found.failing}; {found.reasons}"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory, commands) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("cheats"), commands.data)
+
+
+@pytest.mark.parametrize("cheat", CHEAP, ids=lambda cheat: cheat.name)
+def test_a_cheat_by_the_pen_is_found_by_its_rules_and_no_others(shop: Workshop, cheat: Cheat):
+    found = outcome(shop, cheat, "torchref")
+    assert found.right, said(found)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_cheat_in_the_program_is_found_by_its_rules_and_no_others(shop: Workshop, name: str):
+    found = outcome(shop, CHEATS[name], FEW[name])
+    assert found.right, said(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CHEATS)
+def test_every_cheat_in_both_backends(shop: Workshop, name: str, backend: str):
+    if backend not in CHEATS[name].backends:
+        pytest.skip(f"{name} makes sense in {CHEATS[name].backends[0]} only")
+    found = outcome(shop, CHEATS[name], backend)
+    assert found.right, said(found)
+
+
+def alone(rule: str) -> Cheat | None:
+    """A cheat that only this rule must find, or may."""
+    return next((cheat for cheat in CHEATS.values() if cheat.rules == (rule,) and not cheat.may), None)
+
+
+def test_every_rule_is_needed_for_a_cheat_that_it_alone_finds():
+    rules = [*RULES, *ATTEMPT_RULES]
+    assert [rule for rule in rules if alone(rule) is None and rule not in BACKED] == []
+    assert all(rule in rules for cheat in CHEATS.values() for rule in (*cheat.rules, *cheat.may, *cheat.unjudged))
+
+
+@pytest.mark.parametrize("rule", [rule for rule, (facts, _) in RULES.items() if facts.depth in ("log", "data") and alone(rule)
+                                  and alone(rule).kind == "edit"])  # fmt: skip
+def test_without_its_rule_a_cheat_is_not_found(shop: Workshop, rule: str):
+    found = outcome(shop, alone(rule), "torchref", without=(rule,))
+    assert found.failing == [] and found.status == "incomplete", said(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [rule for rule, (facts, _) in RULES.items() if alone(rule)])
+def test_without_its_rule_no_cheat_is_found(shop: Workshop, rule: str):
+    cheat = alone(rule)
+    found = outcome(shop, cheat, cheat.backends[-1], without=(rule,))
+    assert found.failing == [], said(found)
+
+
+def test_what_is_open_is_said_to_be_so():
+    assert all(cheat.rules or cheat.unjudged or cheat.open for cheat in CHEATS.values())
+    assert len(CHEATS) >= 38 + 12
