@@ -11,7 +11,7 @@ from parity.data.files import sha256_file
 from parity.errors import InputError
 from parity.track import TRACKS
 from parity.verify.evidence import open_run
-from parity.verify.log_rules import _real
+from parity.verify.log_rules import _real, ran
 from parity.verify.run import Settings, verify_run
 from parity.verify.verdict import Judgement, Rule, Verdict
 
@@ -157,9 +157,11 @@ def alike(attempt: Attempt, verdicts: list[Verdict], lost: list[str]) -> Outcome
             return "fails", f"{run.path.name} has a program of digest {digest[:12]}, declared was {event['program_sha256'][:12]}", {}
         if run.track.name != attempt.declaration.track:
             return "fails", f"{run.path.name} is on track {run.track.name}, declared was {attempt.declaration.track}", {}
-        for name in ("recipe", "plan", "backend", "devices", "source_sha256", "options", "versions"):
+        for name in ("recipe", "plan", "backend", "devices", "options", "versions"):
             if run.run.get(name) != runs[0].run.get(name):
                 return "fails", f"{run.path.name} differs from {runs[0].path.name} in {name}", {}
+        if ran(run) != ran(runs[0]):
+            return "fails", f"{run.path.name} differs from {runs[0].path.name} in the code of harness or backend", {}
         if run.steps != runs[0].steps or len(run.log.step) == 0 or int(run.log.step.max()) != int(runs[0].log.step.max()):
             return "fails", f"{run.path.name} stopped at another step than {runs[0].path.name}", {}
     return "holds", f"{len(runs)} runs of {runs[0].steps:,} steps on {runs[0].run['devices'][0]['kind']}", {}

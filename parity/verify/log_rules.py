@@ -211,7 +211,7 @@ def source(context: Context) -> Found:
 def harness(context: Context) -> Found:
     evidence = context.evidence
     root = Path(__file__).parents[2]
-    packed = {name: content for name, content in evidence.source.items() if _counts(name, evidence.backend)}
+    packed = ran(evidence)
     wanted = {name: file for file in [*_files(root / "parity", root), *_installed(evidence.backend)]
               if _counts(name := _member(file), evidence.backend)}  # fmt: skip
     for name in sorted(packed.keys() | wanted.keys()):
@@ -257,6 +257,11 @@ def _tokens_after(evidence: Evidence) -> np.ndarray:
     """Tokens trained on after 0, 1, 2, ... steps of the plan."""
     tokens = [np.full(segment["steps"], min(segment["tokens"], 1 << 40), np.int64) for segment in evidence.run["plan"]]
     return np.concatenate([[0], np.cumsum(np.concatenate(tokens))])
+
+
+def ran(evidence: Evidence) -> dict[str, bytes]:
+    """The packed files of harness and backend: what takes part in a run."""
+    return {name: content for name, content in evidence.source.items() if _counts(name, evidence.backend)}
 
 
 def _counts(name: str, backend: str) -> bool:

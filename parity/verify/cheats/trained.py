@@ -74,7 +74,7 @@ def _two_gradients(backend: str, folder: Path) -> tuple[list[str], dict[str, str
 
 TRAINED = (
     Cheat("two-gradients", "an own optimizer takes a second gradient behind the harness' back", "train", _two_gradients,
-          ("replay.single",), ("guard.files",), depth="replay"),
+          ("replay.single",), depth="replay"),
     Cheat("compiler-flags", "a flag that the track forbids", "train", _flags, ("env.flags",)),
 )  # fmt: skip
 
@@ -122,6 +122,11 @@ def _own_stop(folder: Path) -> None:
     declare(path, lambda values: values["plan"][0].update(steps=values["plan"][0]["steps"] - 2))
 
 
+def _another_rate(folder: Path) -> None:
+    """One run with another learning rate than the others."""
+    declare(_runs(folder)[2], lambda values: values["recipe"]["fields"].update(muon_rate=0.03))
+
+
 def _same_run_twice(folder: Path) -> None:
     first, second = _runs(folder)[:2]
     values = json.loads((second / "run.json").read_text())
@@ -160,6 +165,7 @@ ATTEMPTS = (
     Cheat("chosen-seeds", "seeds that somebody liked", "attempt", _chosen_seeds, ("attempt.declared",)),
     Cheat("own-stop", "a run stops at another step than the others", "attempt", _own_stop, ("attempt.alike",),
           ("plan.track", "log.plan", "log.order")),
+    Cheat("another-rate", "a run has another learning rate than the others", "attempt", _another_rate, ("attempt.alike",)),
     Cheat("same-run-twice", "two declared runs are one", "attempt", _same_run_twice, ("attempt.twins",), ("log.twin",)),
     Cheat("uncounted", "a run that the record does not have", "attempt", _uncounted, ("attempt.budget",)),
     Cheat("not-significant", "a claim that the runs do not bear out", "attempt", _not_significant, ("attempt.claim",), ("attempt.declared",)),
