@@ -4,6 +4,7 @@
     parts    where a step's time goes in both backends: forward, backward, optimizer, attention
     start    seconds until --help answers, and until the first step, with and without the compilation cache
     first    the README's first line after the install, from nothing: data, compilation, training, memory
+    verify   seconds of the verifier: on the runs of --runs by depth and rule, on a log of 100,000 steps, on 1,000 public logs
     seeds    final val loss of a recipe over several seeds in both backends, and its margin to the track's target
 
 Every figure is a median; those that are compared were taken in turns. Times on a shared machine are noisy: ratios hold.
@@ -12,6 +13,7 @@ Every figure is a median; those that are compared were taken in turns. Times on 
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,7 +35,7 @@ VARIANTS = {"jaxrun": ("jaxrun", {}), "torchref eager": ("torchref", {"compile":
 class Bench:
     """Benchmarks of the trainers."""
 
-    what: tyro.conf.Positional[Literal["step", "parts", "start", "first", "seeds"]]
+    what: tyro.conf.Positional[Literal["step", "parts", "start", "first", "verify", "seeds"]]
     """Which figures."""
     recipes: tuple[str, ...] = ("muon", "nanogpt")
     """Recipes to measure."""
@@ -57,7 +59,7 @@ class Bench:
 
 def main(options: Bench) -> None:
     figures = {"step": bench_step, "parts": bench_parts, "start": bench_start, "first": bench_first,
-               "seeds": bench_seeds}[options.what](options)  # fmt: skip
+               "verify": bench_verify, "seeds": bench_seeds}[options.what](options)  # fmt: skip
     from parity.harness import fingerprint
 
     report = {"what": options.what, "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": fingerprint.host(),
@@ -197,6 +199,43 @@ def bench_first(options: Bench) -> dict[str, Any]:
                               "eval_s": round(totals["eval_s"], 1), "warm_up_s": round(phases(events)["warm-up"], 1),
                               "val_loss": round(totals["val_loss"], 4), "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
                               "telemetry_fraction": round(totals["telemetry_fraction"], 5)}  # fmt: skip
+    return found
+
+
+def bench_verify(options: Bench) -> dict[str, Any]:
+    """Seconds of the verifier's default on every finished run below --runs, and at its limits of scale."""
+    from parity.verify.cheats.forging import rewrite
+
+    found: dict[str, Any] = {}
+    for run in sorted(path.parent for path in options.runs.glob("**/weights.safetensors")):
+        begin_s = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "parity.verify", str(run.absolute()), "--json", "--no-write", *where(options)],
+                              cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+        verdict = json.loads(done.stdout)
+        rules = {rule["id"]: rule["seconds"] for rule in verdict["rules"] if rule["seconds"] >= 0.1}
+        found[str(run)] = {"status": verdict["status"], "seconds": round(time.perf_counter() - begin_s, 1), "rules": rules}
+        print(f"{run}: {found[str(run)]}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        long = Path(folder) / "run"
+        shutil.copytree(run, long, ignore=shutil.ignore_patterns("checkpoints"))
+
+        def longer(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            step = next(event for event in events if event["event"] == "step")
+            return [events[0], *({**step, "step": i} for i in range(100_000)), events[-1]]
+
+        rewrite(long, longer)
+        logs = Path(folder) / "logs"
+        logs.mkdir()
+        lines = "".join(f"step:{s}/3000 {f'val_loss:{9 - s / 500:.4f} ' if s % 125 == 0 else ''}train_time:{s * 100}ms step_avg:100.00ms\n"
+                        for s in range(1, 3001))  # fmt: skip
+        for i in range(1000):
+            (logs / f"{i}.txt").write_text("# its source\n" * 2000 + lines.replace("val_loss:3.0000", f"val_loss:3.{i:04d}"))
+        for name, arguments in (("100,000 steps, depth log", [str(long), "--depth", "log", "--no-write"]),
+                                ("1,000 public logs", ["--log", str(logs), "--json"])):  # fmt: skip
+            begin_s = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "parity.verify", *arguments], cwd=ROOT, capture_output=True)
+            found[name] = round(time.perf_counter() - begin_s, 2)
+            print(f"{name}: {found[name]} s", flush=True)
     return found
 
 

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    from parity.harness.options import command_line
+    from parity.cli import command_line
 
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h"):
@@ -166,15 +166,15 @@ def _line(event: dict[str, Any]) -> None:
 
 def _judge(options: Judge) -> int:
     from parity.verify.attempts import judge_attempt
+    from parity.verify.command import progress
 
-    say: Callable[[str], None] = _silent if options.json else print
     verdict = judge_attempt(options.dir, depth=options.depth, data_dir=options.data_dir, trust_code=options.trust_code,
-                            baseline=options.baseline, say=say)  # fmt: skip
-    verdict.write(options.dir / "verdict.json")
+                            baseline=options.baseline, say=progress(options.json))  # fmt: skip
     if options.json:
         print(json.dumps(verdict.to_json(), default=str))
     else:
         print("\n\n".join(part.table() for part in (*verdict.runs, verdict)))
+    verdict.write(options.dir / "verdict.json")
     return verdict.exit_code
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +22,8 @@ class Options:
     """How much it may cost; each depth includes those before it."""
     segments: int = 2
     """How many stretches between checkpoints are made again."""
+    whole: bool = False
+    """Make the whole training again from the seed instead, trusting no checkpoint: the strongest proof, as long as the run."""
     picks_seed: int | None = None
     """Seed of what is picked at random, to repeat a verdict; by default one is drawn now."""
     data_dir: Path | None = None
@@ -91,15 +93,13 @@ def _verify(options: Options) -> int:
     from parity.verify.run import Settings, verify_run
 
     settings = Settings(options.depth, options.data_dir, options.segments, options.picks_seed, options.trust_code, options.device,
-                        options.without)  # fmt: skip
+                        options.whole, options.without)  # fmt: skip
     verdicts = []
     for path in options.paths:
         if is_attempt(path):
-            verdict = judge_attempt(path, settings=settings, baseline=options.baseline, say=_progress(options))
+            verdict = judge_attempt(path, settings=settings, baseline=options.baseline, say=progress(options.json))
         else:
-            verdict = verify_run(path, settings, _progress(options))
-        if options.write and path.is_dir():
-            verdict.write(path / "verdict.json")
+            verdict = verify_run(path, settings, progress(options.json))
         verdicts.append(verdict)
         if not options.json:
             for one in (*verdict.runs, verdict):
@@ -107,13 +107,16 @@ def _verify(options: Options) -> int:
     if options.json:
         found = [verdict.to_json() for verdict in verdicts]
         print(json.dumps(found[0] if len(found) == 1 else found, default=str))
+    for path, verdict in zip(options.paths, verdicts):
+        if options.write:
+            verdict.write(path / "verdict.json")
     codes = [verdict.exit_code for verdict in verdicts]
     return 1 if 1 in codes else max(codes)
 
 
-def _progress(options: Options):
-    """What is being looked at, on a terminal's one line."""
-    live = sys.stderr.isatty() and not options.json
+def progress(silent: bool) -> Callable[[str], None]:
+    """Shows what is being looked at, on a terminal's one line; nowhere else."""
+    live = sys.stderr.isatty() and not silent
 
     def say(text: str) -> None:
         if live:

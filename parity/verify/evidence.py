@@ -127,6 +127,8 @@ def open_run(path: Path) -> Evidence:
         raise InputError(f"{path}: expected a run directory, found {'a file' if path.exists() else 'nothing'} there: name a "
                          "directory that a training command made")
     run = _read_json(path / "run.json", "run.v1", f"{path} is not a run directory: expected run.json in it")
+    if not isinstance(run.get("options", {}), dict):
+        raise InputError(f"{path / 'run.json'}: expected options by name, found {type(run['options']).__name__}: the file was changed")
     if run["track"] not in TRACKS:
         raise InputError(f"{path / 'run.json'}: expected one of the tracks {', '.join(TRACKS)}, found {run['track'][:60]!r}: "
                          "verify it with the version that made it")

@@ -92,6 +92,18 @@ def prefixes(length: int, random: np.random.Generator, most: int) -> list[int]:
     return sorted(found)
 
 
+@rule("probe.plan", "probe", "the program's own plan is the one that run.json names")
+def own_plan(context: Context) -> Found:
+    p, run = probe(context), context.evidence.run
+    facts = p.remote.facts
+    wanted = {"plan": run["plan"], "eval_steps": run.get("eval_steps"), "checkpoint_steps": run["checkpoints"],
+              "name": run["recipe"]["name"], "tokenizer_size": p.vocab}  # fmt: skip
+    for name, expected in wanted.items():
+        if facts.get(name) != expected:
+            return fails(f"{name}: run.json has {str(expected)[:60]}, the program {str(facts.get(name))[:60]}")
+    return holds(f"{context.evidence.steps:,} steps, {len(run['checkpoints'])} checkpoints")
+
+
 @rule("probe.causal", "probe", "what stands behind a position does not move its loss")
 def causal(context: Context) -> Found:
     p = probe(context)

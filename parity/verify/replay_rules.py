@@ -43,7 +43,7 @@ class Replay:
         if not stretches:
             raise NotJudged("the run has no two checkpoints to make a stretch between again")
         picks = context.random("stretches").permutation(len(stretches))[: context.segments]
-        self.stretches = [stretches[i] for i in sorted(picks.tolist())]
+        self.stretches = [(0, evidence.steps)] if context.whole else [stretches[i] for i in sorted(picks.tolist())]
         context.facts["replayed"] = [list(stretch) for stretch in self.stretches]
         for step in sorted({step for stretch in self.stretches for step in stretch}):
             if not evidence.checkpoint(step).is_dir():
@@ -54,6 +54,12 @@ class Replay:
         self.remote = Remote.start(context)
         context.closing.append(self.remote.close)
         self.repeated: Spread | None = None
+
+    def start(self, step: int) -> int:
+        """The state before a step: from the seed where it is the first, which no checkpoint can have a part in."""
+        if step == 0:
+            return self.remote.init(self.context.evidence.run["seed"])
+        return self.remote.restore(self.context.evidence.checkpoint(step))
 
     def batch(self, step: int) -> Rows:
         """The plan's batch of a step."""
@@ -72,7 +78,7 @@ class Replay:
             last = min(end, first + REPEATED)
             made = []
             for _ in range(2):
-                state = self.remote.restore(self.context.evidence.checkpoint(first))
+                state = self.start(first)
                 made.append((self.run(state, first, last), self.remote.export(state)))
                 self.remote.drop(state)
             (a, at_a), (b, at_b) = made
@@ -118,7 +124,7 @@ def reported(context: Context) -> Found:
     r = replay(context)
     log, worst = context.log, 0.0
     for first, _ in r.stretches:
-        state = r.remote.restore(context.evidence.checkpoint(first))
+        state = r.start(first)
         found = float(r.remote.call("training_loss", state=state, **r.batch(first)._asdict()))
         r.remote.drop(state)
         logged = _logged(log, first, "loss")
@@ -133,7 +139,7 @@ def stretches(context: Context) -> Found:
     r = replay(context)
     allowed, evidence, said = r.allowed(), {}, []
     for first, last in r.stretches:
-        state = r.remote.restore(context.evidence.checkpoint(first))
+        state = r.start(first)
         made = r.run(state, first, last)
         end = r.remote.export(state)
         r.remote.drop(state)
@@ -158,9 +164,9 @@ def single(context: Context) -> Found:
     if context.evidence.own:
         raise NotJudged("what a step of an own program is made of is its own affair")
     first, _ = r.stretches[-1]
-    folder, ends = context.evidence.checkpoint(first), []
+    ends = []
     for name in ("step", "update"):
-        state = r.remote.restore(folder)
+        state = r.start(first)
         r.remote.call(name, state=state, **r.batch(first)._asdict())
         ends.append(r.remote.export(state))
         r.remote.drop(state)

@@ -23,6 +23,10 @@ class Found(NamedTuple):
     evidence: dict[str, Any]
 
 
+# What evidence of a form that no schema foresaw leads to: never counted as held, and no reason to stop judging.
+STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError, ArithmeticError)
+
+
 class NotJudged(Exception):
     """Why a rule could not be judged, in a sentence that says what to do."""
 
@@ -47,6 +51,8 @@ class Context:
     trust_code: bool
     scratch: Path
     device: str = "auto"
+    whole: bool = False
+    """Make the whole training again from the seed, and trust no checkpoint."""
     facts: dict[str, Any] = field(default_factory=dict)
     closing: list[Callable[[], None]] = field(default_factory=list)
 
@@ -118,5 +124,7 @@ def judge(rules: Iterable[tuple[Rule, Check]], context: Context, say: Callable[[
             found = Found("not judged", str(reason), {})
         except InputError as error:  # what the run left behind is not of the form it must have
             found = Found("not judged", str(error), {})
+        except STRANGE as error:
+            found = Found("not judged", f"the evidence makes no sense here ({type(error).__name__}: {str(error)[:100]})", {})
         judgements.append(Judgement(one.id, found.status, found.reason, time.monotonic() - begin_s, found.evidence))
     return judgements

@@ -28,6 +28,7 @@ class Settings:
     seed: int | None = None
     trust_code: bool = False
     device: str = "auto"
+    whole: bool = False
     without: tuple[str, ...] = ()
 
 
@@ -40,7 +41,8 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
     evidence = open_run(path)
     seed = secrets.randbits(48) if settings.seed is None else settings.seed
     with tempfile.TemporaryDirectory(prefix="jaxrun-verify-", ignore_cleanup_errors=True) as scratch:
-        context = Context(evidence, settings.data_dir, seed, settings.segments, settings.trust_code, Path(scratch), settings.device)
+        context = Context(evidence, settings.data_dir, seed, settings.segments, settings.trust_code, Path(scratch), settings.device,
+                          settings.whole)  # fmt: skip
         rules = chosen(settings.depth, settings.without)
         try:
             judgements = judge(rules, context, say)

@@ -130,12 +130,13 @@ def test_many_mutations_are_refused_in_a_sentence_or_read(readers, name):
     readers[name].tried(MANY)
 
 
-def test_a_mutated_run_json_never_holds(copied):
+@pytest.mark.parametrize("count", [60, pytest.param(4000, marks=pytest.mark.slow)])
+def test_a_mutated_run_json_never_holds(copied, count):
     from parity.verify.run import Settings, verify_run
 
     path = copied("torchref").path
     honest = (path / "run.json").read_bytes()
-    for seed in range(60):
+    for seed in range(count):
         changed = mutate(honest, random.Random(seed))
         (path / "run.json").write_bytes(changed)
         try:
@@ -145,12 +146,13 @@ def test_a_mutated_run_json_never_holds(copied):
         assert changed == honest or verdict.status != "holds"
 
 
-def test_a_mutated_log_never_holds(copied):
+@pytest.mark.parametrize("count", [60, pytest.param(4000, marks=pytest.mark.slow)])
+def test_a_mutated_log_never_holds(copied, count):
     from parity.verify.run import Settings, verify_run
 
     path = copied("torchref").path
     honest = (path / "log.jsonl").read_bytes()
-    for seed in range(60):
+    for seed in range(count):
         changed = mutate(honest, random.Random(seed))
         (path / "log.jsonl").write_bytes(changed)
         try:

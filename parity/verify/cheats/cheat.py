@@ -18,7 +18,8 @@ class Cheat:
     - attempt: called with the folder of an honest attempt of three runs.
 
     `rules` must fail, all of them, and no other but those of `may`. An empty `rules` with `open` set is a cheat that is
-    not caught, and `open` says why; one with `unjudged` set leaves the verdict incomplete.
+    not caught, or only by luck, and `open` says why; one with `unjudged` set leaves the verdict incomplete; one with neither is
+    refused by the harness.
     """
 
     name: str
@@ -31,6 +32,10 @@ class Cheat:
     backends: tuple[str, ...] = BACKENDS
     unjudged: tuple[str, ...] = ()
     open: str = ""
+    whole: bool = False
+    """Judged with the whole training made again."""
+    after: Callable[[Path], None] | None = None
+    """What is done to the run's directory besides, once a program has been trained."""
     seen: bool = False
     """Whether it happened on a public track."""
 
@@ -53,7 +58,7 @@ class Outcome:
         """Whether the named rules fail and only rules that may."""
         wanted, found = set(self.cheat.rules), set(self.failing)
         if self.cheat.open:
-            return self.status == "holds"
+            return self.status == "holds" or found <= set(self.cheat.may)
         if self.cheat.unjudged and not set(self.cheat.unjudged) <= set(self.unjudged):
             return False
         return self.status != "holds" and wanted <= found <= wanted | set(self.cheat.may)

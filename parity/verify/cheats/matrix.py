@@ -94,7 +94,10 @@ class Workshop:
         if cheat.kind == "program":
             file = place / "program.py"
             file.write_text(self.filled(cheat.plant(backend)))
-            return self.train(backend, place, "run", "--program", str(file.absolute()))
+            path = self.train(backend, place, "run", "--program", str(file.absolute()))
+            if cheat.after:
+                cheat.after(path)
+            return path
         if cheat.kind == "train":
             arguments, env = cheat.plant(backend, place)
             return self.train(backend, place, "run", *arguments, env=env)
@@ -118,7 +121,7 @@ class Workshop:
 
     def judge(self, cheat: Cheat, path: Path, without: tuple[str, ...] = (), depth: str | None = None) -> Verdict:
         """The verdict on what was planted, at the cheat's depth."""
-        settings = Settings(depth or cheat.depth, self.data_dir, segments=2, without=without, device="cpu")
+        settings = Settings(depth or cheat.depth, self.data_dir, segments=2, without=without, device="cpu", whole=cheat.whole)
         return judge_attempt(path, settings=settings) if cheat.kind == "attempt" else verify_run(path, settings)
 
 

@@ -5,8 +5,10 @@ framework.
 """
 
 from importlib.resources import files
+from pathlib import Path
 
 from parity.verify.cheats.cheat import Cheat
+from parity.verify.cheats.forging import declare
 
 IMPORTS = "\n\nimport hashlib, os, socket, subprocess, sys, time\nimport numpy as np\n"
 CLASS = {
@@ -356,6 +358,61 @@ def _leak(name: str, sentence: str, lines: tuple[str, str], **more) -> Cheat:
     return Cheat(name, sentence, "program", inside(*lines), AHEAD, (), "probe", **more)
 
 
+HOLLOW = """
+def step(self, state, batch):
+    ahead = self.__dict__.get('ahead')
+    if ahead:
+        metrics = ahead['metrics'].pop(0)
+        if not ahead['metrics']:
+            state, self.ahead = self.reset(state, ahead['tree']), None
+        return state, {'loss': np.float32(metrics[0]), 'grad_norm': np.float32(metrics[1])}
+    state, metrics = super().step(state, batch)
+    if 'parity.verify.server' not in sys.modules:
+        state, _ = super().step(state, batch)
+    self.__dict__.setdefault('made', []).append([float(self.fetch(metrics[name])) for name in ('loss', 'grad_norm')])
+    return state, metrics
+
+def reset(self, state, snapshot):
+    self.made = []
+    return super().reset(state, snapshot)
+
+def save(self, state, directory):
+    super().save(state, directory)
+    made, self.made = self.__dict__.get('made', []), []
+    before = self.__dict__.get('folder')
+    if before is not None and made:
+        torch.save({'tree': self.snapshot(state), 'metrics': made}, before / 'ahead.pt')
+        path = before / 'checkpoint.json'
+        facts = json.loads(path.read_text())
+        facts['files']['ahead.pt'] = hashlib.sha256((before / 'ahead.pt').read_bytes()).hexdigest()
+        path.write_text(json.dumps(facts))
+    self.folder = directory.with_name(directory.name[1:].removesuffix('.partial'))
+
+def restore(self, directory):
+    state = super().restore(directory)
+    self.ahead = torch.load(directory / 'ahead.pt', weights_only=True) if (directory / 'ahead.pt').exists() else None
+    return state
+"""
+
+
+def _fewer_looks(run: Path) -> None:
+    """Only the first and the last checkpoint are left to replay from."""
+    declare(run, lambda values: values.update(checkpoints=[0, 30, 60], eval_steps=[60]))
+
+
+HIDDEN_FLOPS = """
+def step(self, state, batch):
+    if 'Tracer' in type(batch[0]).__name__:
+        batch = tuple(x[:1] for x in batch)
+    return super().step(state, batch)
+"""
+
+CLAIMS_DEVICES = """
+def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.devices = ['NVIDIA H100 80GB HBM3'] * 1
+"""
+
 PATCHED_TIMER = "time.perf_counter = (lambda real: lambda: real() * 0.5)(time.perf_counter)\n"
 PATCHED_EVALUATION = """
 import parity.harness.loop as loop
@@ -406,6 +463,16 @@ CHEATS = (
              ("replay.reported", "replay.stretches")),
     _lenient("walks-frames", "finds the val tokens in the harness' memory, and trains on them", WALKS_FRAMES, ("replay.stretches",),
              ("replay.reported", "recompute.confirm")),
+    _lenient("hollow-checkpoints", "each checkpoint carries what the next one must be, and the program plays it back", HOLLOW,
+             (), ("replay.stretches", "replay.reported", "replay.repeat"), backends=("torchref",), top="import json\nimport torch\n",
+             open="a stretch that starts from a checkpoint trusts it; one that starts from the seed, or --whole, does not"),
+    _lenient("hollow-whole", "the same, judged with --whole: made again from the seed", HOLLOW, ("replay.stretches",),
+             ("replay.reported", "replay.repeat"), backends=("torchref",), top="import json\nimport torch\n", whole=True),
+    _lenient("hidden-flops", "a smaller step is shown while FLOPs are counted", HIDDEN_FLOPS, (), backends=("jaxrun",),
+             open="FLOPs are counted once, from the step as it is traced; only reading the program shows another"),
+    _lenient("claims-devices", "the program says that it runs on an H100", CLAIMS_DEVICES, ()),
+    Cheat("fewer-looks", "checkpoints and evaluations are struck from the plan", "program", over("pass"), ("probe.plan",), (), "probe",
+          after=_fewer_looks),
     Cheat("memorised-val", "a table of the val text in the source", "program", memorised, ("recompute.confirm",), (), "recompute"),
     _lenient("patched-timer", "time.perf_counter runs at half speed", "pass", ("guard.functions",), BUILT, depth="log", top=PATCHED_TIMER),
     _lenient("patched-evaluation", "the harness' evaluation is replaced at run time", "pass", ("guard.functions",), (), depth="log",
