@@ -108,6 +108,7 @@ class Manifest:
             )
         reason = _invalid(values)
         if reason:
+            reason = reason if len(reason) <= 300 else reason[:297] + "..."
             raise InputError(f"{path}: expected a manifest as {SCHEMA_PATH.name} describes it, found: {reason}; {mend}")
         values["shards"] = tuple(ShardInfo(**shard) for shard in values["shards"])
         values["parts"] = {name: Part(**part) for name, part in values["parts"].items()}

@@ -4,9 +4,9 @@ import shlex
 from typing import Any
 
 from parity import weights as canonical
+from parity.devices import peak_flops
 from parity.harness import fingerprint
 from parity.harness.curve import draw_curve
-from parity.devices import peak_flops
 from parity.harness.runlog import read
 from parity.harness.sampling import sample
 from parity.harness.session import Run, python

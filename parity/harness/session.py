@@ -263,18 +263,29 @@ def _write_run_json(place: RunDir, backend: str, program: Program, track: Track,
     source = _pack(place.source, backend, options)
     own_program = {"path": str(options.program), "file": options.program.name, "sha256": identity["program"],
                    "base": to_fields(base)} if options.program else None  # fmt: skip
-    kinds = sorted(set(program.devices))
-    platform = programs.platform(backend, "cpu" if kinds == ["cpu"] else "auto")
     place.write_run_json({
         "schema": rundir.SCHEMA, "track": track.name, "recipe": identity["recipe"], "seed": identity["seed"],
         "backend": backend, "precision": recipe.precision, "options": identity["options"], "program": own_program,
         "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
-        "devices": [{"kind": kind, "platform": platform, "count": program.devices.count(kind)} for kind in kinds],
+        "devices": _devices(backend, program.devices),
         "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
         "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
         "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
         "malloc": SETTINGS if keep_freed_memory() else {}, "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
     })  # fmt: skip
+
+
+def _devices(backend: str, said: list[str]) -> list[dict[str, Any]]:
+    """The kinds of devices that the program computes on, each with its platform and number, as the framework itself has them.
+
+    Raises InputError for devices that are not there, whatever a program says.
+    """
+    there = {"cpu": {"kind": "cpu", "platform": "cpu", "count": len(said)}} | {found["kind"]: found for found in fingerprint.devices(backend)}
+    for kind in sorted(set(said)) or ["nothing"]:
+        if not 0 < said.count(kind) <= there.get(kind, {"count": 0})["count"]:
+            names = ", ".join(f"{count} x {name}" for name, count in ((name, found["count"]) for name, found in there.items()))
+            raise InputError(f"the program says that it computes on {said.count(kind)} x {kind}, found {names}: name the devices it uses")
+    return [there[kind] | {"count": said.count(kind)} for kind in sorted(set(said))]
 
 
 def _pack(path: Path, backend: str, options: Options) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from parity.errors import InputError
-from parity.frontier.statistics import holm, pairwise, paired, power, resolvable, runs_needed, t_test, welch, z_rule
+from parity.frontier.statistics import holm, paired, pairwise, power, resolvable, runs_needed, t_test, welch, z_rule
 
 
 def test_the_t_test_by_hand():

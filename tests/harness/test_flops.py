@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from parity.errors import InputError
 from parity.devices import peak_flops
+from parity.errors import InputError
 from parity.harness.flops import count_step
 from parity.program import build
 from parity.recipe import recipe_for
