@@ -1,5 +1,6 @@
 """The end of a run: final weights, loss curve, samples, totals, and what the user sees of them."""
 
+import json
 import shlex
 from typing import Any
 
@@ -36,6 +37,8 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
         run.screen.note(f"sample: {line}")
     run.screen.note(f"\nrun directory: {run.place.path}   loss curve: {run.place.curve}")
     run.screen.note(f"next: {python()} -m {run.backend}.sample {shlex.quote(str(run.place.path))} --prompt {shlex.quote(_opening(run))}")
+    if run.options.json:
+        print(json.dumps({"run": str(run.place.path), "totals": found}, default=str), flush=True)
     return found
 
 

@@ -44,6 +44,8 @@ class Options:
     learning-rate scheduler."""
     samples: int = 3
     """Lines of text to sample at the end."""
+    json: bool = False
+    """Print the run's totals as JSON at the end; everything else goes to the standard error."""
     tensorboard: bool = False
     """Also write the figures where TensorBoard finds them (pip install 'jaxrun[tensorboard]')."""
 

@@ -39,7 +39,7 @@ FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
 KEPT = ("devices", "optimizer", "compile")  # options that a resumed run must share with the run it goes on with
 EVAL_TOKENS_PER_DEVICE = 65_536  # so that the logits of an evaluation fit beside the training state
 LARGE_STATE_WEIGHTS = 32_000_000  # of a larger state digests are taken at checkpoints only: each reads all of it
-FREE_ON_RESUME = {"resume", "device", "data_dir", "samples", "tensorboard"}
+FREE_ON_RESUME = {"resume", "device", "data_dir", "samples", "json", "tensorboard"}
 
 
 @dataclass
@@ -149,7 +149,7 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
                       run_json=sha256_file(place.run_json))
         else:
             log = RunLog.resume(place.log)
-        screen = Screen(recipe.name, track.name, recipe.steps)
+        screen = Screen(recipe.name, track.name, recipe.steps, stream=sys.stderr if options.json else None)
         run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity, guard)
         try:
             if before is not None:

@@ -28,6 +28,7 @@ CHEATS: dict[str, Cheat] = {cheat.name: cheat for cheat in
 SMALL = ("--track", "tiny", "--layers", "1", "--dim", "32", "--head-dim", "16", "--context", "32", "--batch-tokens", "512", "--steps",
          "60", "--val-every", "30", "--final-val-every", "30", "--samples", "0")  # fmt: skip
 TRAIN_S = 600.0
+ROOT = Path(__file__).parents[3]
 WIDTH = 100
 
 
@@ -43,9 +44,8 @@ class Workshop:
         """A run by a process of its own; RunFailed, with what it said, where it does not end well."""
         command = [sys.executable, "-m", f"{backend}.train", *SMALL, "--data-dir", str(self.data_dir.absolute()), "--runs",
                    str(runs.absolute()), "--name", name, *args]  # fmt: skip
-        clean = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-        done = subprocess.run(command, cwd=self.folder, env={"OMP_NUM_THREADS": "1", **clean, **(env or {})}, capture_output=True,
-                              text=True, timeout=TRAIN_S, check=False)  # fmt: skip
+        done = subprocess.run(command, cwd=self.folder, env=_environment(env or {}), capture_output=True, text=True, timeout=TRAIN_S,
+                              check=False)  # fmt: skip
         if done.returncode:
             raise RunFailed(f"{name}: the trainer ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         return runs / "tiny" / name
@@ -74,7 +74,7 @@ class Workshop:
 
     def _attempt(self, *args: str) -> None:
         done = subprocess.run([sys.executable, "-m", "parity.attempt", *args], cwd=self.folder, capture_output=True, text=True,
-                              env={"OMP_NUM_THREADS": "1", **os.environ}, timeout=3 * TRAIN_S, check=False)  # fmt: skip
+                              env=_environment({}), timeout=3 * TRAIN_S, check=False)  # fmt: skip
         if done.returncode:
             raise RunFailed(f"parity.attempt {args[0]} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
 
@@ -123,6 +123,12 @@ class Workshop:
         """The verdict on what was planted, at the cheat's depth."""
         settings = Settings(depth or cheat.depth, self.data_dir, segments=2, without=without, device="cpu", whole=cheat.whole)
         return judge_attempt(path, settings=settings) if cheat.kind == "attempt" else verify_run(path, settings)
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    """Of a run: this very code, wherever it was started from, and no flags but those that are planted."""
+    clean = {"OMP_NUM_THREADS": "1"} | {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | more
+    return clean | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), more.get("PYTHONPATH", ""))))}
 
 
 def outcome(shop: Workshop, cheat: Cheat, backend: str, without: tuple[str, ...] = (), depth: str | None = None) -> Outcome:
