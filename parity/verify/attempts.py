@@ -218,6 +218,9 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     good = test.holds if track.name == "optimizer" and tried == 1 else p < LEVEL
     said = f"mean {test.mean:.4f} of {test.n} against {target}: p {p:.2g}" + (f", after {tried} declarations" if tried > 1 else "")
     evidence = {"losses": losses, "mean": test.mean, "sd": test.sd, "p": p, "declarations": tried, "target": target}
+    if not good and 0 < target - test.mean and test.sd > 0:
+        evidence["runs_needed"] = statistics.runs_needed(target - test.mean, test.sd)
+        said += f"; at this margin and spread {evidence['runs_needed']} runs pass with probability 0.8"
     if baseline is not None:
         evidence["baseline"], more = _against(attempt, verdicts, baseline)
         said += f"; {more}"
@@ -241,6 +244,24 @@ def _against(attempt: Attempt, verdicts: list[Verdict], baseline: Path) -> tuple
     said = (f"{sum(seconds[0]) / len(seconds[0]):.1f} s against the baseline's {sum(seconds[1]) / len(seconds[1]):.1f} s (p {faster.p:.2g}), "
             f"loss p {better.p:.2g}")  # fmt: skip
     return {"seconds": seconds, "losses": losses, "p_seconds": faster.p, "p_losses": better.p}, said
+
+
+def corrected(verdicts: list[Verdict]) -> list[Verdict]:
+    """Several attempts judged together: their claims' p-values corrected by Holm's method, and judged again by them."""
+    from parity.frontier import statistics
+
+    claims = [verdict.of("attempt.claim") for verdict in verdicts]
+    tested = [i for i, claim in enumerate(claims) if claim and "p" in claim.evidence]
+    if len(tested) < 2:
+        return verdicts
+    adjusted, hold = statistics.holm([claims[i].evidence["p"] for i in tested], LEVEL)
+    for i, p, good in zip(tested, adjusted, hold):
+        status = "fails" if not good else claims[i].status
+        claim = dataclasses.replace(claims[i], status=status, evidence={**claims[i].evidence, "p_holm": p},
+                                    reason=f"{claims[i].reason}; beside {len(tested) - 1} other attempts p {p:.2g} (Holm)")  # fmt: skip
+        judgements = tuple(claim if j.rule == "attempt.claim" else j for j in verdicts[i].judgements)
+        verdicts[i] = dataclasses.replace(verdicts[i], judgements=judgements)
+    return verdicts
 
 
 CHECKS = {"attempt.declared": declared, "attempt.complete": complete, "attempt.alike": alike, "attempt.twins": twins,

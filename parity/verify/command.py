@@ -89,7 +89,7 @@ def _rules(options: Options) -> int:
 
 
 def _verify(options: Options) -> int:
-    from parity.verify.attempts import is_attempt, judge_attempt
+    from parity.verify.attempts import corrected, is_attempt, judge_attempt
     from parity.verify.run import Settings, verify_run
 
     settings = Settings(options.depth, options.data_dir, options.segments, options.picks_seed, options.trust_code, options.device,
@@ -102,8 +102,13 @@ def _verify(options: Options) -> int:
             verdict = verify_run(path, settings, progress(options.json))
         verdicts.append(verdict)
         if not options.json:
-            for one in (*verdict.runs, verdict):
+            for one in verdict.runs or (() if is_attempt(path) else (verdict,)):
                 print(one.table() + "\n")
+    verdicts = corrected(verdicts)
+    if not options.json:
+        for path, verdict in zip(options.paths, verdicts):
+            if is_attempt(path):
+                print(verdict.table() + "\n")
     if options.json:
         found = [verdict.to_json() for verdict in verdicts]
         print(json.dumps(found[0] if len(found) == 1 else found, default=str))

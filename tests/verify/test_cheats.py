@@ -84,3 +84,16 @@ def test_without_its_rule_no_cheat_is_found(shop: Workshop, rule: str):
 def test_what_is_open_is_said_to_be_so():
     assert all(cheat.rules or cheat.unjudged or cheat.open for cheat in CHEATS.values())
     assert len(CHEATS) >= 38 + 12
+
+
+def test_attempts_that_are_judged_together_are_corrected_for_it():
+    from parity.verify.attempts import corrected
+    from parity.verify.verdict import Judgement, Verdict
+
+    def claimed(p: float) -> Verdict:
+        return Verdict("a", "log", (Judgement("attempt.claim", "holds", "mean", evidence={"p": p}),), frozenset(["attempt.claim"]), {})
+
+    assert [v.status for v in corrected([claimed(0.008)])] == ["holds"]
+    assert [v.status for v in corrected([claimed(0.008), claimed(0.001)])] == ["holds", "holds"]
+    assert [v.status for v in corrected([claimed(0.008), claimed(0.009)])] == ["fails", "fails"]  # twice 0.008 is above 0.01
+    assert corrected([claimed(0.004), claimed(0.5)])[0].of("attempt.claim").evidence["p_holm"] == pytest.approx(0.008)

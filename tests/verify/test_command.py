@@ -38,6 +38,7 @@ def test_a_run_is_judged_and_its_verdict_written(copied, commands, capsys):
     assert json.loads(capsys.readouterr().out)["status"] == "holds"
 
 
+@pytest.mark.slow
 def test_equal_picks_give_the_same_verdict(copied, commands):
     path = copied("torchref").path
     first, second = (verify_run(path, Settings("probe", commands.data, seed=5, device="cpu")).to_json() for _ in range(2))

@@ -239,7 +239,7 @@ def fresh(folder: Path) -> Path:
 
 
 PAIRS = [(variation, backend) for variation in VARIATIONS for backend in variation.backends]
-QUICK = [("weight-averaging", "torchref"), ("own-adam", "jaxrun")]
+QUICK = [("weight-averaging", "torchref")]
 
 
 @pytest.fixture(scope="module")
