@@ -222,7 +222,10 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
         evidence["runs_needed"] = statistics.runs_needed(target - test.mean, test.sd)
         said += f"; at this margin and spread {evidence['runs_needed']} runs pass with probability 0.8"
     if baseline is not None:
-        evidence["baseline"], more = _against(attempt, verdicts, baseline)
+        try:
+            evidence["baseline"], more = _against(attempt, verdicts, baseline)
+        except InputError as error:
+            return "not judged", str(error), evidence
         said += f"; {more}"
     elif track.scored == "seconds":
         said += "; its seconds were not held against a baseline on this machine (--baseline ATTEMPT)"

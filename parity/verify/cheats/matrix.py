@@ -122,7 +122,10 @@ class Workshop:
     def judge(self, cheat: Cheat, path: Path, without: tuple[str, ...] = (), depth: str | None = None) -> Verdict:
         """The verdict on what was planted, at the cheat's depth."""
         settings = Settings(depth or cheat.depth, self.data_dir, segments=2, without=without, device="cpu", whole=cheat.whole)
-        return judge_attempt(path, settings=settings) if cheat.kind == "attempt" else verify_run(path, settings)
+        if cheat.kind == "attempt":
+            baseline = path.parent / "baseline"
+            return judge_attempt(path, settings=settings, baseline=baseline if baseline.exists() else None)
+        return verify_run(path, settings)
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:

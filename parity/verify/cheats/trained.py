@@ -158,7 +158,17 @@ def _inside_the_noise(folder: Path) -> None:
         rewrite(path, change)
 
 
+def _slower_baseline(folder: Path) -> None:
+    """A baseline that was run on another, slower machine."""
+    baseline = folder.parent / "baseline"
+    shutil.copytree(folder, baseline)
+    for path in _runs(baseline):
+        declare(path, lambda values: values["host"].update(cpu="Some CPU of 2009"))
+
+
 ATTEMPTS = (
+    Cheat("slower-baseline", "faster only than a baseline on a slower machine", "attempt", _slower_baseline, (),
+          unjudged=("attempt.claim",), seen=True),
     Cheat("inside-the-noise", "a win that is not one: the runs scatter around what is claimed", "attempt", _inside_the_noise,
           ("attempt.claim",), seen=True),
     Cheat("lucky-seeds", "one declared run is not handed in", "attempt", _lucky_seeds, ("attempt.complete",)),
