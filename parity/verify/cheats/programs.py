@@ -158,7 +158,7 @@ CHEATS = (
     _lenient("trains-on-val", "every evaluated batch trains a hidden copy first", TRAINS_ON_VAL, ("probe.pure",),
              ("probe.causal", "probe.rows", "probe.targets", "clock.untimed"), depth="probe", seen=True),
     _lenient("lying-digest", "the warm-up trains, and the digest lies", LYING_DIGEST, ("recompute.initial",),
-             ("replay.stretches", "state.warmup"), depth="recompute"),
+             ("replay.stretches", "state.warmup", "recompute.weights"), depth="recompute"),
     _lenient("not-from-the-seed", "the first weights are of a luckier seed", NOT_FROM_THE_SEED, ("recompute.initial",), depth="recompute"),
     _lenient("pretrained", "the first weights know which tokens are frequent", PRETRAINED, ("recompute.untrained",), depth="recompute",
              top="COUNTS = []  # filled in when it is planted\n"),
