@@ -330,6 +330,7 @@ EVENTS = {
     "interrupt": {"step": 3},
     "failure": {"reason": "loss is not finite", "step": 3},
     "torn_line_dropped": {"bytes": 3, "sha256": "0" * 64},
+    "guard": {"step": 3, "changed": [], "events": [{"kind": "read", "what": "/x", "phase": "train"}]},
     "finish": {"totals": {"tokens_per_s": 6000}},
 }
 

@@ -18,8 +18,7 @@ class Cheat:
     - attempt: called with the folder of an honest attempt of three runs.
 
     `rules` must fail, all of them, and no other but those of `may`. An empty `rules` with `open` set is a cheat that is
-    not caught, or only by luck, and `open` says why; one with `unjudged` set leaves the verdict incomplete; one with neither is
-    refused by the harness.
+    not caught, or only by luck, and `open` says why; one with `unjudged` set leaves the verdict incomplete.
     """
 
     name: str
@@ -32,6 +31,8 @@ class Cheat:
     backends: tuple[str, ...] = BACKENDS
     unjudged: tuple[str, ...] = ()
     open: str = ""
+    refused: bool = False
+    """The harness does not run it to its end."""
     whole: bool = False
     """Judged with the whole training made again."""
     after: Callable[[Path], None] | None = None
@@ -59,6 +60,8 @@ class Outcome:
         wanted, found = set(self.cheat.rules), set(self.failing)
         if self.cheat.open:
             return self.status == "holds" or found <= set(self.cheat.may)
+        if self.cheat.refused:
+            return self.status == "refused"
         if self.cheat.unjudged and not set(self.cheat.unjudged) <= set(self.unjudged):
             return False
         return self.status != "holds" and wanted <= found <= wanted | set(self.cheat.may)

@@ -2,7 +2,10 @@
 
 from html import escape
 
+from parity.verify.attempts import RULES as ATTEMPT_RULES
 from parity.verify.cheats.cheat import Outcome
+from parity.verify.rules import RULES
+from parity.verify.verdict import DEPTHS
 
 STYLE = """
 :root { --ink: #1c2330; --soft: #667085; --line: #e3e7ee; --good: #1a7f4b; --bad: #c0362c; --back: #ffffff; --hit: #2f6fd6; --may: #c9d8f3; }
@@ -20,7 +23,9 @@ KINDS = {"edit": "in the evidence", "program": "in the program", "train": "in ho
 
 def page(found: list[Outcome]) -> str:
     """All outcomes, a row each; a column for every rule that is named by a cheat or failed."""
-    rules = list(dict.fromkeys(rule for one in found for rule in (*one.cheat.rules, *one.cheat.unjudged, *one.failing)))
+    depths = {rule.id: DEPTHS.index(rule.depth) for rule in (*(rule for rule, _ in RULES.values()), *ATTEMPT_RULES.values())}
+    named = dict.fromkeys(rule for one in found for rule in (*one.cheat.rules, *one.cheat.unjudged, *one.failing))
+    rules = sorted(named, key=lambda rule: (rule in ATTEMPT_RULES, depths.get(rule, 0)))
     head = "".join(f'<th class="r"><div>{escape(rule)}</div></th>' for rule in rules)
     caught = sum(one.right and not one.cheat.open for one in found)
     still = sum(bool(one.cheat.open) for one in found)

@@ -177,7 +177,7 @@ CHEATS = (
              ("replay.reported", "replay.repeat"), backends=("torchref",), top="import json\nimport torch\n", whole=True),
     _lenient("hidden-flops", "a smaller step is shown while FLOPs are counted", HIDDEN_FLOPS, (), backends=("jaxrun",),
              open="FLOPs are counted once, from the step as it is traced; only reading the program shows another"),
-    _lenient("claims-devices", "the program says that it runs on an H100", CLAIMS_DEVICES, ()),
+    _lenient("claims-devices", "the program says that it runs on an H100", CLAIMS_DEVICES, (), refused=True),
     Cheat("fewer-looks", "checkpoints and evaluations are struck from the plan", "program", over("pass"), ("probe.plan",), (), "probe",
           after=_fewer_looks),
     Cheat("memorised-val", "a table of the val text in the source", "program", memorised, ("recompute.confirm",), (), "recompute"),
