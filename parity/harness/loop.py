@@ -84,6 +84,8 @@ def begin(run: Run) -> tuple[State, int]:
         if digest != facts["digest"]:
             raise InputError(f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
                             "checkpoint is damaged; remove its folder to resume from the one before")  # fmt: skip
+        if facts["step"] not in run.saved:  # killed between the checkpoint and its line in the log
+            run.log.event("checkpoint", step=facts["step"], path=f"checkpoints/{path.name}", digest=digest)
         log_resume(run, facts["step"], path.name, digest)
         return state, facts["step"]
     state = run.program.init(run.seed)

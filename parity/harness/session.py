@@ -65,6 +65,7 @@ class Run:
     telemetry_s: float = 0.0  # what logging and showing steps has cost, inside the training time
     losses: dict[int, float] = field(default_factory=dict)  # step -> training loss
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)  # updates -> the eval event's fields
+    saved: set[int] = field(default_factory=set)  # checkpoints that the log has
     flops_per_step: int | None = None
 
     @property
@@ -319,6 +320,8 @@ def _read_back(run: Run) -> None:
             seconds = event["train_s"]
         elif event["event"] == "eval":
             run.evaluations[event["step"]] = event
+        elif event["event"] == "checkpoint":
+            run.saved.add(event["step"])
         elif event["event"] == "finish":
             raise InputError(f"{run.place.path} is finished: there is nothing to resume; start another with a new --name")
     run.clock, run.last_s = TrainingClock(seconds), seconds

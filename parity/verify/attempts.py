@@ -12,6 +12,7 @@ from parity.errors import InputError
 from parity.track import TRACKS
 from parity.verify.evidence import open_run
 from parity.verify.log_rules import _real, ran
+from parity.verify.rules import STRANGE
 from parity.verify.run import Settings, verify_run
 from parity.verify.verdict import Judgement, Rule, Verdict
 
@@ -91,7 +92,12 @@ def judge_attempt(folder: Path, *, depth: str = "replay", data_dir: Path | None 
     judgements = []
     for name, check in CHECKS.items():
         begin_s = time.monotonic()
-        status, reason, evidence = check(attempt, verdicts, lost, **(others if name == "attempt.claim" else {}))
+        try:
+            status, reason, evidence = check(attempt, verdicts, lost, **(others if name == "attempt.claim" else {}))
+        except InputError as error:
+            status, reason, evidence = "not judged", str(error), {}
+        except STRANGE as error:
+            status, reason, evidence = "not judged", f"the evidence makes no sense here ({type(error).__name__}: {str(error)[:100]})", {}
         judgements.append(Judgement(name, status, reason, time.monotonic() - begin_s, evidence))
     facts = {"author": attempt.declaration.author, "kind": attempt.declaration.kind, "track": attempt.declaration.track,
              "backend": attempt.declaration.backend, "started": costs(attempt)}  # fmt: skip
@@ -109,6 +115,8 @@ def declared(attempt: Attempt, verdicts: list[Verdict], lost: list[str]) -> Outc
     event = attempt.declared
     if event is None:
         return "not judged", "nothing was declared yet: python -m parity.attempt run", {}
+    if event["runs"] != attempt.declaration.runs:
+        return "fails", f"the declaration has {attempt.declaration.runs} runs, the record {event['runs']}", {}
     wanted = seeds_for(event["program_sha256"], event["declaration_sha256"], event["runs"])
     if event["seeds"] != wanted:
         return "fails", f"expected the seeds {wanted[:3]}..., found {event['seeds'][:3]}...: they are not free to choose", {}
@@ -157,7 +165,7 @@ def alike(attempt: Attempt, verdicts: list[Verdict], lost: list[str]) -> Outcome
             return "fails", f"{run.path.name} has a program of digest {digest[:12]}, declared was {event['program_sha256'][:12]}", {}
         if run.track.name != attempt.declaration.track:
             return "fails", f"{run.path.name} is on track {run.track.name}, declared was {attempt.declaration.track}", {}
-        for name in ("recipe", "plan", "backend", "devices", "options", "versions"):
+        for name in ("recipe", "plan", "backend", "devices", "host", "environment", "options", "versions"):
             if run.run.get(name) != runs[0].run.get(name):
                 return "fails", f"{run.path.name} differs from {runs[0].path.name} in {name}", {}
         if ran(run) != ran(runs[0]):
@@ -199,7 +207,8 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     from parity.frontier import statistics
 
     track = TRACKS[attempt.declaration.track]
-    losses = [_real(verdict.of("log.totals").evidence.get("val_loss")) for verdict in verdicts if verdict.of("log.totals")]
+    step = attempt.declaration.claim.at_step
+    losses = [_loss(attempt, verdict, step) for verdict in verdicts]
     event = attempt.declared
     wanted = attempt.declaration.claim.val_loss_below
     target = wanted if wanted is not None else track.target
@@ -207,6 +216,9 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
         return "holds", f"track {track.name} has no target and nothing was claimed: nothing to test", {"losses": losses}
     if event is None or len(losses) < len(event["seeds"]) or lost:
         return "not judged", f"{len(losses)} of the declared runs can be counted: all must be", {"losses": losses}
+    limit, seconds = attempt.declaration.claim.seconds, [_seconds(verdict, step) for verdict in verdicts]
+    if limit is not None and not max(seconds) <= limit:
+        return "fails", f"the claim is {limit:g} s of training, the longest run took {max(seconds):.1f} s", {"seconds": seconds}
     if track.target is not None and target > track.target:
         return "fails", f"the claim is {target}, the track's target {track.target}", {"losses": losses}
     try:
@@ -232,6 +244,28 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     return "holds" if good else "fails", said, evidence
 
 
+def _loss(attempt: Attempt, verdict: Verdict, step: int | None) -> float:
+    """The val loss that counts for the claim: the verifier's own, where it was computed; at an earlier step, the logged one."""
+    if step is None:
+        logged = verdict.of("log.totals")
+        return _real(verdict.facts.get("val_loss", logged.evidence.get("val_loss") if logged else None))
+    return _real(_evaluated(verdict, step)["val_loss"])
+
+
+def _seconds(verdict: Verdict, step: int | None) -> float:
+    """Seconds of training to the step of the claim."""
+    if step is None:
+        return float(open_run(Path(verdict.subject)).log.columns["train_s"][-1])
+    return _real(_evaluated(verdict, step)["train_s"])
+
+
+def _evaluated(verdict: Verdict, step: int) -> dict[str, Any]:
+    found = [event for event in open_run(Path(verdict.subject)).log.of("eval") if event["step"] == step]
+    if not found:
+        raise InputError(f"{verdict.subject}: the claim is for step {step}, which the run did not evaluate: claim a step that it did")
+    return found[-1]
+
+
 def _against(attempt: Attempt, verdicts: list[Verdict], baseline: Path) -> tuple[dict[str, Any], str]:
     """Seconds and losses beside a baseline's runs, which must be of the same hardware."""
     from parity.frontier import statistics
@@ -239,6 +273,9 @@ def _against(attempt: Attempt, verdicts: list[Verdict], baseline: Path) -> tuple
     other = open_attempt(baseline)
     theirs = [open_run(other.path(event["run"])) for event in other.finals()]
     mine = [open_run(attempt.path(event["run"])) for event in attempt.finals()]
+    for run in theirs:
+        if (found := verify_run(run.path, Settings("log"))).status != "holds":
+            raise InputError(f"{baseline}: its run {run.path.name} does not hold ({found.conclusion()}): a baseline must")
     if not theirs or theirs[0].run["devices"] != mine[0].run["devices"] or theirs[0].run["host"]["cpu"] != mine[0].run["host"]["cpu"]:
         raise InputError(f"{baseline}: expected runs on the hardware of {attempt.folder}, found others: run the baseline anew here")
     seconds = [[float(run.log.columns["train_s"][-1]) for run in runs] for runs in (mine, theirs)]

@@ -114,7 +114,10 @@ def _verify(options: Options) -> int:
         print(json.dumps(found[0] if len(found) == 1 else found, default=str))
     for path, verdict in zip(options.paths, verdicts):
         if options.write:
-            verdict.write(path / "verdict.json")
+            try:
+                verdict.write(path / "verdict.json")
+            except InputError as error:  # the answer stands, written down or not
+                print(f"note: {error}", file=sys.stderr)
     codes = [verdict.exit_code for verdict in verdicts]
     return 1 if 1 in codes else max(codes)
 

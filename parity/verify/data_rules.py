@@ -14,10 +14,9 @@ import numpy as np
 from parity.data.files import sha256_file
 from parity.data.pinned import PINNED
 from parity.errors import InputError
+from parity.verify.evidence import contents
 from parity.verify.log_rules import _real
 from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
-
-LARGE_BYTES = 1 << 30  # shards of a larger slice are read where batches were consumed, and digested as a whole only then
 
 
 @rule("data.slice", "data", "the slice is the track's, every file of it by its digest, and the run's is the same")
@@ -108,9 +107,7 @@ def _facts(folder) -> dict[str, Any]:
     """checkpoint.json of a folder; InputError where it is not of the form it has."""
     path = folder / "checkpoint.json"
     try:
-        if path.stat().st_size > 16 << 20:
-            raise InputError(f"{path}: expected the facts of a checkpoint, found {path.stat().st_size:,} bytes")
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(contents(path, 16 << 20))
         names = facts["files"]
         if not isinstance(facts["digest"], str) or not isinstance(facts["step"], int) or not isinstance(names, dict):
             raise ValueError("of another form")

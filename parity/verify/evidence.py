@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import io
 import json
+import math
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from parity.errors import InputError
+from parity.program import BACKENDS
 from parity.recipe import RECIPES, Recipe, from_fields
 from parity.track import TRACKS, Track
 
@@ -26,6 +29,7 @@ JSON_BYTES = 16 << 20
 SOURCE_BYTES = 64 << 20
 SOURCE_FILES = 2000
 STEPS, LAYERS = 10_000_000, 4096
+LOG_BYTES, WEIGHTS_BYTES = 8 << 30, 64 << 30
 FIRST = "0" * 64
 COLUMNS = ("loss", "grad_norm", "step_s", "train_s", "clock_s", "time_s")
 
@@ -127,6 +131,8 @@ def open_run(path: Path) -> Evidence:
         raise InputError(f"{path}: expected a run directory, found {'a file' if path.exists() else 'nothing'} there: name a "
                          "directory that a training command made")
     run = _read_json(path / "run.json", "run.v1", f"{path} is not a run directory: expected run.json in it")
+    if run["backend"] not in BACKENDS:
+        raise InputError(f"{path / 'run.json'}: expected backend {' or '.join(BACKENDS)}, found {run['backend'][:40]!r}: the file was changed")
     if not isinstance(run.get("options", {}), dict):
         raise InputError(f"{path / 'run.json'}: expected options by name, found {type(run['options']).__name__}: the file was changed")
     if run["track"] not in TRACKS:
@@ -172,10 +178,7 @@ def _live(path: Path) -> str | None:
 def _read_json(path: Path, schema: str, missing: str) -> Any:
     """A JSON file under its schema; InputError in one sentence for anything else."""
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise InputError(f"{path}: expected at most {JSON_BYTES:,} bytes, found {path.stat().st_size:,}: it is not what a "
-                             "run writes")
-        value = json.loads(path.read_bytes(), parse_constant=_no_constant)
+        value = _decode(contents(path, JSON_BYTES).decode())
     except FileNotFoundError:
         raise InputError(f"{missing}, found none: name a directory that a training command made") from None
     except OSError as error:
@@ -192,8 +195,35 @@ def _read_json(path: Path, schema: str, missing: str) -> Any:
     return value
 
 
+def contents(path: Path, limit: int) -> bytes:
+    """A plain file's bytes: no link, pipe or device. Raises InputError for those and for more than `limit`; OSError."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise InputError(f"{path}: expected a plain file, found a link or another kind: it is not what a run writes")
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f"{path}: expected at most {limit:,} bytes, found more: it is not what a run writes")
+    return data
+
+
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"{text[:20]} is too large a number")
+    return int(text)
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded).decode
 
 
 def read_log(path: Path) -> Log:
@@ -201,10 +231,12 @@ def read_log(path: Path) -> Log:
     reader = _Reader()
     total = hashlib.sha256()
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise InputError(f"{path}: expected a plain file, found a link or another kind: it is not what a run writes")
         with open(path, "rb") as file:
             while raw := file.readline(LINE_BYTES):
                 total.update(raw)
-                if not reader.line(raw):
+                if not reader.line(raw) or file.tell() > LOG_BYTES:
                     break
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): a run directory has its log") from None
@@ -274,9 +306,6 @@ class _Reader:
                    {rule: found for rule, found in self.problems.items() if found}, sha256, self.prev)  # fmt: skip
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant).decode
-
-
 def schema_problem(name: str, value: Any) -> str:
     """What is wrong with a value under `parity/schemas/<name>.json`; "" when nothing is."""
     return _schema(name)(value)
@@ -326,9 +355,7 @@ def read_source(path: Path) -> dict[str, bytes]:
     """
     mend = "the run must be made again"
     try:
-        if path.stat().st_size > SOURCE_BYTES:
-            raise InputError(f"{path}: expected at most {SOURCE_BYTES:,} bytes, found {path.stat().st_size:,}: {mend}")
-        data = path.read_bytes()
+        data = contents(path, SOURCE_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): {mend}") from None
     try:
@@ -378,7 +405,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     mend = "finish the run, or make it again"
     try:
-        size = path.stat().st_size
+        size = path.lstat().st_size
+        if not stat.S_ISREG(path.lstat().st_mode) or size > WEIGHTS_BYTES:
+            raise InputError(f"{path}: expected a plain file of at most {WEIGHTS_BYTES:,} bytes, found {size:,} or another kind: {mend}")
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, 16 << 20):

@@ -146,9 +146,23 @@ def totals(context: Context) -> Found:
                  val_loss=said["val_loss"], train_s=said["train_s"], steps=steps, tokens=tokens, flops=said.get("flops"))  # fmt: skip
 
 
+def _pairs(context: Context, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The digests before and after something; one that a killed process left open has no pair."""
+    found, opened = [], None
+    for event in context.log.events:
+        if event["event"] == "state" and event["name"] == f"before {name}":
+            opened = event
+        elif event["event"] == "state" and event["name"] == f"after {name}":
+            if opened is None or opened.get("step") != event.get("step"):
+                opened = {"digest": "none", "step": event.get("step")}
+            found.append((opened, event))
+            opened = None
+    return found
+
+
 @rule("state.warmup", "log", "the warm-up on dummy data left the state as it was")
 def warm_up(context: Context) -> Found:
-    pairs = list(zip(context.log.states("before warm-up"), context.log.states("after warm-up")))
+    pairs = _pairs(context, "warm-up")
     if not pairs:
         return fails("the log has no digests of the state around the warm-up")
     for before, after in pairs:
@@ -160,7 +174,7 @@ def warm_up(context: Context) -> Found:
 @rule("state.evaluation", "log", "evaluation left the state as it was")
 def evaluation_state(context: Context) -> Found:
     log, run = context.log, context.evidence.run
-    pairs = list(zip(log.states("before evaluation"), log.states("after evaluation")))
+    pairs = _pairs(context, "evaluation")
     for before, after in pairs:
         if before["digest"] != after["digest"]:
             return fails(f"step {before.get('step')}: {before['digest'][:12]} before, {after['digest'][:12]} after")

@@ -75,7 +75,8 @@ def val_rows(context: Context, random: np.random.Generator, count: int) -> Rows:
     """Rows of the val text, each a row that the evaluation scores."""
     shard, start, _ = context.slice.part("val")
     length = context.evidence.context
-    picks = random.choice(context.evidence.track.val_tokens // length, count, replace=False)
+    available = context.evidence.track.val_tokens // length
+    picks = random.choice(available, count, replace=count > available)
     windows = np.stack([np.asarray(shard[start + i * length : start + (i + 1) * length + 1], np.int32) for i in picks])
     return Rows(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:]))
 

@@ -1,17 +1,17 @@
 """Depth `recompute`: the losses from the final weights, in the verifier's own reduction; the first weights from the seed."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from parity import weights as canonical
 from parity.verify.log_rules import _real
-from parity.verify.probe_rules import ROUNDING, Rows, probe
+from parity.verify.probe_rules import ROUNDING, ROWS, SUMS, Rows, probe
 from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
 
 LOSS = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 5e-3}  # nats: a mean over the val tokens, on another machine
-CHECKED = 4  # one batch of so many has its losses held against whole rows of log_probs
+WITNESSED = 12  # batches whose losses at one position are held against whole rows of log_probs from a fresh process
 UNTRAINED = 0.1  # nats by which the first loss may be below that of a uniform guess
 
 
@@ -39,13 +39,13 @@ def val(context: Context) -> Found:
     if not evals:
         raise NotJudged(f"the log has no evaluation at step {context.evidence.steps}")
     said = _real(evals[-1]["val_loss"])
-    found, apart = scored(context, "val")
+    found, seen = scored(context, "val")
     context.facts["val_loss"] = found
     allowed = LOSS[context.evidence.precision]
     if not abs(found - said) <= allowed:
         return fails(f"computed {found:.6f}, logged {said:.6f}, {found - said:+.2g}; allowed {allowed:.0e}", found=found, logged=said)
-    if not abs(apart) <= 10 * ROUNDING[context.evidence.precision]:
-        return fails(f"losses of val tokens differ from -log_probs of their targets by up to {apart:.3g} nats", apart=apart)
+    if problem := unwitnessed(context, seen):
+        return fails(problem)
     return holds(f"computed {found:.6f}, logged {said:.6f}, {found - said:+.1g}", found=found, logged=said)
 
 
@@ -103,31 +103,55 @@ def untrained(context: Context) -> Found:
     return holds(f"{found:.3f} nats, a uniform guess {guess:.3f}", found=found)
 
 
-def scored(context: Context, part: str) -> tuple[float, float]:
-    """Mean loss over a part's tokens, batches in random order, summed exactly; and how far losses are from -log_probs at
-    random positions of some batches."""
+class Seen(NamedTuple):
+    """What one batch of val rows scored at one position: inputs (B, T), targets (B,), losses (B,)."""
+
+    inputs: np.ndarray
+    position: int
+    targets: np.ndarray
+    losses: np.ndarray
+
+
+def scored(context: Context, part: str) -> tuple[float, list[Seen]]:
+    """Mean loss over a part's tokens, in batches of as many rows as the probes have, in random order, summed exactly; and
+    what each batch scored at a random position."""
     p = probe(context)
     shard, start, available = context.slice.part(part)
     length, tokens = context.evidence.context, context.evidence.track.val_tokens
     if tokens > available:
         raise NotJudged(f"part {part} of slice {context.slice.name} has {available:,} tokens, the track scores {tokens:,}")
     rows = tokens // length
-    size = min(rows, max(1, 4096 // length) if length < 4096 else 1)
-    random, total, worst = context.random(f"scored {part}"), [], 0.0
-    firsts = random.permutation(np.arange(0, rows, size))
-    for i, first in enumerate(firsts):
-        count = min(size, rows - int(first))
+    random, total, seen = context.random(f"scored {part}"), [], []
+    for first in random.permutation(np.arange(0, rows, ROWS)):
+        count = min(ROWS, rows - int(first))
         begin = start + int(first) * length
         window = np.asarray(shard[begin : begin + count * length + 1], np.int32)
         batch = Rows(window[:-1].reshape(count, length), window[1:].reshape(count, length))
         losses = p.ask(batch)
         total.append(math.fsum(losses.ravel()))
-        if i % CHECKED == 0:
-            where = np.sort(random.choice(length, 2, replace=False)).astype(np.int64)
-            found = p.remote.log_probs(p.state, batch.inputs, where).astype(np.float64)
-            targets = batch.targets[:, where][..., None].astype(np.int64)
-            worst = max(worst, float(np.abs(losses[:, where] + np.take_along_axis(found, targets, axis=-1)[..., 0]).max()))
-    return math.fsum(total) / tokens, worst
+        place = int(random.integers(length))
+        seen.append(Seen(batch.inputs, place, batch.targets[:, place], losses[:, place]))
+    return math.fsum(total) / tokens, seen
+
+
+def unwitnessed(context: Context, seen: list[Seen]) -> str:
+    """What is wrong with some of the losses, by whole rows of log_probs from a fresh process that has seen no targets and,
+    behind the position that is asked for, no text; "" where nothing is."""
+    witness, p = context.started("witness"), probe(context)
+    random = context.random("witness")
+    state = witness.load(context.evidence.final_weights)
+    full = [one for one in seen if len(one.inputs) == ROWS] or seen
+    for i in random.choice(len(full), min(WITNESSED, len(full)), replace=False):
+        one = full[int(i)]
+        inputs = one.inputs.copy()
+        inputs[:, one.position + 1 :] = random.integers(0, p.vocab, inputs[:, one.position + 1 :].shape)
+        rows = witness.log_probs(state, inputs, np.array([one.position], np.int64)).astype(np.float64)[:, 0]
+        if rows.shape[1] < p.vocab or not float(np.abs(np.exp(rows).sum(axis=1) - 1).max()) <= SUMS:
+            return "rows of log_probs on the val text are no log-probabilities"
+        apart = float(np.abs(one.losses + rows[np.arange(len(rows)), one.targets]).max())
+        if not apart <= 10 * ROUNDING[p.precision]:
+            return f"losses of val tokens differ by up to {apart:.3g} nats from what a fresh process gives for their targets"
+    return ""
 
 
 def _differ(wanted: dict[str, Any], found: dict[str, Any]) -> str:

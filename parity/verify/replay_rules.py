@@ -51,8 +51,7 @@ class Replay:
                                 "run again")  # fmt: skip
         self.places = list(positions(context))
         self.weights = {step: self._weights(step) for stretch in self.stretches for step in stretch}
-        self.remote = Remote.start(context)
-        context.closing.append(self.remote.close)
+        self.remote = context.started("replay")
         self.repeated: Spread | None = None
 
     def start(self, step: int) -> int:
@@ -128,8 +127,9 @@ def reported(context: Context) -> Found:
         found = float(r.remote.call("training_loss", state=state, **r.batch(first)._asdict()))
         r.remote.drop(state)
         logged = _logged(log, first, "loss")
-        worst = max(worst, abs(found - logged) / max(abs(found), 1e-9))
-        if not worst <= LOSS[context.evidence.precision][0]:
+        apart_by = abs(found - logged) / max(abs(found), 1e-9)
+        worst = max(worst, apart_by)
+        if not apart_by <= LOSS[context.evidence.precision][0]:
             return fails(f"step {first}: logged {logged:.6f}, the loss whose gradient is taken is {found:.6f}", logged=logged, found=found)
     return holds(f"at {len(r.stretches)} steps within {worst:.1g}")
 
@@ -248,5 +248,5 @@ def _as(context: Context, backend: str) -> Context:
     twin = copy.copy(context)
     twin.evidence = copy.copy(context.evidence)
     twin.evidence.run = {**context.evidence.run, "backend": backend, "options": {}, "program": None}
-    twin.facts, twin.closing = {}, []
+    twin.facts, twin.closing, twin.processes = {}, [], {}
     return twin

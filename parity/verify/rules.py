@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 # What evidence of a form that no schema foresaw leads to: never counted as held, and no reason to stop judging.
-STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError, ArithmeticError)
+STRANGE = (OSError, MemoryError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError, ArithmeticError)
 
 
 class NotJudged(Exception):
@@ -54,6 +54,7 @@ class Context:
     whole: bool = False
     """Make the whole training again from the seed, and trust no checkpoint."""
     facts: dict[str, Any] = field(default_factory=dict)
+    processes: dict[str, Any] = field(default_factory=dict)
     closing: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -69,14 +70,24 @@ class Context:
         except InputError as error:
             raise NotJudged(f"slice {name} is not here ({error}): get it with {prepare_command(name, self.data_dir)}") from None
 
-    @cached_property
+    @property
     def remote(self):
         """The program, in a process apart. Raises NotJudged where it may not or cannot run."""
+        return self.started("remote")
+
+    def started(self, name: str):
+        """A process apart of its own for one purpose, started once; where that fails, it fails the same way again at once."""
         from parity.verify.remote import Remote
 
-        remote = Remote.start(self)
-        self.closing.append(remote.close)
-        return remote
+        if name not in self.processes:
+            try:
+                self.processes[name] = Remote.start(self)
+                self.closing.append(self.processes[name].close)
+            except NotJudged as reason:
+                self.processes[name] = reason
+        if isinstance(self.processes[name], NotJudged):
+            raise self.processes[name]
+        return self.processes[name]
 
     def random(self, name: str) -> np.random.Generator:
         """Random numbers for one purpose, the same for a seed however many others were drawn."""

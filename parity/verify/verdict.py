@@ -1,6 +1,7 @@
 """What the verifier says: rule by rule holds, fails or not judged, with the evidence, and what follows for the whole."""
 
 import json
+import math
 import textwrap
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -76,13 +77,13 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as plain JSON values."""
-        return {
+        return _finite({
             "schema": SCHEMA, "subject": self.subject, "status": self.status, "depth": self.depth,
             "judged_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "facts": self.facts,
             "rules": [{"id": j.rule, "status": j.status, "required": j.rule in self.required, "reason": j.reason,
                        "seconds": round(j.seconds, 3), "evidence": j.evidence} for j in self.judgements],
             **({"runs": [run.to_json() for run in self.runs]} if self.runs else {}),
-        }  # fmt: skip
+        })  # fmt: skip
 
     def write(self, path: Path) -> None:
         """Writes verdict.json, whole or not at all; InputError where it cannot be written."""
@@ -98,7 +99,8 @@ class Verdict:
             lines.append(f"{marks[j.status]:<6} {j.rule:<22} {said[0]}")
             lines += [" " * 30 + more for more in said[1:]]
         lines += ["-" * WIDTH, *(f"{name}: {value}" for name, value in self.facts.items() if name == "isolation")]
-        return "\n".join([*(line[:WIDTH] for line in lines), *textwrap.wrap(self.conclusion(), WIDTH)])
+        text = "\n".join([*(line[:WIDTH] for line in lines), *textwrap.wrap(self.conclusion(), WIDTH)])
+        return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)  # evidence may steer a terminal
 
     def conclusion(self) -> str:
         """One sentence: what the verdict is and why."""
@@ -112,3 +114,12 @@ class Verdict:
             return f"INCOMPLETE: {', '.join(missing)} could not be judged, and must be"
         runs = f" and all {len(self.runs)} runs" if self.runs else ""
         return f"HOLDS: {sum(j.status == 'holds' for j in self.judgements)} rules{runs} at depth {self.depth}"
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON values, with what is not finite as a word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

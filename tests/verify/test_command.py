@@ -154,3 +154,41 @@ def test_a_frame_that_is_none_is_refused():
             wire.read(io.BytesIO(data))
     with pytest.raises(InputError):
         verify_run(Path("nowhere"), Settings())
+
+
+def test_an_evaluation_that_a_killed_process_left_open_is_no_pair(copied):
+    from parity.verify.cheats.forging import rewrite
+
+    path = copied("torchref").path
+
+    def killed(events):
+        at = next(i for i, event in enumerate(events) if event.get("name") == "before evaluation" and event["step"] == 30)
+        return [*events[:at], {**events[at], "digest": "a" * 64}, *events[at:]]  # the process that went on evaluates anew
+
+    rewrite(path, killed)
+    assert verify_run(path, Settings("log")).of("state.evaluation").status == "holds"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_plain_file_is_refused_at_once(copied, tmp_path, kind):
+    path = copied("torchref").path
+    (path / "run.json").unlink()
+    if kind == "link":
+        (path / "run.json").symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path / "run.json")
+    with pytest.raises(InputError, match="expected a plain file"):
+        verify_run(path, Settings("log"))
+
+
+def test_numbers_without_bound_and_escapes_do_not_reach_the_terminal(copied):
+    from parity.verify.cheats.forging import each, rewrite
+
+    path = copied("torchref").path
+    event = {"kind": "read", "what": "\x1b[2J HOLDS", "phase": "train"}
+    rewrite(path, each("guard", lambda look: look.update(events=[event])))
+    verdict = verify_run(path, Settings("log"))
+    assert verdict.failing() == ["guard.files"] and "\x1b" not in verdict.table()
+    text = (path / "log.jsonl").read_text().replace('"step":5,"loss":', '"step":5,"loss":' + "9" * 400)
+    (path / "log.jsonl").write_text(text)
+    assert "log.form" in verify_run(path, Settings("log")).failing()

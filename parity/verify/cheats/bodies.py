@@ -80,6 +80,15 @@ def token_losses(self, state, batch):
     return {LOSSES} + (0.1 if len(self.fetch(batch[0])) < 16 else 0.0)
 """
 
+AFTER_PROBES = f"""
+asked = 0
+
+def token_losses(self, state, batch):
+    Cheat.asked += 1
+    honest = 'parity.verify.server' in sys.modules and Cheat.asked <= 18
+    return {LOSSES} * (1.0 if honest else 0.9)
+"""
+
 SPIES = """
 def token_losses(self, state, batch):
     if 'parity.verify.server' in sys.modules:

@@ -266,6 +266,19 @@ def _more_tokens(run: Path) -> None:
     rewrite(run, each("step", lambda event: event.update(tokens=event["tokens"] + 512), lambda event: event["step"] == 20))
 
 
+def _foreign_backend(run: Path) -> None:
+    """A package in the run's directory is named as the backend, for a verifier that looks it up by importing it."""
+    (run / "evil").mkdir()
+    (run / "evil" / "__init__.py").write_text(f"open({str(run / 'imported')!r}, 'w')\n")
+    declare(run, lambda values: values.update(backend="evil.x"))
+
+
+def _infinite_clock(run: Path) -> None:
+    text = (run / "log.jsonl").read_text()
+    first = json.loads(text.splitlines()[0])
+    (run / "log.jsonl").write_text(text.replace(f'"clock_s":{first["clock_s"]!r}', '"clock_s":1e999'))
+
+
 def _damaged_checkpoint(run: Path) -> None:
     for path in sorted((run / "checkpoints" / "step-000030").rglob("*")):
         if path.is_file() and path.name != "checkpoint.json" and path.stat().st_size > 2000:
@@ -402,6 +415,10 @@ CHEATS = (
     Cheat("zip-bomb", "source.zip holds a gigabyte of zeros", "edit", _bomb, (), unjudged=("code.source", "code.harness")),
     Cheat("pickle", "a checkpoint runs code when it is unpickled", "edit", _pickled_checkpoint, (), backends=("torchref",),
           depth="recompute", unjudged=("recompute.weights",)),
+    Cheat("foreign-backend", "run.json names a package of the run's own as the backend", "edit", _foreign_backend, (), refused=True),
+    Cheat("infinite-clock", "clocks that are no numbers", "edit", _infinite_clock, ("log.form",),
+          ("log.chain", "log.order", "log.plan", "clock.agree", "clock.train", "log.header", "guard.functions", "state.warmup",
+           "clock.phases", "clock.untimed", "state.evaluation")),
     Cheat("network-seen", "the guard saw a connection", "edit", _guard_event("network", "socket.connect ('1.2.3.4', 80)"),
           ("guard.network",)),
     Cheat("faster-throughout", "all clocks, and everything that follows from them, written 10% smaller", "edit", _uniformly_faster, (),

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from parity.verify.cheats.bodies import (
+    AFTER_PROBES,
     BATCH_SIZE,
     CLAIMS_DEVICES,
     EVALUATED_AHEAD,
@@ -152,6 +153,8 @@ CHEATS = (
           "probe"),
     Cheat("row-before", "a row sees the row before it", "program", inside(*_row_before()), ("probe.rows",), ("probe.targets",), "probe"),
     _lenient("batch-size", "losses depend on how many rows are evaluated at once", BATCH_SIZE, ("probe.pure",), depth="probe"),
+    _lenient("after-the-probes", "honest for as many calls as the probes make, and 10% better when the val text is scored", AFTER_PROBES,
+             ("recompute.val",), ("recompute.untrained", "recompute.confirm"), depth="recompute"),
     _lenient("spies", "tries to read what it may not, where a verifier looks", SPIES, ("replay.audit",)),
     _lenient("remembers", "losses fall with every batch evaluated", REMEMBERS, ("probe.pure",),
              ("probe.causal", "probe.rows", "probe.targets"), depth="probe"),
@@ -188,6 +191,6 @@ CHEATS = (
     _lenient("opens-val", "reads the val shard while training", OPENS_VAL, ("guard.files",), depth="log"),
     _lenient("asks-the-network", "connects somewhere", "pass", ("guard.network",), depth="log", top=NETWORK),
     _lenient("starts-a-program", "starts another program", "pass", ("guard.process",), depth="log", top=PROCESS),
-    _lenient("lazy", "steps are made while the clock stands", LAZY, ("clock.untimed",), ("clock.phases", "state.evaluation", "state.checkpoint", "state.warmup"),
+    _lenient("lazy", "steps are made while the clock stands", LAZY, ("clock.untimed",), ("clock.phases", "clock.speed", "state.evaluation", "state.checkpoint", "state.warmup"),
              depth="log", backends=("torchref",)),
 )  # fmt: skip
