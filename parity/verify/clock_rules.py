@@ -13,7 +13,7 @@ DRIFT_S, DRIFT = 0.5, 0.005  # of the wall clock against the monotonic one: what
 EDGE_S = 0.25  # between a reading of the training clock and the log's line that tells it, on a busy machine
 SAME_S, SAME = 1e-4, 1e-6  # of one interval told twice
 GAP_S, GAP = 0.05, 0.05  # between phases: reading the last loss, the guard, the log's lines
-UNTIMED_S, HIDDEN = 1.0, 0.1  # of the training: evaluations and checkpoints are not equally long by themselves
+UNTIMED_S, HIDDEN = 1.0, 0.25  # of the training: on a busy machine evaluations and checkpoints are not equally long
 EVALUATIONS, CHECKPOINTS = 1.5, 4.0  # how much longer than the first the others may be on the whole; disks vary
 
 
