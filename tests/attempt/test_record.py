@@ -309,17 +309,19 @@ def survives(read: Callable, path: Path, texts: list[bytes]) -> int:
     return count
 
 
-def test_declarations_that_are_mutated_are_read_or_refused(declaration):
+@pytest.mark.parametrize("count", [MUTATIONS, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_declarations_that_are_mutated_are_read_or_refused(declaration, count):
     random_, text = random.Random(0), declaration.read_bytes()
-    assert survives(read_declaration, declaration, [mutated(text, random_) for _ in range(MUTATIONS)]) > MUTATIONS // 2
+    assert survives(read_declaration, declaration, [mutated(text, random_) for _ in range(count)]) > count // 2
 
 
-def test_records_that_are_mutated_are_refused(record):
+@pytest.mark.parametrize("count", [MUTATIONS, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_records_that_are_mutated_are_refused(record, count):
     random_, text = random.Random(1), record.read_bytes()
-    texts = [mutated(text, random_) for _ in range(MUTATIONS)]
+    texts = [mutated(text, random_) for _ in range(count)]
     last = text.splitlines(keepends=True)[-1]
     whole = [t for t in texts if t != text and t.startswith(text[: -len(last)])]  # nothing follows the last line
-    assert survives(read_record, record, texts) >= MUTATIONS - len(whole) - texts.count(text)
+    assert survives(read_record, record, texts) >= count - len(whole) - texts.count(text)
 
 
 def test_records_whose_chain_was_made_anew_are_read_or_refused(record):
