@@ -15,6 +15,7 @@ from parity.errors import InputError, Interrupted, RunFailed, nearest, run_comma
 
 COMMAND = "python -m parity.attempt"
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+Folders = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR")]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class New:
 class Run:
     """Declares the seeds of an attempt, then makes its final runs one after another; goes on where it was stopped."""
 
-    dir: Folder
-    """The attempt's folder."""
+    dir: Folders
+    """The attempt's folder; several take turns, run by run, so that their seconds can be compared in pairs."""
     tune: bool = False
     """Make one tuning run instead: its cost counts, and it is no evidence."""
     seed: int | None = None
@@ -146,18 +147,28 @@ def _run(options: Run) -> int:
     if options.tune and options.again:
         raise InputError("--again: --tune declares no seeds and has no use for it: leave one of the two out")
 
+    if not options.dir:
+        raise InputError(f"expected the folder of an attempt, found none: {COMMAND} run DIR")
     chosen = {"tune": options.tune, "seed": options.seed or 0, "again": options.again, "data_dir": options.data_dir}
     if not options.json:
         run(options.dir, **chosen)
-        print(f"\n{table(options.dir, overview(options.dir))}\nnext: {_next(options.dir)[2 if options.tune else 4]}")
+        for folder in options.dir:
+            print(f"\n{table(folder, overview(folder))}\nnext: {_next(folder)[2 if options.tune else 4]}")
         return 0
     try:
         run(options.dir, **chosen, say=_silent, told=_line)
     except (RunFailed, Interrupted):
-        _line({"event": "overview", **overview(options.dir)})
+        _overviews(options.dir)
         raise
-    _line({"event": "overview", **overview(options.dir)})
+    _overviews(options.dir)
     return 0
+
+
+def _overviews(folders: Sequence[Path]) -> None:
+    from parity.attempt.showing import overview
+
+    for folder in folders:
+        _line({"event": "overview", **overview(folder)})
 
 
 def _line(event: dict[str, Any]) -> None:

@@ -3,9 +3,10 @@
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -77,31 +78,42 @@ def read(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
     return declaration, digests, [*sum(kept.items(), ()), *["--tensorboard"] * options.tensorboard]
 
 
-def run(folder: Path, *, tune: bool = False, seed: int = 0, again: bool = False, data_dir: Path | None = None,
+def run(folders: Sequence[Path], *, tune: bool = False, seed: int = 0, again: bool = False, data_dir: Path | None = None,
         say: Callable[[str], None] = print, told: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Makes the attempt's final runs, or one tuning run. `told` gets every new event of the record; the trainer's
-    output then goes to files.
+    """Makes the final runs of attempts, or one tuning run of each. Several attempts take turns, run by run, so that their
+    seconds can be compared in pairs. `told` gets every new event of the records; the trainer's output then goes to files.
 
-    Raises InputError where it cannot be run, RunFailed where the budget is used up or a run failed, Interrupted where
+    Raises InputError where one cannot be run, RunFailed where a budget is used up or a run failed, Interrupted where
     that was asked for.
     """
-    if not (folder / DECLARATION).is_file():
-        raise InputError(f"{folder}: expected the folder of an attempt with {DECLARATION} in it, found none: make one "
-                         "with python -m parity.attempt new")  # fmt: skip
-    with locked(folder), listening() as requests:
-        record = Record(folder / RECORD, told or (lambda event: None))
-        attempt = Attempt(folder, record, data_dir, say, told is not None)
-        settle(attempt)
-        if tune:
-            jobs = [tuning(attempt, seed)]
-        else:
-            jobs = [Job("final", label, seed) for label, seed in enumerate(declare(attempt, again), 1)]
-        for job in jobs:
-            make(attempt, requests, job, jobs)
-        failed = [made.run for job in jobs if (made := mine(attempt, job)) and made.exit_code]
+    _check(folders)
+    with ExitStack() as open_, listening() as requests:
+        work = []
+        for folder in folders:
+            open_.enter_context(locked(folder))
+            record = Record(folder / RECORD, told or (lambda event: None))
+            attempt = Attempt(folder, record, data_dir, say, told is not None)
+            settle(attempt)
+            work.append((attempt, [tuning(attempt, seed)] if tune else
+                         [Job("final", label, seed) for label, seed in enumerate(declare(attempt, again), 1)]))  # fmt: skip
+        for turn in zip_longest(*(jobs for _, jobs in work)):
+            for (attempt, jobs), job in zip(work, turn):
+                if job is not None:
+                    make(attempt, requests, job, jobs)
+        failed = [str(attempt.folder / made.run) for attempt, jobs in work for job in jobs
+                  if (made := mine(attempt, job)) and made.exit_code]  # fmt: skip
     if failed:
-        raise RunFailed(f"{len(failed)} of {len(jobs)} {jobs[0].purpose} runs failed, which is their result: "
-                        f"{', '.join(failed)}")  # fmt: skip
+        raise RunFailed(f"{len(failed)} of {sum(len(jobs) for _, jobs in work)} {'tuning' if tune else 'final'} runs failed, which "
+                        f"is their result: {', '.join(failed)}")  # fmt: skip
+
+
+def _check(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if not (folder / DECLARATION).is_file():
+            raise InputError(f"{folder}: expected the folder of an attempt with {DECLARATION} in it, found none: make one "
+                             "with python -m parity.attempt new")  # fmt: skip
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("expected folders of different attempts, found one named twice: leave it out once")
 
 
 @contextmanager

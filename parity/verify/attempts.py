@@ -211,9 +211,11 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     losses = [_loss(attempt, verdict, step) for verdict in verdicts]
     event = attempt.declared
     wanted = attempt.declaration.claim.val_loss_below
+    if wanted is None and attempt.declaration.claim.seconds is None:
+        return "holds", "nothing is claimed: nothing to test" + _spread(losses), {"losses": losses}
     target = wanted if wanted is not None else track.target
     if target is None:
-        return "holds", f"track {track.name} has no target and nothing was claimed: nothing to test", {"losses": losses}
+        return "holds", f"track {track.name} has no target and no loss was claimed: nothing to test", {"losses": losses}
     if event is None or len(losses) < len(event["seeds"]) or lost:
         return "not judged", f"{len(losses)} of the declared runs can be counted: all must be", {"losses": losses}
     limit, seconds = attempt.declaration.claim.seconds, [_seconds(verdict, step) for verdict in verdicts]
@@ -242,6 +244,10 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     elif track.scored == "seconds":
         said += "; its seconds were not held against a baseline on this machine (--baseline ATTEMPT)"
     return "holds" if good else "fails", said, evidence
+
+
+def _spread(losses: list[float]) -> str:
+    return f"; mean {sum(losses) / len(losses):.4f} of {len(losses)}" if losses else ""
 
 
 def _loss(attempt: Attempt, verdict: Verdict, step: int | None) -> float:

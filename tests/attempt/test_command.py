@@ -79,7 +79,7 @@ def test_new_leaves_a_folder_with_files_alone(tmp_path, capsys):
     [
         ([], ""),
         (["nwe", "x"], "unknown command 'nwe' of python -m parity.attempt; did you mean new?"),
-        (["run"], "Missing from python -m parity.attempt run: DIR"),
+        (["run"], "expected the folder of an attempt, found none: python -m parity.attempt run DIR"),
         (["run", "nowhere"], "nowhere: expected the folder of an attempt"),
         (["show", "nowhere"], "expected the declaration of an attempt"),
         (["run", "x", "--seed", "3"], "expected --tune with it"),
@@ -149,7 +149,7 @@ def test_show_lists_every_run_on_at_most_100_columns(made, trainer, capsys):
 
 def test_a_run_at_work_is_shown_with_what_its_log_says(made, trainer, capsys):
     trainer.before.append(lambda: main(["show", str(made.folder)]))
-    run(made.folder, say=lambda text: None)
+    run((made.folder,), say=lambda text: None)
     first = capsys.readouterr().out.splitlines()
     assert any(line.startswith("final-1-") and line.endswith("at work") for line in first)
 

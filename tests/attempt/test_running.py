@@ -39,6 +39,18 @@ def test_every_line_carries_the_digest_of_the_line_before(made, trainer):
     assert [json.loads(line)["prev"] for line in lines] == digests[:-1]
 
 
+def test_several_attempts_take_turns(made, trainer, capsys):
+    other = made.folder.with_name("other")
+    assert main(["new", str(other), "--backend", "jax", "--track", "tiny", "--runs", "3"]) == 0
+    assert made.run(other) == 0
+    events = [event for folder in (made.folder, other) for event in read_record(folder / "attempt.jsonl")]
+    started = sorted((event["time_s"], event["program_sha256"]) for event in events if event["event"] == "started")
+    mine, theirs = digest_of(made.folder / "program.py"), digest_of(other / "program.py")
+    assert [program for _, program in started] == [mine, theirs, mine, theirs, theirs]
+    assert capsys.readouterr().out.count("next: ") == 2
+    assert made.run(made.folder) == 2 and "named twice" in capsys.readouterr().err
+
+
 def test_what_is_made_is_not_made_again(made, trainer):
     assert made.run() == made.run() == 0
     assert len(trainer.calls) == 2 and made.kinds.count("declared") == 1
@@ -59,7 +71,8 @@ def test_an_interrupted_run_is_gone_on_with_and_then_the_rest_is_made(made, trai
 def test_a_failed_run_is_a_result_and_the_next_seed_follows(made, trainer, capsys):
     trainer.codes = [1, 0]
     assert made.run() == 1
-    assert "1 of 2 final runs failed, which is their result: runs/tiny/final-1-" in capsys.readouterr().err
+    told = f"1 of 2 final runs failed, which is their result: {made.folder}/runs/tiny/final-1-"
+    assert told in capsys.readouterr().err
     assert made.run() == 1 and len(trainer.calls) == 2
     first, second = runs_of(made.events)
     assert (first.settled, first.val_loss, first.exit_code, second.val_loss) == (True, None, 1, 4.5)
