@@ -1,10 +1,23 @@
 """Tracks: a slice, the number of val tokens, the target loss, what is scored, and which recipe fields are fixed."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from parity.errors import InputError, nearest
 from parity.recipe import Recipe, recipe_for
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The worst corner of a track's plots, from which hypervolumes are measured: loss (nats per token, that of guessing every token
+    alike) and costs that no sensible attempt exceeds."""
+
+    loss: float
+    seconds: float
+    steps: float
+    tokens: float
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -13,7 +26,8 @@ class Track:
 
     `fixed` names the recipe whose data, batch and architecture every run on the track must have; None leaves them free.
     `target_basis` says where the target comes from. `confirm_gap`: nats by which the baselines' loss on the confirm tokens is
-    above that on the val tokens, and how much more is allowed; None where it was not measured.
+    above that on the val tokens, and how much more is allowed; None where it was not measured. `reference` is where hypervolumes
+    are measured from.
     """
 
     name: str
@@ -27,26 +41,31 @@ class Track:
     fixed: str | None = None
     target_basis: str = ""
     confirm_gap: tuple[float, float] | None = None
+    reference: Reference | None = None
 
 
 FIXED_FIELDS = ("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "norm_eps",
                 "attention_scale", "rotary_base", "logit_cap", "val_every", "final_val_every")
 
+POCKET = Reference(math.log(4096), 1000, 1024, 2**22, 1e14)
+SMALL = Reference(math.log(50257), 3600, 20_000, 1.1e10, 1e19)
 POCKET_BASIS = "recipe muon ends below it with every one of seeds 0 to 4 in both backends; see docs/performance.md"
 
 TRACKS = {track.name: track for track in (
     Track("pocket", "a laptop, minutes on 2 cores", "news", "pocket", 131_072, 4.65, "seconds", ("muon", "nanogpt"),
-          target_basis=POCKET_BASIS, confirm_gap=(0.015, 0.06)),
+          target_basis=POCKET_BASIS,
+          confirm_gap=(0.015, 0.06), reference=POCKET),
     Track("pocket-optimizer", "optimizer research on a laptop: any optax transform or torch optimizer drops in",
-          "news", "pocket", 131_072, 4.65, "steps", ("muon",), fixed="muon", target_basis=POCKET_BASIS, confirm_gap=(0.015, 0.06)),
+          "news", "pocket", 131_072, 4.65, "steps", ("muon",), fixed="muon", target_basis=POCKET_BASIS,
+          confirm_gap=(0.015, 0.06), reference=POCKET),
     Track("small", "the public track 1: 124M parameters, 8 x H100", "fineweb10B", "small", 10_485_760, 3.28, "seconds",
-          ("muon", "nanogpt"), target_basis="the public track's"),
+          ("muon", "nanogpt"), target_basis="the public track's", reference=SMALL),
     Track("optimizer", "the public optimization track: data, batch and architecture fixed", "fineweb10B", "small",
-          10_485_760, 3.28, "steps", ("muon",), fixed="muon", target_basis="the public track's"),
+          10_485_760, 3.28, "steps", ("muon",), fixed="muon", target_basis="the public track's", reference=SMALL),
     Track("medium", "the public track 2 (350M): its history only", "fineweb10B", None, 10_485_760, 2.92, "seconds", (),
-          target_basis="the public track's"),
+          target_basis="the public track's", reference=SMALL),
     Track("tiny", "tests: seconds on a CPU", "synthetic", "tiny", 8_192, None, None, ("muon", "nanogpt"),
-          confirm_gap=(0.01, 0.05)),
+          confirm_gap=(0.01, 0.05), reference=Reference(math.log(512), 60, 600, 1e6, 1e12)),
 )}
 
 
