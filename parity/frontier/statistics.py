@@ -44,17 +44,15 @@ def t_test(losses: Sequence[float], target: float, alpha: float = ALPHA) -> Test
 
     Raises InputError for fewer than 2 runs, figures that are not finite, and runs that are all the same.
     """
-    from scipy import stats
-
     x = _figures(losses, 2, "losses")
     if not x.std():
         raise InputError(f"losses: expected {len(x)} runs that differ, found {x[0]:g} every time: equal runs are one run, and say "
                          "nothing about chance")  # fmt: skip
-    found = stats.ttest_1samp(x, target, alternative="less")
-    low, high = (float(v) for v in stats.ttest_1samp(x, target).confidence_interval(0.95))
-    holds = bool(found.pvalue < alpha)
-    return Test("t-test", float(found.statistic), float(found.pvalue), len(x), float(x.mean()), float(x.std(ddof=1)), holds,
-                f"mean {x.mean():.4f} of {len(x)} runs is {'' if holds else 'not '}below {target:g} (p {found.pvalue:.2g})", (low, high))
+    mean, error = float(x.mean()), _sd(x) / math.sqrt(len(x))
+    statistic, p, (low, high) = _student(mean - target, error, len(x) - 1)
+    holds = p < alpha
+    return Test("t-test", statistic, p, len(x), mean, _sd(x), holds,
+                f"mean {mean:.4f} of {len(x)} runs is {'' if holds else 'not '}below {target:g} (p {p:.2g})", (low + target, high + target))
 
 
 def z_rule(losses: Sequence[float], target: float) -> Test:
@@ -66,6 +64,21 @@ def z_rule(losses: Sequence[float], target: float) -> Test:
     holds = scaled >= Z_THRESHOLD - ROUNDING
     return Test("z rule", scaled, float(stats.norm.sf(scaled / SIGMA)), len(x), float(x.mean()), _sd(x), holds,
                 f"({target:g} - {x.mean():.5f}) x sqrt({len(x)}) = {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}")
+
+
+def track_test(track: str, losses: Sequence[float], target: float) -> Test:
+    """The test by which a track counts a mean as below its target."""
+    return z_rule(losses, target) if track == "optimizer" else t_test(losses, target)
+
+
+def p_below(track: str, losses: Sequence[float], target: float) -> float | None:
+    """That test's p alone; None where the losses are too few or all the same."""
+    if track == "optimizer":
+        return z_rule(losses, target).p if losses else None
+    x = np.asarray(losses, np.float64)
+    if len(x) < 2 or not (error := _sd(x) / math.sqrt(len(x))):
+        return None
+    return _student(float(x.mean()) - target, error, len(x) - 1)[1]
 
 
 def pairwise(old: Sequence[float], old_steps: int, new: Sequence[float], new_steps: int) -> Test:
@@ -83,16 +96,38 @@ def pairwise(old: Sequence[float], old_steps: int, new: Sequence[float], new_ste
 
 def welch(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA) -> Test:
     """Welch's one-sided t-test that the mean of `new` is below that of `old`; `mean` and interval are of new - old."""
-    from scipy import stats
-
     x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
     if not x.std() and not y.std():
         raise InputError("new and old: expected runs that differ, found the same figure every time: nothing can be tested")
-    found = stats.ttest_ind(x, y, equal_var=False, alternative="less")
-    low, high = (float(v) for v in stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95))
-    apart, holds = float(x.mean() - y.mean()), bool(found.pvalue < alpha)
-    return Test("Welch's t-test", float(found.statistic), float(found.pvalue), len(x), apart, _sd(x), holds,
-                f"{apart:+.4g} from the old mean, p {found.pvalue:.2g}", (low, high))
+    apart, error, freedom = _welch(x, y)
+    statistic, p, interval = _student(apart, error, freedom)
+    return Test("Welch's t-test", statistic, p, len(x), apart, _sd(x), p < alpha, f"{apart:+.4g} from the old mean, p {p:.2g}", interval)
+
+
+def equivalent(new: Sequence[float], old: Sequence[float], margin: float, alpha: float = 0.05) -> Test:
+    """Two one-sided Welch tests that the means differ by less than `margin` either way; p is the larger of the two, the interval
+    that of 1 - 2 alpha, which lies within the margin where the test holds (Schuirmann, J. Pharmacokin. Biopharm. 15 (1987) 657)."""
+    x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
+    if not margin > 0:
+        raise InputError(f"margin: expected a positive number of nats, found {margin}: choose the smallest difference that matters")
+    apart, error, freedom = _welch(x, y)
+    if not error:
+        raise InputError("new and old: expected runs that differ, found the same figure every time: nothing can be tested")
+    p = max(_student(apart - margin, error, freedom)[1], _student(-apart - margin, error, freedom)[1])
+    _, _, interval = _student(apart, error, freedom, 1 - 2 * alpha)
+    said = f"{apart:+.4g} apart, {'within' if p < alpha else 'not shown to be within'} {margin:g} (p {p:.2g})"
+    return Test("equivalence by two one-sided t-tests", apart / error, p, len(x), apart, _sd(x), p < alpha, said, interval)
+
+
+def ratio(new: Sequence[float], old: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of new / old over pairs, with its 95% interval by Student's t on the logarithms."""
+    x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
+    if len(x) != len(y) or (x <= 0).any() or (y <= 0).any():
+        raise InputError(f"new and old: expected pairs of positive numbers, found {len(x)} and {len(y)}: run both in turns")
+    logs = np.log(x / y)
+    mean, error = float(logs.mean()), _sd(logs) / math.sqrt(len(x))
+    _, _, (low, high) = _student(mean, error, len(x) - 1) if error else (0, 0, (mean, mean))
+    return math.exp(mean), math.exp(low), math.exp(high)
 
 
 def paired(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA) -> Test:
@@ -153,6 +188,23 @@ def _figures(values: Sequence[float], least: int, what: str) -> np.ndarray:
     if not np.isfinite(x).all():
         raise InputError(f"{what}: expected finite numbers, found {x[~np.isfinite(x)][0]}: a run that diverged cannot be averaged away")
     return x
+
+
+def _welch(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Difference of means, its standard error, and the Welch-Satterthwaite degrees of freedom."""
+    a, b = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    freedom = (a + b) ** 2 / (a**2 / (len(x) - 1) + b**2 / (len(y) - 1)) if a + b else 1.0
+    return float(x.mean() - y.mean()), math.sqrt(a + b), float(freedom)
+
+
+def _student(value: float, error: float, freedom: float, level: float = 0.95) -> tuple[float, float, tuple[float, float]]:
+    """Student's t of a value, its lower tail, and the interval of a level. scipy's special functions are what its tests call, and take
+    a hundredth of their time, which counts over thousands of entries."""
+    from scipy import special
+
+    statistic = value / error
+    half = float(special.stdtrit(freedom, 0.5 + level / 2)) * error
+    return statistic, float(special.stdtr(freedom, statistic)), (value - half, value + half)
 
 
 def _sd(x: np.ndarray) -> float:

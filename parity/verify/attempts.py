@@ -224,7 +224,7 @@ def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: 
     if track.target is not None and target > track.target:
         return "fails", f"the claim is {target}, the track's target {track.target}", {"losses": losses}
     try:
-        test = statistics.z_rule(losses, target) if track.name == "optimizer" else statistics.t_test(losses, target)
+        test = statistics.track_test(track.name, losses, target)
     except InputError as error:
         return "not judged", str(error), {"losses": losses}
     tried = sum(event["event"] == "declared" for event in attempt.record)

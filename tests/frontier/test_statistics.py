@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from parity.errors import InputError
-from parity.frontier.statistics import holm, paired, pairwise, power, resolvable, runs_needed, t_test, welch, z_rule
+from parity.frontier.statistics import equivalent, holm, paired, pairwise, power, ratio, resolvable, runs_needed, t_test, welch, z_rule
 
 
 def test_the_t_test_by_hand():
@@ -23,6 +23,42 @@ def test_of_a_true_mean_at_the_target_one_claim_in_a_hundred_passes():
     passed = sum(t_test(rng.normal(3.28, 0.0013, 5), 3.28).holds for _ in range(trials))
     sd = math.sqrt(trials * 0.01 * 0.99)  # binomial: 4 standard deviations fail once in 16,000
     assert abs(passed - 0.01 * trials) < 4 * sd
+
+
+def test_student_and_welch_are_scipys():
+    from scipy import stats
+
+    rng = np.random.default_rng(5)
+    for n, m, spread in ((2, 2, 1), (3, 5, 4), (10, 4, 0.1)):
+        x, y = rng.normal(3, 1, n), rng.normal(3.2, spread, m)
+        wanted, found = stats.ttest_ind(x, y, equal_var=False, alternative="less"), welch(x, y)
+        interval = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+        assert (found.statistic, found.p) == pytest.approx((wanted.statistic, wanted.pvalue), rel=1e-10)
+        assert found.interval == pytest.approx((interval.low, interval.high), rel=1e-9)
+        wanted, found = stats.ttest_1samp(x, 3.1, alternative="less"), t_test(x, 3.1)
+        interval = stats.ttest_1samp(x, 3.1).confidence_interval(0.95)
+        assert (found.statistic, found.p) == pytest.approx((wanted.statistic, wanted.pvalue), rel=1e-10)
+        assert found.interval == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_equivalence_needs_the_interval_within_the_margin():
+    x, y = [3.280, 3.281, 3.279, 3.280], [3.2801, 3.2811, 3.2789, 3.2803]
+    assert equivalent(x, y, 0.004).holds and not equivalent(x, y, 0.0005).holds
+    found = equivalent(x, y, 0.002)
+    assert found.holds == (max(map(abs, found.interval)) < 0.002)
+    assert not equivalent([3.27, 3.271, 3.269], y, 0.004).holds  # surely different
+
+
+def test_of_means_a_margin_apart_one_in_twenty_is_called_equivalent():
+    rng, trials = np.random.default_rng(6), 2000
+    passed = sum(equivalent(rng.normal(3.284, 0.0013, 5), rng.normal(3.28, 0.0013, 5), 0.004).holds for _ in range(trials))
+    assert passed <= trials * 0.05 + 3 * math.sqrt(trials * 0.05 * 0.95)
+
+
+def test_ratios_are_geometric_and_paired():
+    found, low, high = ratio([2.0, 8.0], [1.0, 2.0])
+    assert found == pytest.approx(math.sqrt(8)) and low < found < high
+    assert ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_the_z_rule_is_the_tracks_own():
@@ -63,7 +99,7 @@ def test_as_many_runs_as_are_needed_pass_as_often_as_was_asked():
 
 @pytest.mark.parametrize("call", [lambda: t_test([3.2], 3.28), lambda: t_test([3.2, 3.2], 3.28), lambda: t_test([3.2, math.nan], 3.28),
                                   lambda: z_rule([], 3.28), lambda: paired([1, 2], [1, 2, 3]), lambda: holm([1.2]),
-                                  lambda: welch([1, 1], [1, 1]), lambda: runs_needed(0, 1), lambda: power(1, 1, 1)])  # fmt: skip
+                                  lambda: welch([1, 1], [1, 1]), lambda: equivalent([1, 2], [1, 2], 0), lambda: ratio([1, 2], [0, 1]), lambda: runs_needed(0, 1), lambda: power(1, 1, 1)])  # fmt: skip
 def test_what_cannot_be_tested_is_refused_in_a_sentence(call):
     with pytest.raises(InputError, match=": "):
         call()

@@ -1,0 +1,68 @@
+"""The ledger: a folder of entries, one small text file each, so that a record is a pull request without conflicts.
+
+Entries lie in `<ledger>/<track>/<id>.json`. Nothing else is kept: every list, frontier and record is derived from them.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from parity.errors import InputError, nearest
+from parity.frontier import entry as entries
+from parity.frontier.entry import Entry
+
+OWN = Path(__file__).parent / "ledger"
+"""The project's own ledger."""
+
+
+def paths(folder: Path) -> list[Path]:
+    """The files of a ledger. Raises InputError where the folder does not exist, or has something else in it."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected the folder of a ledger, found {'a file' if folder.exists() else 'nothing'}: add an entry, or "
+                         "name another with --ledger")  # fmt: skip
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    for path in found:
+        if path.suffix != ".json" or path.parent.parent != folder or path.is_symlink():
+            raise InputError(f"{path}: expected files named <track>/<id>.json in a ledger, found another: move it out")
+    return found
+
+
+def load(folder: Path) -> list[Entry]:
+    """All entries of a ledger, oldest first. Raises InputError for a file that is no entry, or is not where it belongs."""
+    found = [entries.read(path) for path in paths(folder)]
+    for entry, path in zip(found, paths(folder)):
+        if (entry.track, f"{entry.id}.json") != (path.parent.name, path.name):
+            raise InputError(f"{path}: expected {entry.track}/{entry.id}.json as its name, which follows from what is in it: put it back")
+    return sorted(found, key=lambda entry: (entry.began_s, entry.id))
+
+
+def one(ledger: Iterable[Entry], name: str) -> Entry:
+    """The entry of an id, or of the beginning of one, or of a title that only one has; InputError where there is none or several."""
+    ledger = list(ledger)
+    found = [entry for entry in ledger if entry.id == name] or [entry for entry in ledger if entry.id.startswith(name) or entry.title == name]
+    if len(found) == 1:
+        return found[0]
+    known = [entry.id for entry in (found or ledger)]
+    hint = f"it may be {', '.join(known[:5])}" if found else nearest(name, known) if known else "the ledger has none"
+    raise InputError(f"{name}: expected the id of one entry, found {len(found) or 'none'}; {hint}")
+
+
+def add(entry: Entry, folder: Path) -> Path:
+    """Puts an entry into a ledger; its path. Raises InputError where one of its runs is there already."""
+    for other in load(folder) if folder.is_dir() else []:
+        if reason := same_run(entry, other):
+            raise InputError(f"{entry.id}: {reason}: one run counts once")
+    path = folder / entry.track / f"{entry.id}.json"
+    entries.write(entry, path)
+    return path
+
+
+def same_run(a: Entry, b: Entry) -> str:
+    """Which run two entries share, by its log or its final weights; "" where none."""
+    for what in ("log_sha256", "weights"):
+        theirs = {getattr(run, what): run.name for run in b.runs}
+        for run in a.runs:
+            if getattr(run, what) in theirs:
+                return f"its run {run.name} has the {'log' if what == 'log_sha256' else 'final weights'} of {theirs[getattr(run, what)]} in {b.id}"
+    return ""
+
+

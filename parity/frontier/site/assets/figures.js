@@ -1,0 +1,26 @@
+// Numbers as people read them.
+"use strict";
+site.figures = (() => {
+  const units = { seconds: "s", steps: "steps", tokens: "tokens", flops: "FLOPs" };
+  const powers = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+  const known = (value) => typeof value === "number" && isFinite(value);
+  const minus = (said) => said.replace(/-/g, "−");
+  const loss = (value) => (known(value) ? value.toFixed(4) : "–");
+  const change = (value, digits = 4) => (known(value) ? minus((value > 0 ? "+" : "") + value.toFixed(digits)) : "–");
+  const between = (low, high, digits = 4) => (known(low) && known(high) ? `[${change(low, digits)}, ${change(high, digits)}]` : "");
+
+  function cost(value, axis, unit = true) {
+    if (!known(value)) return "–";
+    let said;
+    if (axis === "flops" || value >= 1e8) {
+      const [mantissa, exponent] = value.toExponential(2).split("e");
+      said = `${mantissa}·10${[...exponent.replace("+", "")].map((one) => (one === "-" ? "⁻" : powers[one])).join("")}`;
+    } else {
+      const digits = axis === "seconds" ? 1 : 0;
+      said = value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    }
+    return unit ? `${said} ${units[axis]}` : said;
+  }
+
+  return { units, known, loss, change, between, cost, minus, title: (axis) => (axis === "flops" ? "FLOPs" : axis[0].toUpperCase() + axis.slice(1)) };
+})();

@@ -1,0 +1,83 @@
+"""The first screen in words: what the page is, each track's record, and what the last attempt added."""
+
+from typing import Any
+
+from parity.frontier.site.figures import cost, known, loss, spread
+from parity.frontier.site.markup import name, text
+
+MOST_RECORDS = 3  # lines of a track's card, one a class of hardware
+
+
+def first_screen(board: dict[str, Any]) -> str:
+    """The heading, one sentence, a card for every track that has results, and the last attempt."""
+    cards = "".join(_card(track, board) for track in board["tracks"] if _has_results(track, board))
+    waiting = [text(track["name"]) for track in board["tracks"] if not _has_results(track, board)]
+    rest = f'<p class="hint">No verified attempt yet on: {", ".join(waiting)}.</p>' if waiting else ""
+    return (f"<h1>Efficiency frontier</h1><p class=\"lede\">The lowest loss that language-model training reaches for a given cost, from "
+            f"verified attempts only, and what each attempt added to it.</p>{_last(board)}"
+            f'<div class="cards">{cards}{_reported_card(board)}</div>{rest}')  # fmt: skip
+
+
+def titles(board: dict[str, Any]) -> dict[str, str]:
+    """Each entry's title by its id."""
+    return {entry["id"]: entry["title"] for entry in board["entries"]}
+
+
+def link(known_titles: dict[str, str], identifier: str, folder: str = "attempt/") -> str:
+    """An attempt's title as a link to its page; the id itself where there is no such entry."""
+    if identifier not in known_titles:
+        return name(identifier)
+    return f'<a href="{folder}{text(identifier)}.html">{name(known_titles[identifier])}</a>'
+
+
+def _has_results(track: dict[str, Any], board: dict[str, Any]) -> bool:
+    return any(entry["track"] == track["name"] for entry in board["entries"])
+
+
+def _last(board: dict[str, Any]) -> str:
+    if not board["entries"]:
+        return ('<p class="latest"><strong>No attempt has been verified yet.</strong> What follows is the public history, reported by others '
+                "and not verified here.</p>")  # fmt: skip
+    entry = board["entries"][-1]
+    return (f'<p class="latest"><span class="tag">last attempt</span> {link(titles(board), entry["id"])} by {name(entry["author"])} on '
+            f'{text(entry["track"])}, <time>{text(entry["date"])}</time>: {name(entry["delta"]["sentence"])}</p>')  # fmt: skip
+
+
+def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
+    entries = [entry for entry in board["entries"] if entry["track"] == track["name"]]
+    lines = [line for line in board["progress"] if line["track"] == track["name"] and line["points"]]
+    lines.sort(key=lambda line: line["points"][-1][0], reverse=True)
+    said = []
+    for line in lines[:MOST_RECORDS]:
+        date, value, identifier = line["points"][-1]
+        where = f" on {text(line['hardware'])}" if line["hardware"] else ""
+        said.append(f'<li><b class="big">{cost(value, line["scored"])}</b> to loss {track["target"]:g}{where}: {link(titles(board), identifier)}, '
+                    f"<time>{text(date)}</time></li>")  # fmt: skip
+    if len(lines) > MOST_RECORDS:
+        said.append(f"<li>and {len(lines) - MOST_RECORDS} more classes of hardware</li>")
+    if not lines:
+        said.append("<li>No record: the track has no target.</li>" if track["target"] is None else "<li>The target was not reached yet.</li>")
+    scored = [entry for entry in entries if known(entry["loss"]["mean"])]
+    if scored:
+        best = min(scored, key=lambda entry: entry["loss"]["mean"])
+        said.append(f'<li>lowest loss {loss(best["loss"]["mean"])}{spread(best["loss"]["low"], best["loss"]["high"])}: '
+                    f'{link(titles(board), best["id"])}</li>')  # fmt: skip
+    volumes = ", ".join(f"{one['value']:.4g} in {text(one['axis'])}{_on(one)}" for one in track["hypervolume"] if known(one["value"]))
+    volume = f'<p class="hint">Hypervolume under the frontier (larger is better): {volumes}.</p>' if volumes else ""
+    count = f"{len(entries)} attempt{'s' if len(entries) > 1 else ''}"
+    return (f'<div class="card"><h3>{text(track["name"])} <small>{count} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'
+            f"{volume}</div>")  # fmt: skip
+
+
+def _on(volume: dict[str, Any]) -> str:
+    return f" on {text(volume['hardware'])}" if volume["hardware"] else ""
+
+
+def _reported_card(board: dict[str, Any]) -> str:
+    reported = [record for record in board["reported"]["records"] if known(record["seconds"])]
+    if not reported:
+        return ""
+    best = min(reported, key=lambda record: record["seconds"])
+    return (f'<div class="card reported"><h3>public history <small>{text(board["reported"]["note"])}</small></h3><ul><li>'
+            f'<b class="big">{cost(best["seconds"], "seconds")}</b> on {text(best["hardware"])}: record {text(best["label"])}, '
+            f'<time>{text(best["date"])}</time></li><li>{len(reported)} records since <time>{text(reported[0]["date"])}</time></li></ul></div>')  # fmt: skip
