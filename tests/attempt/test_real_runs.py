@@ -16,7 +16,7 @@ from parity.attempt.record import read_record, runs_of
 
 TEMPLATES = Path(__file__).parents[2] / "parity" / "attempt" / "templates"
 CASES = [
-    ("jaxrun", "muon"),
+    pytest.param("jaxrun", "muon", marks=pytest.mark.slow),
     ("torchref", "muon"),
     pytest.param("jaxrun", "nanogpt", marks=pytest.mark.slow),
     pytest.param("torchref", "nanogpt", marks=pytest.mark.slow),

@@ -13,7 +13,7 @@ from parity.verify.rules import RULES
 ROOT = Path(__file__).parents[2]
 CHEAP = [cheat for cheat in CHEATS.values() if cheat.kind == "edit" and cheat.depth in ("log", "data") and not cheat.open
          and cheat.name not in ("zip-bomb", "no-run-behind")]  # fmt: skip
-FEW = {"shifted": "jaxrun", "unwatched": "torchref"}
+FEW = {"shifted": "torchref"}
 # Rules with no cheat that they alone find, and what they back up.
 BACKED = {
     "attempt.twins": "looks at the attempt's runs wherever they are, log.twin at those in one folder",

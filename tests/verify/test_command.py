@@ -98,6 +98,7 @@ def test_a_missing_checkpoint_leaves_the_verdict_incomplete(copied, commands, ca
     assert "the checkpoint of step 30 is not in" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_without_room_for_a_replay_the_verdict_says_so(copied, commands, monkeypatch):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
@@ -126,6 +127,7 @@ def test_the_documentation_lists_every_rule_and_cheat():
         assert not cheat.open or f"**open**: {cheat.open}" in text
 
 
+@pytest.mark.slow
 def test_a_run_log_of_100_000_steps_is_read_in_little_memory(copied, tmp_path):
     from parity.verify.cheats.forging import rewrite
 
