@@ -82,7 +82,7 @@ def _verdict(path: Path, command: str, runs: list[Path]) -> dict[str, Any]:
         parts = [verdict, *verdict.get("runs", [])]
         if verdict["schema"] != VERDICT_SCHEMA:
             raise InputError(f"{name}: expected schema {VERDICT_SCHEMA}, found {str(verdict['schema'])[:40]!r}: judge it again")
-        statuses = {str(rule["id"]): (rule["status"], rule["required"]) for part in parts for rule in part["rules"]}
+        statuses = [{str(rule["id"]): (rule["status"], rule["required"]) for rule in part["rules"]} for part in parts]
         said, depth = verdict["status"], verdict["depth"]
         logs = {part["facts"].get("log_sha256") for part in parts}
     except FileNotFoundError:
@@ -90,15 +90,17 @@ def _verdict(path: Path, command: str, runs: list[Path]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{name}: expected a verdict, found something else ({type(error).__name__}: {str(error)[:60]}): judge it again "
                          f"with {command} {path}") from None  # fmt: skip
-    failing = sorted(rule for rule, (status, _) in statuses.items() if status == "fails")
+    failing = sorted({rule for part in statuses for rule, (status, _) in part.items() if status == "fails"})
     if failing or said == "fails":
         raise RunFailed(f"{path}: its verdict fails ({', '.join(failing) or 'as it says'}): a ledger takes what holds")
     if depth not in DEPTHS or DEPTHS.index(depth) < DEPTHS.index(LEAST_DEPTH):
         raise InputError(f"{path}: expected a verdict of depth {LEAST_DEPTH} or deeper, found {str(depth)[:20]}: judge it again with "
                          f"{command} {path}")  # fmt: skip
-    wanted = {rule.id for rule, _ in chosen(depth)} - set(OPTIONAL) | {rule for rule, (_, required) in statuses.items() if required}
-    if missing := sorted(rule for rule in wanted if statuses.get(rule, ("",))[0] != "holds"):
-        raise RunFailed(f"{path}: its verdict is incomplete ({', '.join(missing[:4])} not judged): a ledger takes what holds")
+    of_runs = {rule.id for rule, _ in chosen(depth)} - set(OPTIONAL)
+    for part, of_attempt in zip(statuses, [len(parts) > 1, *[False] * (len(parts) - 1)]):
+        wanted = (set() if of_attempt else of_runs) | {rule for rule, (_, required) in part.items() if required}
+        if missing := sorted(rule for rule in wanted if part.get(rule, ("",))[0] != "holds"):
+            raise RunFailed(f"{path}: its verdict is incomplete ({', '.join(missing[:4])} not judged): a ledger takes what holds")
     if any(open_run(run).log.sha256 not in logs for run in runs):
         raise InputError(f"{name}: expected the verdict on the runs as they are, found that of other logs: judge it again with "
                          f"{command} {path}")  # fmt: skip

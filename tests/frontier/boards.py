@@ -4,7 +4,7 @@ import datetime
 import random
 from typing import Any
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--\u2028\u202e\ud800 <b>bold</b>"
+HOSTILE = "<b>bold</b></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--\u2028\u202e\ud800"
 HARDWARE = ("AMD EPYC 7B13, 2 cores", "Apple M2, 8 cores", "1 x NVIDIA H100 80GB")
 SPEED = (1.0, 0.42, 0.06)  # seconds of a class, for the same steps
 KINDS, BACKENDS = ("person", "model", "agent"), ("jaxrun", "torchref")
@@ -15,33 +15,35 @@ RULES = ("log.form", "log.chain", "plan.track", "log.totals", "clock.agree", "cl
          "probe.sums", "recompute.val", "replay.stretch")  # fmt: skip
 
 
-def board(count: int = 40, reported: int = 91, hostile: bool = False, nulls: bool = False, matrices: bool = True) -> dict[str, Any]:
-    """A board of `count` entries and `reported` records. `nulls`: every value that may be unknown is, somewhere."""
+def board(count: int = 40, reported: int = 91, said: str = "", nulls: bool = False, matrices: bool = True) -> dict[str, Any]:
+    """A board of `count` entries and `reported` records. `said`: what strangers wrote, everywhere; `nulls`: every value that may be
+    unknown is, somewhere.
+    """
     rng = random.Random(count)
     entries: list[dict[str, Any]] = []
     for number in range(count):
-        entries.append(_entry(rng, number, count, entries, hostile, nulls and number % 2 == 0))
-    tracks = [_track("pocket", "a laptop, minutes on 2 cores", 4.65, "seconds"), _track("pocket-optimizer", "optimizer research on a laptop", 4.65, "steps"),
-              _track("small", "the public track 1: 124M parameters, 8 x H100", 3.28, "seconds"), _track("tiny", "tests", None, None)]
+        entries.append(_entry(rng, number, count, entries, said, nulls and number % 2 == 0))
+    tracks = [_track("pocket", "a laptop, minutes on 2 cores", 4.65, "seconds"), _track("pocket-optimizer", "optimizer research on a laptop", 4.65, "steps")]
+    tracks = [track for track in tracks if any(entry["track"] == track["name"] for entry in entries)]
     frontiers = _frontiers(entries)
     return {
         "generated_utc": "2026-11-25T17:00:00Z", "version": "0.1.0", "tracks": tracks,
         "hardware": list(dict.fromkeys(entry["hardware"] for entry in entries)), "entries": entries, "frontiers": frontiers,
-        "progress": _progress(entries), "attribution": _attribution(rng, hostile) if entries else {"by_kind": [], "by_backend": [], "by_technique": []},
+        "progress": _progress(entries), "attribution": _attribution(rng, said) if entries else {"by_kind": [], "by_backend": [], "by_technique": []},
         "reported": {"source": "records of github.com/KellerJordan/modded-nanogpt", "note": "reported by others, not verified here",
                      "records": [_record(number, reported, nulls) for number in range(1, reported + 1)]},
-        "matrices": {"cheats": _cheats(hostile), "parity": _parity()} if matrices else {"cheats": None, "parity": None},
+        "matrices": {"cheats": _cheats(said), "parity": _parity()} if matrices else {"cheats": None, "parity": None},
     }  # fmt: skip
 
 
-def page(entry: dict[str, Any], hostile: bool = False, nulls: bool = False, train_steps: int = 256) -> dict[str, Any]:
+def page(entry: dict[str, Any], said: str = "", nulls: bool = False, train_steps: int = 256) -> dict[str, Any]:
     """An entry's page."""
     rng = random.Random(entry["id"])
-    said = HOSTILE if hostile else "the digests of 256 batches"
+    said = said or "the digests of 256 batches"
     runs = [_run(rng, entry, number, said, nulls, train_steps) for number in range(entry["runs"])]
     return {**entry, "runs_detail": [] if nulls and entry["runs"] == 1 else runs,
             "attempt_rules": [] if nulls else [["attempt.claim", "holds", said], ["attempt.seeds", "not judged", "one run"], ["attempt.alone", "fails", "a twin"]],
-            "declaration": {"claim": said, "seeds": [1, 2, 3], "judge": {"alpha": 0.01}}, "recipe_fields": {"steps": 256, "muon_rate": 0.02, "tied": True, "schedule": None},
+            "declaration": None if nulls else f'{{\n  "claim": "{said}"\n}}', "recipe_fields": {"steps": 256, "muon_rate": 0.02, "tied": True, "schedule": None},
             "versions": {"jax": "0.9.1", "jaxrun": "0.1.0"}, "host": {"cores": 2, "memory_gib": 23.4, "name": said},
             "source": None if nulls else {"file": "program.py", "text": (said + "\n") * 3 + "def make(recipe):\n    return optax.adamw(0.001)\n"},
             "reproduce": [] if nulls else ["python -m parity.attempt fetch " + entry["id"], "python -m parity.attempt run mine", f"python -m parity.attempt judge mine  # {said}"],
@@ -54,7 +56,7 @@ def _track(name: str, purpose: str, target: float | None, scored: str | None) ->
     return {"name": name, "purpose": purpose, "slice": "news", "val_tokens": 131_072, "target": target, "scored": scored, "hypervolume": volume}
 
 
-def _entry(rng: random.Random, number: int, count: int, before: list[dict[str, Any]], hostile: bool, nulls: bool) -> dict[str, Any]:
+def _entry(rng: random.Random, number: int, count: int, before: list[dict[str, Any]], said: str, nulls: bool) -> dict[str, Any]:
     track = "pocket" if rng.random() < 0.8 else "pocket-optimizer"
     place = rng.choices(range(3), (6, 3, 2))[0]
     progress, runs = number / max(count - 1, 1), 1 if nulls else rng.choice((3, 5, 5, 8))
@@ -71,28 +73,29 @@ def _entry(rng: random.Random, number: int, count: int, before: list[dict[str, A
     earlier = [entry for entry in before if entry["track"] == track]
     best = min(earlier, key=lambda entry: entry["loss"]["mean"]) if earlier else None
     return {
-        "id": f"{day}-{title.split(',')[0].replace(' ', '-')}-{backend}-{rng.getrandbits(32):08x}", "title": HOSTILE if hostile else title, "track": track,
-        "author": HOSTILE if hostile else rng.choice(("Ada Lovelace", "claude-x", "opt-agent-7", "Emmy Noether")), "kind": rng.choice(KINDS), "backend": backend,
-        "recipe": HOSTILE if hostile else "muon", "techniques": [HOSTILE] if hostile else rng.sample(TECHNIQUES, rng.randint(0, 3)), "note": HOSTILE if hostile else "",
-        "hardware": HOSTILE if hostile else HARDWARE[place], "date": str(day), "runs": runs, "depth": "replay", "isolation": "landlock and seccomp",
+        "id": f"{day}-{title.split(',')[0].replace(' ', '-')}-{backend}-{rng.getrandbits(32):08x}", "title": said or title, "track": track,
+        "author": said or rng.choice(("Ada Lovelace", "claude-x", "opt-agent-7", "Emmy Noether")), "kind": rng.choice(KINDS), "backend": backend,
+        "recipe": said or "muon", "techniques": [said] if said else rng.sample(TECHNIQUES, rng.randint(0, 3)), "note": said or "",
+        "hardware": said or HARDWARE[place], "date": str(day), "runs": runs, "depth": "replay", "isolation": "landlock and seccomp",
         "loss": {"mean": mean, "sd": half and half * 1.1, "low": half and mean - half, "high": half and mean + half},
         "bits_per_byte": None if nulls else 1.71, "confirm_loss": None if nulls else mean + 0.014,
         "cost": dict(zip(AXES, (points[-1][3], points[-1][0], points[-1][1], points[-1][2]))), "points": points, "share": None if nulls else 1.0,
         "target": dict(zip(("steps", "tokens", "flops", "seconds"), reached[:4])) | {"p": 0.001} if reached and not nulls else None,
-        "target_reason": "" if reached and not nulls else (HOSTILE if hostile else "no evaluation is at or below 4.65"),
-        "delta": _delta(rng, best, mean, points, half, hostile), "record": best is None or mean < best["loss"]["mean"], "on_frontier": ["seconds"] if rng.random() < 0.1 else [],
+        "target_reason": "" if reached and not nulls else (said or "no evaluation is at or below 4.65"),
+        "delta": _delta(rng, best, mean, points, half, said), "record_reason": said or "the first to reach the target", "record": best is None or mean < best["loss"]["mean"], "on_frontier": ["seconds"] if rng.random() < 0.1 else [],
     }  # fmt: skip
 
 
-def _delta(rng: random.Random, best: dict[str, Any] | None, mean: float, points: list[list[float]], half: float | None, hostile: bool) -> dict[str, Any]:
+def _delta(rng: random.Random, best: dict[str, Any] | None, mean: float, points: list[list[float]], half: float | None, said: str) -> dict[str, Any]:
     if best is None or half is None:
         verdict = "first" if best is None else "not judged"
-        return {"sentence": HOSTILE if hostile else f"{verdict}: nothing to compare with", "verdict": verdict, "loss": None, "costs": []}
+        return {"sentence": said or f"{verdict}: nothing to compare with", "verdict": verdict, "loss": None, "costs": [], "p": None,
+                "losses": [], "skipped": [said or "an attempt on other hardware"]}
     change = round(mean - best["loss"]["mean"] + 0.02 * rng.gauss(0, 0.3), 5)
     low, high = change - 1.6 * half, change + 1.6 * half
     verdict = "improves" if high < 0 else "worse" if low > 0 else "inside the noise"
     seconds = round(change * 400, 1)
-    return {"sentence": HOSTILE if hostile else f"{verdict}: {change:+.4f} nats at {points[-1][0]} steps, {seconds:+.1f} s to the same loss", "verdict": verdict,
+    return {"sentence": said or f"{verdict}: {change:+.4f} nats at {points[-1][0]} steps, {seconds:+.1f} s to the same loss", "verdict": verdict,
             "loss": {"change": change, "low": low, "high": high, "p": 0.001, "against": best["id"], "axis": "steps"},
             "costs": [{"axis": axis, "change": seconds, "percent": seconds / 1.2, "low": seconds - 4, "high": seconds + 4, "p": 0.001, "against": best["id"]} for axis in AXES]}  # fmt: skip
 
@@ -124,9 +127,9 @@ def _progress(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _attribution(rng: random.Random, hostile: bool) -> dict[str, Any]:
+def _attribution(rng: random.Random, said: str) -> dict[str, Any]:
     def rows(names: tuple[str, ...]) -> list[dict[str, Any]]:
-        return [{"track": "pocket", "name": HOSTILE if hostile else name, "entries": rng.randint(1, 20), "records": rng.randint(0, 5), "gain": round(rng.uniform(0, 30), 1),
+        return [{"track": "pocket", "name": said or name, "entries": rng.randint(1, 20), "records": rng.randint(0, 5), "gain": round(rng.uniform(0, 30), 1),
                  "unit": "s", "share": round(rng.random(), 2)} for name in names]  # fmt: skip
 
     return {"by_kind": rows(KINDS), "by_backend": rows(BACKENDS), "by_technique": rows(TECHNIQUES)}
@@ -143,8 +146,8 @@ def _record(number: int, count: int, nulls: bool) -> dict[str, Any]:
             "sure": "its logs were published" if not bare else "no logs are public", "points": points}  # fmt: skip
 
 
-def _cheats(hostile: bool) -> list[dict[str, Any]]:
-    return [{"cheat": f"cheat-{number}", "sentence": HOSTILE if hostile else "trains on the val tokens", "kind": ("edit", "program", "train", "attempt")[number % 4], "backend": backend,
+def _cheats(said: str) -> list[dict[str, Any]]:
+    return [{"cheat": f"cheat-{number}", "sentence": said or "trains on the val tokens", "kind": ("edit", "program", "train", "attempt")[number % 4], "backend": backend,
              "depth": "probe", "status": "fails", "failing": [RULES[number % len(RULES)]], "not_judged": ["cross.losses"] if number == 3 else [], "expected": [RULES[number % len(RULES)]],
              "open": "no rule sees it yet" if number == 5 else "", "right": number != 6, "seconds": 1.2, "reasons": {RULES[number % len(RULES)]: "a row sums to 1.2"}}
             for number in range(10) for backend in BACKENDS]  # fmt: skip

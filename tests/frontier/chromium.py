@@ -51,11 +51,17 @@ class Page:
     def until(self, script: str, what: str = "") -> Any:
         """Waits until an expression is true, and returns it; raises TimeoutError with `what`."""
         end = time.monotonic() + WAIT_S
-        while not (value := self.run(script)):
+        while not (value := self._value(script)):
             if time.monotonic() > end:
                 raise TimeoutError(f"{what or script}; console: {self.problems}")
             time.sleep(0.02)
         return value
+
+    def _value(self, script: str) -> Any:
+        try:
+            return self.run(script)
+        except RuntimeError:  # the page is about to be another one
+            return None
 
     def open(self, url: str, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Shows a URL at a width and height in CSS pixels, and waits until it has loaded."""
@@ -77,8 +83,11 @@ class Page:
         """Moves the mouse to a place in the window."""
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def click(self, x: float, y: float) -> None:
-        """Clicks with the left button."""
+    def click(self, selector: str) -> None:
+        """Clicks with the left button on the middle of an element, which is brought into view."""
+        script = f"(one => (one.scrollIntoView({{block: 'center'}}), one.getBoundingClientRect().toJSON()))(document.querySelector({json.dumps(selector)}))"
+        box = self.run(script)
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -92,10 +101,16 @@ class Page:
         printed = self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False)
         file.write_bytes(base64.b64decode(printed["data"]))
 
+    def close(self) -> None:
+        """Closes the tab."""
+        self.send("Page.close")
+
     def saw(self, method: str, params: dict[str, Any]) -> None:
         """Notes an event of this tab."""
         if method == "Page.loadEventFired":
             self._loaded = True
+        elif method == "Page.javascriptDialogOpening":
+            self.problems.append(f"a dialog: {params['message']}")
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":

@@ -38,7 +38,8 @@ def page(entry: dict[str, Any], track: dict[str, Any] | None, titles: dict[str, 
 def _by(entry: dict[str, Any]) -> str:
     runs = f"{entry['runs']} run{'' if entry['runs'] == 1 else 's'}"
     note = f"<br>{name(entry['note'])}" if entry["note"] else ""
-    record = " It was a record when it was added." if entry["record"] else ""
+    why = f": {name(entry['record_reason'])}" if entry.get("record_reason") else ""
+    record = f" It was a record when it was added{why}." if entry["record"] else ""
     return (f"By {name(entry['author'])} ({text(entry['kind'])}), {text(entry['date'])}: {runs} of {name(entry['recipe'])} in "
             f"{text(entry['backend'])} on the track {text(entry['track'])}, on {name(entry['hardware'])}.{record}{note}")  # fmt: skip
 
@@ -75,7 +76,7 @@ def _result(entry: dict[str, Any], titles: dict[str, str]) -> str:
              ("techniques", ", ".join(name(one) for one in entry["techniques"]) or "none named"),
              ("everything started", f"{anything(started['runs'])} runs, {anything(started['tuning'])} for tuning: "
               f"{cost(started['seconds'], 'seconds')}, {cost(started['flops'], 'flops')}"),
-             ("verified at depth", text(entry["depth"])), ("isolation", text(entry["isolation"]))]  # fmt: skip
+             ("verified at depth", text(entry["depth"])), ("isolation", anything(entry["isolation"]))]  # fmt: skip
     return _section("result", "Result", facts(pairs) + _delta(entry["delta"], titles) + _pairs(entry["paired"], titles))
 
 
@@ -86,7 +87,7 @@ def _sd(sd: float | None) -> str:
 def _delta(delta: dict[str, Any], titles: dict[str, str]) -> str:
     """The delta in loss and in each cost, as a table."""
     rows = []
-    if found := delta["loss"]:
+    for found in delta.get("losses") or filter(None, [delta["loss"]]):
         rows.append((f"loss at equal {AXIS_NAMES.get(found['axis'], text(found['axis']))}", f"{change(found['change'])} nats", UNKNOWN, between(found["low"], found["high"]),
                      probability(found["p"]), link(titles, found["against"], "")))  # fmt: skip
     for one in delta["costs"]:
@@ -94,9 +95,12 @@ def _delta(delta: dict[str, Any], titles: dict[str, str]) -> str:
         moved = minus(f"{one['change']:+,.4g} {UNITS[one['axis']]}") if known(one["change"]) else UNKNOWN
         rows.append((f"{AXIS_NAMES.get(one['axis'], text(one['axis']))} at equal loss", moved, percent, between(one["low"], one["high"], "+,.4g"),
                      probability(one["p"]), link(titles, one["against"], "")))  # fmt: skip
+    skipped = "".join(f"<li>{name(reason)}</li>" for reason in delta.get("skipped") or ())
+    below = f"<details><summary>Why earlier attempts took no part</summary><ul>{skipped}</ul></details>" if skipped else ""
     if not rows:
-        return ""
-    return table(("Change in", "Change", "In per cent", "95% interval", "p", "Against"), rows, "What it changed; negative is better", (1, 2, 3, 4))
+        return below
+    caption = "What it changed; negative is better"
+    return table(("Change in", "Change", "In per cent", "95% interval", "p", "Against"), rows, caption, (1, 2, 3, 4)) + below
 
 
 def _pairs(paired: Sequence[dict[str, Any]], titles: dict[str, str]) -> str:
@@ -116,9 +120,14 @@ def _runs(entry: dict[str, Any]) -> str:
 
 def _recipe(entry: dict[str, Any]) -> str:
     groups = (("Recipe", "recipe_fields"), ("Declared beforehand", "declaration"), ("Versions", "versions"), ("Host", "host"))
-    found = [f"<h3>{title}</h3>{facts((text(key), anything(value)) for key, value in entry[field].items())}"
-             for title, field in groups if entry[field]]  # fmt: skip
+    found = [f"<h3>{title}</h3>{_pairs_or_text(entry[field])}" for title, field in groups if entry[field]]  # fmt: skip
     return _section("recipe", "Recipe and circumstances", f'<div class="side">{"".join(f"<div>{one}</div>" for one in found)}</div>')
+
+
+def _pairs_or_text(value: dict[str, Any] | str) -> str:
+    if isinstance(value, dict):
+        return facts((text(key), anything(one)) for key, one in value.items())
+    return f'<pre tabindex="0"><code>{text(value)}</code></pre>'
 
 
 def _source(entry: dict[str, Any]) -> str:

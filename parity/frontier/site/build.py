@@ -23,7 +23,7 @@ def build(board: dict[str, Any], folder: Path, pages: Iterable[dict[str, Any]]) 
     longer there are removed; other files of the folder are left alone. Raises InputError for an id that is no file name, for ids
     that occur twice, and where the folder cannot be written.
     """
-    folder = Path(folder)
+    folder, board = Path(folder), columns.whole(board)
     known = {entry["id"]: entry for entry in board["entries"]}
     if len(known) < len(board["entries"]):
         raise InputError(f"the board has {len(board['entries'])} entries but {len(known)} ids: every entry needs an id of its own")

@@ -3,19 +3,32 @@
 Titles, authors and dates are in the record table already; the scripts take them from there.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parity.frontier.site.figures import AXES
+from parity.track import track_for
 
 REPORTED_TRACK = "small"  # the public history is of the public track 1, which the project has as `small`
+CURVE = ("steps", "tokens", "flops", "seconds")  # what a point of an entry has before its loss
 KINDS, BACKENDS = ("person", "model", "agent"), ("jaxrun", "torchref")  # each keeps its shape or colour on every board
 LOSS_DIGITS, COST_DIGITS = 5, 5  # after the point; in all
+COUNT_DIGITS = 15  # steps and tokens are counts
+
+
+def whole(board: dict[str, Any]) -> dict[str, Any]:
+    """The board with the reported records' track among its tracks, and with no reported records where it has None."""
+    reported = {"track": REPORTED_TRACK, **(board["reported"] or {"source": "", "note": "", "records": []})}
+    tracks = list(board["tracks"])
+    if reported["records"] and all(track["name"] != reported["track"] for track in tracks):
+        track = track_for(reported["track"])
+        tracks.append({"name": track.name, "purpose": track.purpose, "slice": track.slice, "val_tokens": track.val_tokens, "target": track.target,
+                       "scored": track.scored, "hypervolume": []})  # fmt: skip
+    return board | {"tracks": tracks, "reported": reported}
 
 
 def data(board: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the first page's charts draw. Entries are named by their place in `board["entries"]`."""
+    """Everything that the first page's charts draw, of a whole board. Entries are named by their place in `board["entries"]`."""
     entries, places = board["entries"], {entry["id"]: place for place, entry in enumerate(board["entries"])}
     tracks = [track["name"] for track in board["tracks"]]
     names = {
@@ -42,8 +55,8 @@ def curves(board: dict[str, Any]) -> dict[str, Any]:
     cost: axis -> change, low and high in per cent of the cost that they are against.
     """
     return {
-        "entries": [_turned(entry["points"], 5) for entry in board["entries"]],
-        "reported": [_turned(record["points"], 3) for record in board["reported"]["records"]],
+        "entries": [_turned(entry["points"], CURVE) for entry in board["entries"]],
+        "reported": [_turned(record["points"], ("steps", "seconds")) for record in board["reported"]["records"]],
         "costs": [{one["axis"]: _percent(one) for one in entry["delta"]["costs"]} for entry in board["entries"]],
     }
 
@@ -56,8 +69,8 @@ def final_loss(record: dict[str, Any]) -> float | None:
 
 
 def rounded(value: float | None, digits: int = COST_DIGITS) -> float | int | None:
-    """A number with so many significant digits; None where it is none or not finite."""
-    if value is None or not math.isfinite(value):
+    """A number with so many significant digits; None stays None."""
+    if value is None:
         return None
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
@@ -67,8 +80,12 @@ def _names(first: Iterable[str], then: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*first, *then]))
 
 
+def _cost(value: float | None, axis: str | None) -> float | int | None:
+    return rounded(value, COUNT_DIGITS if axis in ("steps", "tokens") else COST_DIGITS)
+
+
 def _loss(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, LOSS_DIGITS)
+    return None if value is None else round(value, LOSS_DIGITS)
 
 
 def _entries(entries: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[str, Any]:
@@ -78,8 +95,8 @@ def _entries(entries: list[dict[str, Any]], names: dict[str, list[str]]) -> dict
     found["verdict"] = [place["verdict"][entry["delta"]["verdict"]] for entry in entries]
     for key, said in (("loss", "mean"), ("low", "low"), ("high", "high")):
         found[key] = [_loss(entry["loss"][said]) for entry in entries]
-    found["cost"] = [[rounded(entry["cost"][axis]) for entry in entries] for axis in AXES]
-    found["target"] = [[rounded((entry["target"] or {}).get(axis)) for entry in entries] for axis in AXES]
+    found["cost"] = [[_cost(entry["cost"][axis], axis) for entry in entries] for axis in AXES]
+    found["target"] = [[_cost((entry["target"] or {}).get(axis), axis) for entry in entries] for axis in AXES]
     for key, said in (("change", "change"), ("change_low", "low"), ("change_high", "high")):
         found[key] = [_loss(one[said]) for one in change]
     found["record"] = [place for place, entry in enumerate(entries) if entry["record"]]
@@ -90,20 +107,22 @@ def _line(one: dict[str, Any], axis: str | None, places: dict[str, int]) -> dict
     """A frontier or a progress line: where it belongs, and its points as columns."""
     first, second, third = zip(*one["points"]) if one["points"] else ((), (), ())
     return {"track": one["track"], "axis": axis, "hardware": one["hardware"],
-            "x": [value if isinstance(value, str) else rounded(value) for value in first],
-            "y": [rounded(value, 6) for value in second], "entry": [places.get(identifier) for identifier in third]}  # fmt: skip
+            "x": [value if isinstance(value, str) else _cost(value, axis) for value in first],
+            "y": [_cost(value, axis) if isinstance(first[0], str) else _loss(value) for value in second], "entry": [places.get(identifier) for identifier in third]}  # fmt: skip
 
 
 def _reported(reported: dict[str, Any]) -> dict[str, Any]:
     records = reported["records"]
     steps = [record["points"][-1][0] if record["points"] else None for record in records]
-    return {"track": reported.get("track", REPORTED_TRACK), "seconds": [rounded(record["seconds"]) for record in records], "steps": steps,
-            "loss": [_loss(final_loss(record)) for record in records]}  # fmt: skip
+    return {"track": reported["track"], "seconds": [rounded(record["seconds"]) for record in records], "steps": steps,
+            "loss": [_loss(final_loss(record)) for record in records],
+            "change": [None if record["gain_nats"] is None else _loss(-record["gain_nats"]) for record in records]}  # fmt: skip
 
 
-def _turned(points: list[list[float | None]], width: int) -> list[list[float | None]]:
-    return [[_loss(value) if place == width - 1 else rounded(value) for value in column]
-            for place, column in enumerate(zip(*points))] if points else [[] for _ in range(width)]  # fmt: skip
+def _turned(points: list[list[float | None]], axes: Sequence[str]) -> list[list[float | None]]:
+    """Columns of points that are costs on these axes and then a loss."""
+    columns = list(zip(*points)) or [()] * (len(axes) + 1)
+    return [*([_cost(value, axis) for value in column] for axis, column in zip(axes, columns)), [_loss(value) for value in columns[-1]]]
 
 
 def _percent(one: dict[str, Any]) -> list[float | None]:

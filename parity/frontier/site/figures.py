@@ -7,6 +7,7 @@ from parity.frontier.site.markup import UNKNOWN, text
 AXES = ("seconds", "steps", "tokens", "flops")
 UNITS = {"seconds": "s", "steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
 AXIS_NAMES = {"seconds": "seconds", "steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
+FEW = 0.095  # shares below it have a decimal
 MANY = 1e8  # from here on numbers are written with a power of ten
 
 
@@ -59,9 +60,14 @@ def probability(value: float | None) -> str:
     return "p &lt; 0.0001" if value < 1e-4 else f"p {value:.2g}"
 
 
+def gain(value: float | None) -> str:
+    """A gain of unknown unit, with three digits."""
+    return minus(f"{value:.3g}") if known(value) else UNKNOWN
+
+
 def part(value: float | None) -> str:
     """A share as a percentage."""
-    return f"{value:.0%}" if known(value) else UNKNOWN
+    return f"{value:.{0 if value >= FEW or not value else 1}%}" if known(value) else UNKNOWN
 
 
 def anything(value: object) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from parity.frontier.site import columns, matrices, records, summary
-from parity.frontier.site.figures import AXIS_NAMES, anything, cost, loss, part, probability
+from parity.frontier.site.figures import AXIS_NAMES, anything, cost, gain, loss, part, probability
 from parity.frontier.site.markup import UNKNOWN, chart, embedded, name, page as whole_page, table, text
 
 SCRIPTS = ("state.js", "figures.js", "chart.js", "board.js", "records.js", "frontier.js", "progress.js", "delta.js", "index.js",
@@ -61,11 +61,12 @@ def _filters(board: dict[str, Any]) -> str:
 
 def _frontier(board: dict[str, Any]) -> str:
     reported = board["reported"]
+    triangles = f"Hollow triangles are {text(reported['note'])}." if reported["records"] else ""
     text_above = (
         "<p>Each mark is an attempt's final loss at its final cost; the line is the lowest loss that any verified attempt had reached at a cost. "
         "<strong>Down and to the left is better.</strong> Seconds compare only within one class of hardware, so each class has a colour "
         "and a line of its own there; on the other axes colours are backends and one line holds for all. "
-        f"Hollow triangles are {text(reported['note'])}.</p>"
+        f"{triangles}</p>"
         )  # fmt: skip
     hint = ('<p class="hint js-only">Point at a mark, or move through the marks with the arrow keys, to see its figures and its whole curve; a '
             "click or Enter opens its page. Drag to zoom, or press + and −; 0 fits the results again.</p>")  # fmt: skip
@@ -75,7 +76,7 @@ def _frontier(board: dict[str, Any]) -> str:
 
 
 def _records(board: dict[str, Any]) -> str:
-    said = "" if board["entries"] else '<p class="notice">No attempt has been verified yet: the rows are the public history.</p>'
+    said = "" if board["entries"] else '<p class="notice">No attempt has been verified yet: rows are the public history.</p>'
     more = '<p class="js-only"><button type="button" id="more" hidden></button></p>'
     return _section("records", "Attempts", f"{said}{records.table(board)}{more}")
 
@@ -107,7 +108,7 @@ def _attribution(board: dict[str, Any]) -> str:
     found = []
     for key, caption in captions:
         rows = [(text(one["name"]), text(one["track"]), anything(one["entries"]), anything(one["records"]),
-                 f"{anything(one['gain'])} {text(one['unit'])}", part(one["share"])) for one in board["attribution"][key]]
+                 f"{gain(one['gain'])} {text(one['unit'])}", part(one["share"])) for one in board["attribution"][key]]
         if rows:
             found.append(table(("Name", "Track", "Attempts", "Records", "Gain", "Share"), rows, caption, (2, 3, 4, 5)))
     about = "<p>Who and what the gains came from: a gain is by how much a record improved on the one before it.</p>"
@@ -116,19 +117,22 @@ def _attribution(board: dict[str, Any]) -> str:
 
 def _history(board: dict[str, Any]) -> str:
     reported = board["reported"]
+    if not reported["records"]:
+        return _section("history", "Public history", "<p>None is shown here.</p>")
     rows = [_reported(record) for record in reversed(reported["records"])]
-    head = ("Record", "Date", "Title", "Hardware", "Seconds", "Runs", "Loss", "p", "Gain, s", "Gain, %", "Gain, nats", "Share", "How sure")
-    below = table(head, rows, "Records of the public history", (4, 5, 6, 7, 8, 9, 10, 11)) if rows else "<p>None are known.</p>"
+    head = ("Record", "Date", "Title, and how sure its gain is", "Hardware", "Seconds", "Runs", "Loss", "p", "Gain, s", "Gain, %", "Gain, nats", "Share")
+    below = table(head, rows, "Records of the public history; a gain is against the record before, a share is of all gains", range(4, 12), "history")
     return _section("history", "Public history",
                     f'<p><strong class="reported-mark">△ {text(reported["note"])}.</strong> Source: {name(reported["source"])}. Never mixed '
                     f"with the verified results: no frontier, record or attribution above counts any of it.</p>"
-                    f"<details{'' if board['entries'] else ' open'}><summary>{len(rows)} records with their figures</summary>{below}</details>")  # fmt: skip
+                    f"<details><summary>{len(rows)} records with their figures</summary>{below}</details>")  # fmt: skip
 
 
 def _reported(record: dict[str, Any]) -> tuple[str, ...]:
     spread = "" if record["loss_sd"] is None else f" <small>sd {record['loss_sd']:.4f}</small>"
     form = {"gain_seconds": ".1f", "gain_percent": ".1f", "gain_nats": ".4f"}
     gains = [UNKNOWN if record[key] is None else f"{record[key]:{digits}}".replace("-", "−") for key, digits in form.items()]
-    return (text(record["label"]), text(record["date"]), text(record["title"]) or UNKNOWN, text(record["hardware"]),
+    title = f"{text(record['title']) or UNKNOWN}<br><small>{text(record['sure'])}</small>"
+    return (text(record["label"]), f"<time>{text(record['date'])}</time>", title, text(record["hardware"]),
             cost(record["seconds"], "seconds", unit=False), anything(record["runs"]), loss(record["loss_mean"]) + spread,
-            probability(record["p"]).removeprefix("p "), *gains, part(record["share"]), text(record["sure"]))  # fmt: skip
+            probability(record["p"]).removeprefix("p "), *gains, part(record["share"]))  # fmt: skip

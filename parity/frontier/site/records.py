@@ -42,7 +42,8 @@ def _delta(delta: dict[str, Any]) -> str:
 
 
 def _reported(record: dict[str, Any]) -> str:
-    gain = UNKNOWN if record["gain_seconds"] is None else minus(f"{-record['gain_seconds']:+.1f} s")
+    faster = "" if record["gain_seconds"] is None else minus(f" <small>{-record['gain_seconds']:+.1f} s</small>")
+    gain = f"{UNKNOWN if record['gain_nats'] is None else change(-record['gain_nats'])}{faster}"
     mean, seconds = loss(record["loss_mean"]), cost(record["seconds"], "seconds", unit=False)
     title = record["title"] or f"record {record['label']}"
     return (f"<tr class=reported><td>{text(record['label'])}<td>{text(record['date'])}<th scope=row>{text(title)} "

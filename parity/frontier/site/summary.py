@@ -36,8 +36,8 @@ def _has_results(track: dict[str, Any], board: dict[str, Any]) -> bool:
 
 def _last(board: dict[str, Any]) -> str:
     if not board["entries"]:
-        return ('<p class="latest"><strong>No attempt has been verified yet.</strong> What follows is the public history, reported by others '
-                "and not verified here.</p>")  # fmt: skip
+        follows = "What follows is the public history, reported by others and not verified here." if board["reported"]["records"] else ""
+        return f'<p class="latest"><strong>No attempt has been verified yet.</strong> {follows}</p>'
     entry = board["entries"][-1]
     return (f'<p class="latest"><span class="tag">last attempt</span> {link(titles(board), entry["id"])} by {name(entry["author"])} on '
             f'{text(entry["track"])}, <time>{text(entry["date"])}</time>: {name(entry["delta"]["sentence"])}</p>')  # fmt: skip
@@ -62,7 +62,8 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
         best = min(scored, key=lambda entry: entry["loss"]["mean"])
         said.append(f'<li>lowest loss {loss(best["loss"]["mean"])}{spread(best["loss"]["low"], best["loss"]["high"])}: '
                     f'{link(titles(board), best["id"])}</li>')  # fmt: skip
-    volumes = ", ".join(f"{one['value']:.4g} in {text(one['axis'])}{_on(one)}" for one in track["hypervolume"] if known(one["value"]))
+    volumes = ", ".join(f"{one['value']:.4g} in {text(one['axis'])}{_on(one)}" for one in track["hypervolume"]
+                        if known(one["value"]) and one["axis"] == track["scored"])
     volume = f'<p class="hint">Hypervolume under the frontier (larger is better): {volumes}.</p>' if volumes else ""
     count = f"{len(entries)} attempt{'s' if len(entries) > 1 else ''}"
     return (f'<div class="card"><h3>{text(track["name"])} <small>{count} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'

@@ -3,12 +3,14 @@
 site.board = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { entries, reported, names, axes } = data;
-  const count = entries.loss.length, others = reported.loss.length;
+  const count = entries.loss.length,
+    others = reported.loss.length;
   const rows = [...document.querySelectorAll("#records-table tbody tr")];
   const { known, loss, cost, change, between } = site.figures;
   const records = new Set(entries.record);
   const waiting = [];
-  let curves = null, asked = false;
+  let curves = null,
+    asked = false;
 
   // Rows are newest first, attempts before reported records.
   const row = (entry) => rows[count - 1 - entry];
@@ -18,29 +20,52 @@ site.board = (() => {
   const title = (line) => (line.cells[2].querySelector("a") || line.cells[2].firstChild).textContent.trim();
 
   function passes(entry, state) {
-    return state.status !== "reported" && names.track[entries.track[entry]] === state.track
-      && ["backend", "kind", "hardware"].every((key) => !state[key] || names[key][entries[key][entry]] === state[key]);
+    return (
+      state.status !== "reported" &&
+      names.track[entries.track[entry]] === state.track &&
+      ["backend", "kind", "hardware"].every((key) => !state[key] || names[key][entries[key][entry]] === state[key])
+    );
   }
 
   function passesReported(record, state) {
-    return state.status !== "verified" && reported.track === state.track && !state.backend && !state.kind
-      && (!state.hardware || cell(reportedRow(record), 9) === state.hardware);
+    return (
+      state.status !== "verified" &&
+      reported.track === state.track &&
+      !state.backend &&
+      !state.kind &&
+      (!state.hardware || cell(reportedRow(record), 9) === state.hardware)
+    );
   }
 
   function describe(entry) {
-    const line = row(entry), low = entries.low[entry], high = entries.high[entry];
+    const line = row(entry),
+      low = entries.low[entry],
+      high = entries.high[entry];
     const verdict = names.verdict[entries.verdict[entry]];
-    return [title(line), line.cells[2].querySelector("small").textContent,
+    return [
+      title(line),
+      line.cells[2].querySelector("small").textContent,
       `loss ${loss(entries.loss[entry])}${known(low) && known(high) ? ` ± ${((high - low) / 2).toFixed(4)}` : ""}`,
-      axes.map((axis, place) => known(entries.cost[place][entry]) && cost(entries.cost[place][entry], axis)).filter(Boolean).join(" · "),
-      known(entries.change[entry]) ? `change in loss ${change(entries.change[entry])} ${between(entries.change_low[entry], entries.change_high[entry])}, ${verdict}` : verdict,
-      [1, 7, 8, 9].map((place) => cell(line, place)).join(" · ")];
+      axes
+        .map((axis, place) => known(entries.cost[place][entry]) && cost(entries.cost[place][entry], axis))
+        .filter(Boolean)
+        .join(" · "),
+      known(entries.change[entry])
+        ? `change in loss ${change(entries.change[entry])} ${between(entries.change_low[entry], entries.change_high[entry])}, ${verdict}`
+        : verdict,
+      [1, 7, 8, 9].map((place) => cell(line, place)).join(" · "),
+    ];
   }
 
   function describeReported(record) {
     const line = reportedRow(record);
-    return [title(line), "reported by others, not verified here", `loss ${loss(reported.loss[record])}`,
-      `${cost(reported.seconds[record], "seconds")} on ${cell(line, 9)}`, `record ${cell(line, 0)} · ${cell(line, 1)}`];
+    return [
+      title(line),
+      "reported by others, not verified here",
+      `loss ${loss(reported.loss[record])}`,
+      `${cost(reported.seconds[record], "seconds")} on ${cell(line, 9)}`,
+      `record ${cell(line, 0)} · ${cell(line, 1)}`,
+    ];
   }
 
   // Curves are many bytes: they come when the first one is asked for.
@@ -60,9 +85,29 @@ site.board = (() => {
   };
 
   const all = (number, keep) => Array.from({ length: number }, (_, place) => place).filter(keep);
-  return { data, entries, reported, names, axes, count, others, rows, row, reportedRow, cell, way, title, describe, describeReported, withCurves,
-    record: (entry) => records.has(entry), track: (name) => data.tracks.find((track) => track.name === name),
-    date: (entry) => cell(row(entry), 1), passes, passesReported,
+  return {
+    data,
+    entries,
+    reported,
+    names,
+    axes,
+    count,
+    others,
+    rows,
+    row,
+    reportedRow,
+    cell,
+    way,
+    title,
+    describe,
+    describeReported,
+    withCurves,
+    record: (entry) => records.has(entry),
+    track: (name) => data.tracks.find((track) => track.name === name),
+    date: (entry) => cell(row(entry), 1),
+    passes,
+    passesReported,
     visible: (state) => all(count, (entry) => passes(entry, state)),
-    visibleReported: (state) => all(others, (record) => passesReported(record, state)) };
+    visibleReported: (state) => all(others, (record) => passesReported(record, state)),
+  };
 })();

@@ -2,23 +2,35 @@
 "use strict";
 site.delta = (() => {
   const { board, chart, figures } = site;
-  const ROWS = 25, ROW_PX = 22, LONGEST = 30;
-  const looks = { improves: { symbol: "circle", place: 2, glyph: "circle" }, "inside the noise": { symbol: "circle-open", place: 7, glyph: "circle", hollow: true }, worse: { symbol: "diamond", place: 1, glyph: "diamond" } };
+  const ROWS = 25,
+    ROW_PX = 22,
+    LONGEST = 30;
+  const looks = {
+    improves: { symbol: "circle", place: 2, glyph: "circle" },
+    "inside the noise": { symbol: "circle-open", place: 7, glyph: "circle", hollow: true },
+    worse: { symbol: "diamond", place: 1, glyph: "diamond" },
+  };
   const other = { symbol: "square-open", place: 7, glyph: "square", hollow: true };
-  let start = 0, before = "";
+  let start = 0,
+    before = "";
 
   const shorter = (said, most) => (said.length > most ? said.slice(0, most - 1) + "…" : said);
 
   // [change, low, high] of an entry in the measure that is shown, or null.
   function change(entry, state, costs) {
     const { entries } = board;
-    if (state.measure !== "cost") return entries.change[entry] == null ? null : [entries.change[entry], entries.change_low[entry], entries.change_high[entry]];
+    if (state.measure !== "cost")
+      return entries.change[entry] == null
+        ? null
+        : [entries.change[entry], entries.change_low[entry], entries.change_high[entry]];
     const found = costs?.[entry]?.[state.axis];
     return found && found[0] != null ? found : null;
   }
 
   function plan(state, shown, costs) {
-    const rows = shown.slice(start, start + ROWS), cost = state.measure === "cost", most = chart.narrow() ? 13 : LONGEST;
+    const rows = shown.slice(start, start + ROWS),
+      cost = state.measure === "cost",
+      most = chart.narrow() ? 13 : LONGEST;
     const verdict = (entry) => board.names.verdict[board.entries.verdict[entry]];
     const points = rows.map((entry) => change(entry, state, costs));
     const look = rows.map((entry, row) => {
@@ -27,37 +39,115 @@ site.delta = (() => {
       return low == null ? other : high < 0 ? looks.improves : low > 0 ? looks.worse : looks["inside the noise"];
     });
     const ends = points.map(([middle, low, high]) => [middle - (low ?? middle), (high ?? middle) - middle]);
-    const traces = [{ type: "scatter", mode: "markers", x: points.map(([middle]) => middle), y: rows.map((_, row) => row), items: rows.map((entry) => ({ entry })),
-      error_x: { type: "data", symmetric: false, array: ends.map(([, up]) => up), arrayminus: ends.map(([down]) => down), color: chart.soft(), thickness: 1.4, width: 3 },
-      marker: { size: 9, symbol: look.map((one) => one.symbol), color: look.map((one) => (one.hollow ? chart.ink() : chart.colour(one.place))), line: { color: chart.ink(), width: look.map((one) => (one.hollow ? 1.4 : 0.7)) } } }];
-    const unit = cost ? `Change in ${state.axis === "flops" ? "FLOPs" : state.axis} at equal loss (%)` : `Change in loss at equal cost (nats${chart.narrow() ? "" : " per token"})`;
-    const legend = [...Object.entries(looks).map(([said, one]) => ({ colour: one.hollow ? "var(--ink)" : chart.colour(one.place), shape: one.glyph, hollow: one.hollow, text: said })), { text: "bars: 95% interval" }];
-    return { traces, legend, note: rows.length ? "" : "No attempt that passes the filters has a change that was judged.", layout: chart.layout(
-      chart.axis(`${unit} · ← ${chart.narrow() ? "" : "left is "}better`, { zeroline: true, zerolinecolor: chart.ink(), zerolinewidth: 1.2, nticks: chart.narrow() ? 4 : 9 }),
-      chart.axis("", { tickvals: rows.map((_, row) => row), ticktext: rows.map((entry) => chart.plain(shorter(board.title(board.row(entry)), most))), range: [Math.max(rows.length, 4) - 0.4, -0.6], minor: undefined, ticks: "" }),
-      { height: Math.max(rows.length, 4) * ROW_PX + 70, margin: { l: chart.narrow() ? 104 : 220, r: 14, t: 6, b: 48 } }) };
+    const traces = [
+      {
+        type: "scatter",
+        mode: "markers",
+        x: points.map(([middle]) => middle),
+        y: rows.map((_, row) => row),
+        items: rows.map((entry) => ({ entry })),
+        error_x: {
+          type: "data",
+          symmetric: false,
+          array: ends.map(([, up]) => up),
+          arrayminus: ends.map(([down]) => down),
+          color: chart.soft(),
+          thickness: 1.4,
+          width: 3,
+        },
+        marker: {
+          size: 9,
+          symbol: look.map((one) => one.symbol),
+          color: look.map((one) => (one.hollow ? chart.ink() : chart.colour(one.place))),
+          line: { color: chart.ink(), width: look.map((one) => (one.hollow ? 1.4 : 0.7)) },
+        },
+      },
+    ];
+    const unit = cost
+      ? `Change in ${state.axis === "flops" ? "FLOPs" : state.axis} at equal loss (%)`
+      : `Change in loss at equal cost (nats${chart.narrow() ? "" : " per token"})`;
+    const unjudged = look.includes(other)
+      ? [{ colour: "var(--ink)", shape: other.glyph, hollow: true, text: "not judged" }]
+      : [];
+    const legend = [
+      ...Object.entries(looks).map(([said, one]) => ({
+        colour: one.hollow ? "var(--ink)" : chart.colour(one.place),
+        shape: one.glyph,
+        hollow: one.hollow,
+        text: said,
+      })),
+      ...unjudged,
+      { text: "bars: 95% interval" },
+    ];
+    return {
+      traces,
+      legend,
+      note: rows.length ? "" : "No attempt that passes the filters has a change that was judged.",
+      layout: chart.layout(
+        chart.axis(`${unit} · ← ${chart.narrow() ? "" : "left is "}better`, {
+          zeroline: true,
+          zerolinecolor: chart.ink(),
+          zerolinewidth: 1.2,
+          nticks: chart.narrow() ? 4 : 9,
+        }),
+        chart.axis("", {
+          tickvals: rows.map((_, row) => row),
+          ticktext: rows.map((entry) => chart.plain(shorter(board.title(board.row(entry)), most))),
+          range: [Math.max(rows.length, 4) - 0.4, -0.6],
+          ticks: "",
+        }),
+        {
+          height: Math.max(rows.length, 4) * ROW_PX + 70,
+          margin: { l: chart.narrow() ? 104 : 220, r: 14, t: 6, b: 48 },
+        },
+      ),
+    };
   }
 
   function show(state, costs) {
-    const shown = board.visible(state).filter((entry) => change(entry, state, costs)).reverse();
-    const filters = JSON.stringify([state.track, state.backend, state.kind, state.hardware, state.status, state.measure, state.axis]);
+    const shown = board
+      .visible(state)
+      .filter((entry) => change(entry, state, costs))
+      .reverse();
+    const filters = JSON.stringify([
+      state.track,
+      state.backend,
+      state.kind,
+      state.hardware,
+      state.status,
+      state.measure,
+      state.axis,
+    ]);
     if (filters !== before) start = 0;
     before = filters;
     start = Math.max(0, Math.min(start, shown.length - 1));
     document.getElementById("newer").disabled = start === 0;
     document.getElementById("older").disabled = start + ROWS >= shown.length;
-    document.getElementById("shown").textContent = shown.length ? `${start + 1} to ${Math.min(start + ROWS, shown.length)} of ${shown.length}, newest first` : "";
-    return chart.draw("delta-chart", () => plan(state, shown, costs), { open: ({ entry }) => board.way(entry), describe: ({ entry }) => {
-      const [middle, low, high] = change(entry, state, costs), digits = state.measure === "cost" ? 1 : 4;
-      return [board.title(board.row(entry)), `${figures.change(middle, digits)}${state.measure === "cost" ? "%" : " nats"} ${figures.between(low, high, digits)}`, ...board.describe(entry).slice(1)];
-    } });
+    document.getElementById("shown").textContent = shown.length
+      ? `${start + 1} to ${Math.min(start + ROWS, shown.length)} of ${shown.length}, newest first`
+      : "";
+    return chart.draw("delta-chart", () => plan(state, shown, costs), {
+      open: ({ entry }) => board.way(entry),
+      describe: ({ entry }) => {
+        const [middle, low, high] = change(entry, state, costs),
+          digits = state.measure === "cost" ? 1 : 4;
+        return [
+          board.title(board.row(entry)),
+          `${figures.change(middle, digits)}${state.measure === "cost" ? "%" : " nats"} ${figures.between(low, high, digits)}`,
+          ...board.describe(entry).slice(1),
+        ];
+      },
+    });
   }
 
   function draw(state) {
     return state.measure === "cost" ? board.withCurves((found) => show(state, found.costs)) : show(state);
   }
 
-  for (const [id, sign] of [["newer", -1], ["older", 1]])
+  for (const [id, sign] of [
+    ["newer", -1],
+    ["older", 1],
+  ])
     document.getElementById(id).addEventListener("click", () => {
       start = Math.max(0, start + sign * ROWS);
       draw(site.shown());

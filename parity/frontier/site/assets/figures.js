@@ -5,9 +5,12 @@ site.figures = (() => {
   const powers = "⁰¹²³⁴⁵⁶⁷⁸⁹";
   const known = (value) => typeof value === "number" && isFinite(value);
   const minus = (said) => said.replace(/-/g, "−");
+  // The browser's own way to group digits takes long to start.
+  const grouped = (said) => said.replace(/^-?\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
   const loss = (value) => (known(value) ? value.toFixed(4) : "–");
   const change = (value, digits = 4) => (known(value) ? minus((value > 0 ? "+" : "") + value.toFixed(digits)) : "–");
-  const between = (low, high, digits = 4) => (known(low) && known(high) ? `[${change(low, digits)}, ${change(high, digits)}]` : "");
+  const between = (low, high, digits = 4) =>
+    known(low) && known(high) ? `[${change(low, digits)}, ${change(high, digits)}]` : "";
 
   function cost(value, axis, unit = true) {
     if (!known(value)) return "–";
@@ -17,10 +20,20 @@ site.figures = (() => {
       said = `${mantissa}·10${[...exponent.replace("+", "")].map((one) => (one === "-" ? "⁻" : powers[one])).join("")}`;
     } else {
       const digits = axis === "seconds" ? 1 : 0;
-      said = value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+      said = grouped(value.toFixed(digits));
     }
     return unit ? `${said} ${units[axis]}` : said;
   }
 
-  return { units, known, loss, change, between, cost, minus, title: (axis) => (axis === "flops" ? "FLOPs" : axis[0].toUpperCase() + axis.slice(1)) };
+  return {
+    units,
+    known,
+    loss,
+    change,
+    between,
+    cost,
+    minus,
+    grouped,
+    title: (axis) => (axis === "flops" ? "FLOPs" : axis[0].toUpperCase() + axis.slice(1)),
+  };
 })();

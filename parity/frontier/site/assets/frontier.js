@@ -2,79 +2,190 @@
 "use strict";
 site.frontier = (() => {
   const { board, chart, figures } = site;
-  const FEW = 300, PAD = 0.06, OUTLIERS = 0.03;
+  const FEW = 300,
+    PAD = 0.06,
+    OUTLIERS = 0.03;
 
   // Seconds compare only within a class of hardware: there colours are classes, elsewhere backends.
   const coloured = (axis) => (axis === "seconds" ? "hardware" : "backend");
-  const lines = (state) => board.data.frontiers.map((line, place) => ({ ...line, place })).filter((line) => line.track === state.track && line.axis === state.axis
-    && state.status !== "reported" && line.x.length && (!line.hardware || !state.hardware || line.hardware === state.hardware));
-  const lineColour = (line) => (line.hardware ? chart.colour(board.names.hardware.indexOf(line.hardware)) : chart.ink());
-  const lineDash = (line) => (line.hardware ? chart.dashes[board.names.hardware.indexOf(line.hardware) % chart.dashes.length] : "solid");
+  const lines = (state) =>
+    board.data.frontiers
+      .map((line, place) => ({ ...line, place }))
+      .filter(
+        (line) =>
+          line.track === state.track &&
+          line.axis === state.axis &&
+          state.status !== "reported" &&
+          line.x.length &&
+          (!line.hardware || !state.hardware || line.hardware === state.hardware),
+      );
+  const lineColour = (line) =>
+    line.hardware ? chart.colour(board.names.hardware.indexOf(line.hardware)) : chart.ink();
+  const lineDash = (line) =>
+    line.hardware ? chart.dashes[board.names.hardware.indexOf(line.hardware) % chart.dashes.length] : "solid";
 
   function marks(state, shown) {
-    const { entries, names } = board, by = coloured(state.axis), place = board.axes.indexOf(state.axis);
+    const { entries, names } = board,
+      by = coloured(state.axis),
+      place = board.axes.indexOf(state.axis);
     const drawn = shown.filter((entry) => entries.cost[place][entry] > 0 && entries.loss[entry] != null);
     const size = drawn.length > FEW ? 7 : 9;
-    return { type: "scatter", mode: "markers", x: drawn.map((entry) => entries.cost[place][entry]), y: drawn.map((entry) => entries.loss[entry]),
+    return {
+      type: "scatter",
+      mode: "markers",
+      x: drawn.map((entry) => entries.cost[place][entry]),
+      y: drawn.map((entry) => entries.loss[entry]),
       items: drawn.map((entry) => ({ entry })),
-      marker: { color: drawn.map((entry) => chart.colour(entries[by][entry])), symbol: drawn.map((entry) => chart.shapes[entries.kind[entry] % names.kind.length % chart.shapes.length]),
-        size: drawn.map((entry) => (board.record(entry) ? size + 4 : size)), opacity: drawn.length > FEW ? 0.75 : 0.9, line: { color: chart.ink(), width: 0.7 } } };
+      marker: {
+        color: drawn.map((entry) => chart.colour(entries[by][entry])),
+        symbol: drawn.map((entry) => chart.shapes[(entries.kind[entry] % names.kind.length) % chart.shapes.length]),
+        size: drawn.map((entry) => (board.record(entry) ? size + 4 : size)),
+        opacity: drawn.length > FEW ? 0.75 : 0.9,
+        line: { color: chart.ink(), width: 0.7 },
+      },
+    };
   }
 
   function reportedMarks(state, shown) {
     const cost = state.axis === "seconds" ? board.reported.seconds : state.axis === "steps" ? board.reported.steps : [];
     const drawn = shown.filter((record) => cost[record] > 0 && board.reported.loss[record] != null);
-    return { type: "scatter", mode: "markers", x: drawn.map((record) => cost[record]), y: drawn.map((record) => board.reported.loss[record]),
-      items: drawn.map((record) => ({ record })), marker: { symbol: "triangle-up-open", color: chart.soft(), size: 9, line: { width: 1.6 } } };
+    return {
+      type: "scatter",
+      mode: "markers",
+      x: drawn.map((record) => cost[record]),
+      y: drawn.map((record) => board.reported.loss[record]),
+      items: drawn.map((record) => ({ record })),
+      marker: { symbol: "triangle-up-open", color: chart.soft(), size: 9, line: { width: 1.6 } },
+    };
   }
 
   function range(values, log, upper = 0) {
     const sorted = values.map((value) => (log ? Math.log10(value) : value)).sort((a, b) => a - b);
     if (!sorted.length) return undefined;
-    const low = sorted[0], high = sorted[Math.ceil((1 - upper) * (sorted.length - 1))];
+    const low = sorted[0],
+      high = sorted[Math.ceil((1 - upper) * (sorted.length - 1))];
     const pad = PAD * (high - low) || (log ? 0.1 : 0.05);
     return [low - pad, high + pad];
   }
 
   function plan(state) {
-    const shown = board.visible(state), others = board.visibleReported(state), own = marks(state, shown), theirs = reportedMarks(state, others);
-    const target = board.track(state.track)?.target, unit = figures.units[state.axis];
-    const traces = [theirs, ...lines(state).map((line) => ({ type: "scatter", mode: "lines+markers", x: line.x, y: line.y,
-      items: line.entry.map((entry, point) => ({ line: line.place, point, entry })), line: { shape: "hv", color: lineColour(line), dash: lineDash(line), width: 2 },
-      marker: { size: 4, color: lineColour(line) } })), own];
-    const finals = [...own.y, ...theirs.y], y = range(target != null ? [...finals, target] : finals, false, finals.length > 20 ? OUTLIERS : 0);
-    const outside = y ? finals.filter((loss) => loss > y[1]).length : 0, missing = others.length - theirs.x.length, unknown = shown.length - own.x.length;
-    const note = [!own.x.length && !theirs.x.length && "Nothing to draw: no result with a loss and a cost on this axis passes the filters.",
+    const shown = board.visible(state),
+      others = board.visibleReported(state),
+      own = marks(state, shown),
+      theirs = reportedMarks(state, others);
+    const target = board.track(state.track)?.target,
+      unit = figures.units[state.axis];
+    const traces = [
+      theirs,
+      ...lines(state).map((line) => ({
+        type: "scatter",
+        mode: "lines+markers",
+        x: line.x,
+        y: line.y,
+        items: line.entry.map((entry, point) => ({ line: line.place, point, entry })),
+        line: { shape: "hv", color: lineColour(line), dash: lineDash(line), width: 2 },
+        marker: { size: 4, color: lineColour(line) },
+      })),
+      own,
+    ];
+    const finals = [...own.y, ...theirs.y],
+      y = range(target != null ? [...finals, target] : finals, false, finals.length > 20 ? OUTLIERS : 0);
+    const outside = y ? finals.filter((loss) => loss > y[1]).length : 0,
+      missing = others.length - theirs.x.length,
+      unknown = shown.length - own.x.length;
+    const note = [
+      !own.x.length &&
+        !theirs.x.length &&
+        "Nothing to draw: no result with a loss and a cost on this axis passes the filters.",
       outside && `${outside} of the ${finals.length} results lie above the part shown: “all” shows them.`,
-      unknown && `${unknown} attempts have no ${state.axis === "flops" ? "FLOPs" : state.axis} or no loss and are not drawn.`,
-      missing && `${missing} reported records are not drawn: no loss${state.axis === "seconds" ? "" : ` or no ${state.axis === "flops" ? "FLOPs" : state.axis}`} was reported.`];
-    return { traces, note: note.filter(Boolean).join(" "), legend: legend(state, shown, others), layout: chart.layout(
-      chart.axis(`${figures.title(state.axis)}${unit === "s" && !chart.narrow() ? " of training (s, log)" : " (log)"} · ← ${chart.narrow() ? "better" : "cheaper is better"}`,
-        { type: "log", range: range([...own.x, ...theirs.x], true) }),
-      chart.axis(chart.narrow() ? "Final loss (nats/token) · ↓ better" : "Final val loss (nats per token) · ↓ lower is better", { range: y }),
-      { height: chart.narrow() ? 380 : 500, shapes: target == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: target, y1: target, line: { color: chart.soft(), width: 1, dash: "dot" } }] }) };
+      unknown &&
+        `${unknown} attempts have no ${state.axis === "flops" ? "FLOPs" : state.axis} or no loss and are not drawn.`,
+      missing &&
+        `${missing} reported records are not drawn: no loss${state.axis === "seconds" ? "" : ` or no ${state.axis === "flops" ? "FLOPs" : state.axis}`} was reported.`,
+    ];
+    return {
+      traces,
+      note: note.filter(Boolean).join(" "),
+      legend: legend(state, shown, others),
+      layout: chart.layout(
+        chart.axis(
+          `${figures.title(state.axis)}${unit === "s" && !chart.narrow() ? " of training (s, log)" : " (log)"} · ← ${chart.narrow() ? "better" : "cheaper is better"}`,
+          { type: "log", range: range([...own.x, ...theirs.x], true) },
+        ),
+        chart.axis(
+          chart.narrow() ? "Final loss (nats/token) · ↓ better" : "Final val loss (nats per token) · ↓ lower is better",
+          { range: y },
+        ),
+        {
+          height: chart.narrow() ? 380 : 500,
+          shapes:
+            target == null
+              ? []
+              : [
+                  {
+                    type: "line",
+                    xref: "paper",
+                    x0: 0,
+                    x1: 1,
+                    y0: target,
+                    y1: target,
+                    line: { color: chart.soft(), width: 1, dash: "dot" },
+                  },
+                ],
+        },
+      ),
+    };
   }
 
   function legend(state, shown, others) {
-    const { names } = board, by = coloured(state.axis), here = (key) => [...new Set(shown.map((entry) => board.entries[key][entry]))].sort((a, b) => a - b);
-    const classes = here(by), target = board.track(state.track)?.target;
-    const drawn = lines(state), single = drawn.find((line) => !line.hardware);
-    const own = (place) => (by === "hardware" && drawn.some((line) => line.hardware === names.hardware[place]) ? chart.dashes[place % chart.dashes.length] : undefined);
+    const { names } = board,
+      by = coloured(state.axis),
+      here = (key) => [...new Set(shown.map((entry) => board.entries[key][entry]))].sort((a, b) => a - b);
+    const classes = here(by),
+      target = board.track(state.track)?.target;
+    const drawn = lines(state),
+      single = drawn.find((line) => !line.hardware);
+    const own = (place) =>
+      by === "hardware" && drawn.some((line) => line.hardware === names.hardware[place])
+        ? chart.dashes[place % chart.dashes.length]
+        : undefined;
     return [
-      ...classes.map((place) => ({ colour: chart.colour(place), shape: "circle", dash: own(place), text: names[by][place] })),
-      ...(single ? [{ dash: "solid", colour: "var(--ink)", text: "frontier" }] : drawn.length ? [{ dash: "solid", text: "frontier of a class" }] : []),
-      ...here("kind").map((place) => ({ shape: chart.shapes[place % chart.shapes.length], hollow: true, text: names.kind[place] })),
+      ...classes.map((place) => ({
+        colour: chart.colour(place),
+        shape: "circle",
+        dash: own(place),
+        text: names[by][place],
+      })),
+      ...(single
+        ? [{ dash: "solid", colour: "var(--ink)", text: "frontier" }]
+        : drawn.length
+          ? [{ dash: "solid", text: "frontier of a class" }]
+          : []),
+      ...here("kind").map((place) => ({
+        shape: chart.shapes[place % chart.shapes.length],
+        hollow: true,
+        text: names.kind[place],
+      })),
       ...(shown.some(board.record) ? [{ text: "larger: was a record" }] : []),
       ...(others.length ? [{ shape: "triangle", hollow: true, text: "reported by others, not verified here" }] : []),
-      ...(target != null ? [{ dash: "dot", text: `target ${target}` }] : [])];
+      ...(target != null ? [{ dash: "dot", text: `target ${target}` }] : []),
+    ];
   }
 
   function describe(item) {
     if (item.record !== undefined) return board.describeReported(item.record);
     if (item.line === undefined) return board.describe(item.entry);
     const line = board.data.frontiers[item.line];
+    const end = item.entry != null && board.entries.cost[board.axes.indexOf(line.axis)][item.entry];
+    if (end === line.x[item.point]) return board.describe(item.entry);
     const title = item.entry == null ? "an attempt" : board.title(board.row(item.entry));
-    return [title, "on the frontier, during training", `loss ${figures.loss(line.y[item.point])}`, figures.cost(line.x[item.point], line.axis), line.hardware || ""];
+    return [
+      title,
+      "on the frontier, during training",
+      `loss ${figures.loss(line.y[item.point])}`,
+      figures.cost(line.x[item.point], line.axis),
+      line.hardware || "",
+    ];
   }
 
   function curve(state, item, show) {
@@ -89,7 +200,11 @@ site.frontier = (() => {
   }
 
   function draw(state) {
-    return chart.draw("frontier-chart", () => plan(state), { describe, open: (item) => item.entry != null && board.way(item.entry), curve: (item, show) => curve(state, item, show) });
+    return chart.draw("frontier-chart", () => plan(state), {
+      describe,
+      open: (item) => item.entry != null && board.way(item.entry),
+      curve: (item, show) => curve(state, item, show),
+    });
   }
   return { draw };
 })();

@@ -2,22 +2,34 @@
 "use strict";
 (() => {
   const { board, state } = site;
-  const form = document.getElementById("filters"), measures = document.getElementById("delta-form"), count = document.getElementById("count");
+  const form = document.getElementById("filters"),
+    measures = document.getElementById("delta-form"),
+    count = document.getElementById("count");
   const later = window.requestIdleCallback || ((work) => setTimeout(work, 30));
-  const newest = board.count ? board.names.track[board.entries.track[board.count - 1]] : board.others ? board.reported.track : board.data.tracks[0]?.name;
+  const newest = board.count
+    ? board.names.track[board.entries.track[board.count - 1]]
+    : board.others
+      ? board.reported.track
+      : board.data.tracks[0]?.name;
   let waiting = 0;
 
   // What is shown: the address's words where they are known here, else defaults.
   site.shown = () => {
-    const asked = state.get(), shown = { sort: asked.sort, direction: asked.direction };
+    const asked = state.get(),
+      shown = { sort: asked.sort, direction: asked.direction };
     for (const { name, options } of document.querySelectorAll("#filters select, #delta-form select"))
-      shown[name] = [...options].some((option) => option.value === asked[name]) ? asked[name] : name === "track" ? newest : options[0]?.value;
+      shown[name] = [...options].some((option) => option.value === asked[name])
+        ? asked[name]
+        : name === "track"
+          ? newest
+          : options[0]?.value;
     return shown;
   };
 
   function show() {
     const shown = site.shown();
-    for (const select of document.querySelectorAll("#filters select, #delta-form select")) select.value = shown[select.name] ?? "";
+    for (const select of document.querySelectorAll("#filters select, #delta-form select"))
+      select.value = shown[select.name] ?? "";
     const rows = site.records.show(shown);
     count.textContent = `${rows} result${rows === 1 ? "" : "s"}`;
     return shown;
@@ -27,7 +39,9 @@
     await site.frontier.draw(shown);
     const turn = ++waiting;
     for (const part of [site.progress, site.delta])
-      later(() => { if (turn === waiting) part.draw(shown); });
+      later(() => {
+        if (turn === waiting) part.draw(shown);
+      });
     later(() => document.documentElement.classList.add("drawn"));
   }
 

@@ -3,33 +3,111 @@
 site.progress = (() => {
   const { board, chart, figures } = site;
 
+  const LEAST_DAYS = 2; // beside the first and the last date
+
   function plan(state) {
-    const track = board.track(state.track), axis = track?.scored, place = board.axes.indexOf(axis), by = axis === "seconds" ? "hardware" : "backend";
+    const track = board.track(state.track),
+      axis = track?.scored,
+      place = board.axes.indexOf(axis),
+      by = axis === "seconds" ? "hardware" : "backend";
     const shown = axis ? board.visible(state).filter((entry) => board.entries.target[place][entry] > 0) : [];
-    const others = axis === "seconds" ? board.visibleReported(state).filter((record) => board.reported.seconds[record] > 0) : [];
-    const lines = board.data.progress.filter((line) => line.track === state.track && state.status !== "reported" && (!line.hardware || !state.hardware || line.hardware === state.hardware));
+    const others =
+      axis === "seconds" ? board.visibleReported(state).filter((record) => board.reported.seconds[record] > 0) : [];
+    const lines = board.data.progress.filter(
+      (line) =>
+        line.track === state.track &&
+        state.status !== "reported" &&
+        (!line.hardware || !state.hardware || line.hardware === state.hardware),
+    );
     const colour = (line) => (line.hardware ? chart.colour(board.names.hardware.indexOf(line.hardware)) : chart.ink());
     const traces = [
-      { type: "scatter", mode: "lines+markers", x: others.map((record) => board.cell(board.reportedRow(record), 1)), y: others.map((record) => board.reported.seconds[record]), items: others.map((record) => ({ record })),
-        line: { color: chart.soft(), width: 1, dash: "dot", shape: "hv" }, marker: { symbol: "triangle-up-open", size: 8, color: chart.soft(), line: { width: 1.4 } } },
-      { type: "scatter", mode: "markers", x: shown.map(board.date), y: shown.map((entry) => board.entries.target[place][entry]), items: shown.map((entry) => ({ entry })),
-        marker: { size: 6, opacity: 0.7, color: shown.map((entry) => chart.colour(board.entries[by][entry])), symbol: shown.map((entry) => chart.shapes[board.entries.kind[entry] % chart.shapes.length]), line: { width: 0.5, color: chart.ink() } } },
-      ...lines.map((line) => ({ type: "scatter", mode: "lines+markers", x: line.x, y: line.y, items: line.entry.map((entry) => ({ entry })),
-        line: { shape: "hv", width: 2, color: colour(line), dash: line.hardware ? chart.dashes[board.names.hardware.indexOf(line.hardware) % chart.dashes.length] : "solid" }, marker: { size: 8, color: colour(line) } }))];
+      {
+        type: "scatter",
+        mode: "lines+markers",
+        x: others.map((record) => board.cell(board.reportedRow(record), 1)),
+        y: others.map((record) => board.reported.seconds[record]),
+        items: others.map((record) => ({ record })),
+        line: { color: chart.soft(), width: 1, dash: "dot", shape: "hv" },
+        marker: { symbol: "triangle-up-open", size: 8, color: chart.soft(), line: { width: 1.4 } },
+      },
+      {
+        type: "scatter",
+        mode: "markers",
+        x: shown.map(board.date),
+        y: shown.map((entry) => board.entries.target[place][entry]),
+        items: shown.map((entry) => ({ entry })),
+        marker: {
+          size: 6,
+          opacity: 0.7,
+          color: shown.map((entry) => chart.colour(board.entries[by][entry])),
+          symbol: shown.map((entry) => chart.shapes[board.entries.kind[entry] % chart.shapes.length]),
+          line: { width: 0.5, color: chart.ink() },
+        },
+      },
+      ...lines.map((line) => ({
+        type: "scatter",
+        mode: "lines+markers",
+        x: line.x,
+        y: line.y,
+        items: line.entry.map((entry) => ({ entry })),
+        line: {
+          shape: "hv",
+          width: 2,
+          color: colour(line),
+          dash: line.hardware
+            ? chart.dashes[board.names.hardware.indexOf(line.hardware) % chart.dashes.length]
+            : "solid",
+        },
+        marker: { size: 8, color: colour(line) },
+      })),
+    ];
+    const days = traces.flatMap((trace) => trace.x).map(Date.parse),
+      pad = Math.max(0.03 * (Math.max(...days) - Math.min(...days)), LEAST_DAYS * 864e5);
+    const range = days.length
+      ? [Math.min(...days) - pad, Math.max(...days) + pad].map((day) => new Date(day).toISOString().slice(0, 10))
+      : undefined;
     const goal = track?.target != null ? ` to loss ${track.target}` : "";
-    const note = !track?.scored || track.target == null ? "This track has no target, so nothing counts as progress on it."
-      : traces.some((trace) => trace.x.length) ? "" : "No result that passes the filters reaches the target.";
-    const legend = [{ dash: "solid", text: "record" }, { shape: "circle", hollow: true, text: "attempt that reaches the target" },
-      ...[...new Set(shown.map((entry) => board.entries[by][entry]))].sort((a, b) => a - b).map((one) => ({ colour: chart.colour(one), shape: "circle", text: board.names[by][one] })),
-      ...(others.length ? [{ shape: "triangle", dash: "dot", hollow: true, text: "reported by others, not verified here" }] : [])];
-    return { traces, note, legend, layout: chart.layout(chart.axis("Date · later →", { type: "date", nticks: chart.narrow() ? 4 : 10 }),
-      chart.axis(`${figures.title(axis || "seconds")}${goal} (log) · ↓ ${chart.narrow() ? "better" : "lower is better"}`, { type: "log" }), { height: 360 }) };
+    const note =
+      !track?.scored || track.target == null
+        ? "This track has no target, so nothing counts as progress on it."
+        : traces.some((trace) => trace.x.length)
+          ? ""
+          : "No result that passes the filters reaches the target.";
+    const legend = [
+      { dash: "solid", text: "record" },
+      { shape: "circle", hollow: true, text: "attempt that reaches the target" },
+      ...[...new Set(shown.map((entry) => board.entries[by][entry]))]
+        .sort((a, b) => a - b)
+        .map((one) => ({ colour: chart.colour(one), shape: "circle", text: board.names[by][one] })),
+      ...(others.length
+        ? [{ shape: "triangle", dash: "dot", hollow: true, text: "reported by others, not verified here" }]
+        : []),
+    ];
+    return {
+      traces,
+      note,
+      legend,
+      layout: chart.layout(
+        chart.axis("Date · later →", { type: "date", range, nticks: chart.narrow() ? 4 : 10 }),
+        chart.axis(
+          `${figures.title(axis || "seconds")}${goal} (log) · ↓ ${chart.narrow() ? "better" : "lower is better"}`,
+          { type: "log" },
+        ),
+        { height: 360 },
+      ),
+    };
   }
 
   function draw(state) {
     return chart.draw("progress-chart", () => plan(state), {
-      describe: (item) => (item.record !== undefined ? board.describeReported(item.record) : item.entry == null ? ["an attempt"] : board.describe(item.entry)),
-      open: (item) => item.entry != null && board.way(item.entry) });
+      describe: (item) =>
+        item.record !== undefined
+          ? board.describeReported(item.record)
+          : item.entry == null
+            ? ["an attempt"]
+            : board.describe(item.entry),
+      open: (item) => item.entry != null && board.way(item.entry),
+    });
   }
   return { draw };
 })();

@@ -32,7 +32,9 @@ site.state = (() => {
 
 site.theme = (() => {
   const listeners = [];
-  const dark = () => (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const dark = () =>
+    (document.documentElement.dataset.theme ||
+      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 
   function show() {
     const button = document.getElementById("theme");
@@ -45,7 +47,11 @@ site.theme = (() => {
   function toggle() {
     const chosen = dark() ? "light" : "dark";
     document.documentElement.dataset.theme = chosen;
-    try { localStorage.setItem("theme", chosen); } catch { /* it holds for this page */ }
+    try {
+      localStorage.setItem("theme", chosen);
+    } catch {
+      /* it holds for this page */
+    }
     changed();
   }
 
@@ -72,8 +78,12 @@ document.addEventListener("click", (event) => {
   target.focus({ preventScroll: true });
 });
 // The way back to the first page, and from one attempt to the next, takes the filters along.
-document.addEventListener("click", (event) => {
-  const link = event.target.closest?.("a[href]");
-  const way = link?.getAttribute("href");
-  if (link && /^[^#:]+\.html$/.test(way) && location.hash.includes("=")) link.href = way + location.hash;
-}, true);
+document.addEventListener(
+  "click",
+  (event) => {
+    const link = event.target.closest?.("a[href]");
+    const way = link?.getAttribute("href");
+    if (link && /^[^#:]+\.html$/.test(way) && location.hash.includes("=")) link.href = way + location.hash;
+  },
+  true,
+);

@@ -4,4 +4,6 @@ document.documentElement.classList.add("js");
 try {
   const chosen = localStorage.getItem("theme");
   if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
-} catch { /* no storage here: the system's theme holds */ }
+} catch {
+  /* no storage here: the system's theme holds */
+}
