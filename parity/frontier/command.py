@@ -68,6 +68,10 @@ class Check(Common):
     """With --evidence: the entry to compare."""
     evidence: Path | None = None
     """The attempt's folder or run directory that an entry was made from: derive the entry from it anew."""
+    judge: bool = False
+    """With --evidence: judge the evidence anew too, at depth replay."""
+    data_dir: Path | None = None
+    """With --judge: folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +264,9 @@ def _check(options: Check) -> int:
     if options.evidence is not None:
         one = ledger.one(entries, options.id)
         problems += [f"{one.id}: {name} is not what {options.evidence} gives" for name in against(options.evidence, one)]
-    elif options.id:
-        raise InputError(f"{options.id}: expected --evidence DIR with an id, found none: without an id the whole ledger is checked")
+        problems += _judged(options) if options.judge else []
+    elif options.id or options.judge:
+        raise InputError(f"{options.id or '--judge'}: expected --evidence DIR with an id, found none: without an id the whole ledger is checked")
     if options.json:
         print(json.dumps({"entries": len(entries), "problems": problems}))
     elif problems:
@@ -269,6 +274,19 @@ def _check(options: Check) -> int:
     else:
         print(f"{len(entries)} entries hold" if entries else f"{folder} has no entries yet: {COMMAND} add RUN|ATTEMPT")
     return 1 if problems else 0
+
+
+def _judged(options: Check) -> list[str]:
+    """What a new verdict on an entry's evidence finds wrong; the evidence keeps the verdict that it has."""
+    from parity.verify.attempts import is_attempt, judge_attempt
+    from parity.verify.command import progress
+    from parity.verify.run import Settings, verify_run
+
+    settings = Settings("replay", options.data_dir)
+    say = progress(options.json)
+    found = (judge_attempt(options.evidence, settings=settings, say=say) if is_attempt(options.evidence) else
+             verify_run(options.evidence, settings, say))  # fmt: skip
+    return [] if found.status == "holds" else [f"{options.evidence}: {found.conclusion()}"]
 
 
 def _score(options: Score) -> int:

@@ -203,7 +203,7 @@ def _concluded(entry: Entry, axis: str, losses: list[LossChange], costs: list[Co
     adjusted, hold = statistics.holm([change.p for change in (loss, cost) if change is not None], ALPHA)
     if any(hold):
         verdict, head = "improves", "improves on the frontier"
-    elif loss.low > 0 and not (cost and cost.high < 0):
+    elif max(change.low for change in (loss, cost) if change) > 0 and min(change.high for change in (loss, cost) if change) >= 0:
         verdict, head = "worse", "falls behind the frontier"
     else:
         verdict, head = "inside the noise", "inside the noise"

@@ -67,9 +67,8 @@ def ablation_table(found: Iterable[Effect], skipped: Sequence[str]) -> str:
     lines = [f"{'technique':<26}{'loss, nats':>11} {'95% interval':<20}{'p (Holm)':>9}  {'seconds':>8} {'95% interval':<16}"]
     for one in found:
         seconds = "" if one.seconds is None else f"x {one.seconds:.3f} [{one.seconds_low:.3f}, {one.seconds_high:.3f}]"
-        sure = "" if one.p_holm < 0.05 else "  inside the noise"
-        lines.append(f"{one.technique:<26.26}{one.loss:>+11.4f} [{one.low:+.4f}, {one.high:+.4f}]   {one.p_holm:>8.2g}  {seconds}{sure}")
-        lines += [f"{'':4}{one.with_it} against {one.without}"]
+        lines.append(f"{one.technique:<26.26}{one.loss:>+11.4f} [{one.low:+.4f}, {one.high:+.4f}]   {one.p_holm:>8.2g}  {seconds}")
+        lines.append(f"{'':4}{one.with_it} against {one.without}{'' if one.p_holm < 0.05 else ': inside the noise'}")
         lines += [f"{'':4}seconds: {one.seconds_reason}"] if one.seconds_reason else []
     return _fit([*lines, *(f"left out: {reason}" for reason in skipped)])
 

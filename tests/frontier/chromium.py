@@ -13,11 +13,30 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
-         "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1440,900")  # fmt: skip
-WAIT_S = 30
-KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "ArrowRight": ("", 39), "ArrowLeft": ("", 37), "Home": ("", 36), " ": (" ", 32)}
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--window-size=1440,900",
+)
+WAIT_S = 8
+KEYS = {
+    "Enter": ("\r", 13),
+    "Tab": ("", 9),
+    "ArrowRight": ("", 39),
+    "ArrowLeft": ("", 37),
+    "Home": ("", 36),
+    " ": (" ", 32),
+}
 
 
 def find() -> str | None:
@@ -65,8 +84,13 @@ class Page:
 
     def open(self, url: str, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Shows a URL at a width and height in CSS pixels, and waits until it has loaded."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.send("Page.navigate", url="about:blank")  # so that a change of the hash alone loads anew
         self._loaded = False
         self.send("Page.navigate", url=url)
@@ -129,9 +153,23 @@ class Browser:
         mine, write = os.pipe()
         # The browser reads commands from 3 and writes to 4; the shell puts the pipes there.
         script = f'exec "$0" "$@" 3<&{mine} 4>&{theirs}'
-        command = ["bash", "-c", script, program, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        self._process = subprocess.Popen(command, pass_fds=(mine, theirs), stdin=subprocess.DEVNULL,
-                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        command = [
+            "bash",
+            "-c",
+            script,
+            program,
+            *FLAGS,
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=(mine, theirs),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(mine), os.close(theirs)
         self._read, self._write, self._rest, self._last = read, write, b"", 0
         self._answers: dict[int, dict[str, Any]] = {}
@@ -188,7 +226,7 @@ class Browser:
 
     def _put(self, data: bytes) -> None:
         while data:
-            data = data[os.write(self._write, data):]
+            data = data[os.write(self._write, data) :]
 
 
 @contextlib.contextmanager

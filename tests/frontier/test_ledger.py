@@ -7,64 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import SHAPE, around, fake
+from fakes import SHAPE, around, fake, last_loss, promoted
 
 from parity.errors import InputError, RunFailed
 from parity.frontier import entry as entries
 from parity.frontier import ledger
-from parity.frontier.adding import OPTIONAL, entry_of, hardware_class
+from parity.frontier.adding import entry_of, hardware_class
 from parity.frontier.checking import against, check, problems_of
 from parity.frontier.command import main
 from parity.frontier.entry import digest
-from parity.verify.rules import chosen
-
-SMALL = ("--layers", "1", "--dim", "32", "--head-dim", "16", "--context", "32", "--batch-tokens", "512", "--steps", "60", "--val-every", "15",
-         "--final-val-every", "15", "--samples", "0")  # fmt: skip
-
-
-def promoted(path: Path) -> None:
-    """Says in a verdict of depth log that all deeper rules hold too: deeper verdicts take long, and have tests of their own."""
-    data = json.loads((path / "verdict.json").read_text())
-    for part in (data, *data.get("runs", [])):
-        part["depth"] = "replay"
-        if part is not data or "runs" not in data:
-            seen = {rule["id"] for rule in part["rules"]}
-            part["rules"] += [{"id": rule.id, "status": "holds", "required": rule.id not in OPTIONAL, "reason": "", "seconds": 0, "evidence": {}}
-                              for rule, _ in chosen("replay") if rule.id not in seen]  # fmt: skip
-            part["facts"] |= {"val_loss": part["facts"].get("val_loss") or last_loss(Path(part["subject"])), "isolation": "none"}
-    (path / "verdict.json").write_text(json.dumps(data))
-
-
-def last_loss(run: Path) -> float:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"event":"eval"' in line][-1]["val_loss"]
-
-
-@pytest.fixture(scope="session")
-def original(commands, tmp_path_factory) -> Path:
-    """An attempt of two short runs in PyTorch, judged."""
-    folder = tmp_path_factory.mktemp("attempts") / "mine"
-    assert commands.run("parity.attempt", "new", folder, "--backend", "torch", "--track", "tiny", "--runs", "2", "--author", "Ada").code == 0
-    path = folder / "declaration.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"arguments": SMALL, "techniques": ["small"], "note": "a note"}))
-    said = commands.run("parity.attempt", "run", folder, "--data-dir", commands.data)
-    assert said.code == 0, said.err
-    said = commands.run("parity.attempt", "judge", folder, "--data-dir", commands.data, "--depth", "log")
-    assert said.code == 0, said.out + said.err
-    promoted(folder)
-    return folder
-
 
 @pytest.fixture
 def attempt(original, tmp_path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(original, tmp_path / "mine"))
-
-
-@pytest.fixture(scope="session")
-def kept(original, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ledgers") / "ledger"
-    ledger.add(entry_of(original), folder)
-    return folder
 
 
 @pytest.fixture

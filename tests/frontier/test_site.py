@@ -69,7 +69,12 @@ def pages(tmp_path_factory) -> dict[str, Parsed]:
 def test_every_attempt_has_a_page_and_every_link_leads_somewhere(tmp_path):
     board = boards.board(30)
     found = written(tmp_path, board)
-    assert set(found) == {"index.html", "frontier.html", "matrices.html", *(f"attempt/{entry['id']}.html" for entry in board["entries"])}
+    assert set(found) == {
+        "index.html",
+        "frontier.html",
+        "matrices.html",
+        *(f"attempt/{entry['id']}.html" for entry in board["entries"]),
+    }
     for path, page in found.items():
         for link in page.values("href", "src"):
             parts = urlsplit(link)
@@ -89,7 +94,9 @@ def test_all_results_are_in_the_tables_without_javascript(pages):
         assert f"{entry['loss']['mean']:.4f}" in first.text
     for record in board["reported"]["records"]:
         assert record["label"] in first.text
-    assert sum(("class", "reported") in attributes for tag, attributes in first.elements if tag == "tr") == len(board["reported"]["records"])
+    assert sum(("class", "reported") in attributes for tag, attributes in first.elements if tag == "tr") == len(
+        board["reported"]["records"]
+    )
     assert first.text.count("reported by others, not verified here") >= 2
     for line in board["frontiers"]:
         for cost, loss, _ in line["points"]:
@@ -106,7 +113,9 @@ def test_an_attempts_page_has_all_that_the_attempt_has(pages):
         assert all(command in page.text for command in whole["reproduce"])
         assert whole["source"]["text"] in page.text and entry["delta"]["sentence"] in page.text
         drawn = page.data()["runs"]
-        assert [run["evals"][0] for run in drawn] == [[point[0] for point in run["evals"]] for run in whole["runs_detail"]]
+        assert [run["evals"][0] for run in drawn] == [
+            [point[0] for point in run["evals"]] for run in whole["runs_detail"]
+        ]
 
 
 def test_what_strangers_wrote_is_never_markup(tmp_path):
@@ -147,15 +156,22 @@ def test_numbers_that_are_not_finite_are_not_known(tmp_path):
     board["entries"][2]["points"][3][4] = float("inf")
     found = written(tmp_path, board)
     assert found["index.html"].data()["entries"]["loss"][2] is None
-    json.loads((tmp_path / "assets" / "curves.js").read_text().removeprefix("site.curves(").removesuffix(");\n"), parse_constant=pytest.fail)
+    json.loads(
+        (tmp_path / "assets" / "curves.js").read_text().removeprefix("site.curves(").removesuffix(");\n"),
+        parse_constant=pytest.fail,
+    )
 
 
 def test_the_first_page_of_1000_attempts_is_under_2_mb(tmp_path):
     site.build(boards.board(1000), tmp_path, ())
     loaded = [tmp_path / "index.html", *(path for path in (tmp_path / "assets").iterdir() if path.name not in LATER)]
     size = sum(path.stat().st_size for path in loaded)
-    asked = {Path(link).name for link in Parsed(loaded[0].read_text()).values("src", "href") if link.startswith("assets/")}
-    assert asked == {path.name for path in loaded[1:]}  # nothing more is loaded, and nothing that is loaded was left out
+    asked = {
+        Path(link).name for link in Parsed(loaded[0].read_text()).values("src", "href") if link.startswith("assets/")
+    }
+    assert asked == {
+        path.name for path in loaded[1:]
+    }  # nothing more is loaded, and nothing that is loaded was left out
     print(f"first page of 1,000 attempts: {size:,} bytes")
     assert size < FIRST_PAGE_BYTES
 
@@ -180,8 +196,16 @@ def test_the_plotting_library_is_the_one_that_was_looked_at():
 
 def test_every_page_forbids_the_browser_the_network(pages):
     for path, page in pages.items():
-        policy = dict(next(attributes for tag, attributes in page.elements if ("http-equiv", "Content-Security-Policy") in attributes))["content"]
-        assert policy.startswith("default-src 'none'; script-src 'self'") and "http" not in policy and "*" not in policy, path
+        policy = dict(
+            next(
+                attributes
+                for tag, attributes in page.elements
+                if ("http-equiv", "Content-Security-Policy") in attributes
+            )
+        )["content"]
+        assert (
+            policy.startswith("default-src 'none'; script-src 'self'") and "http" not in policy and "*" not in policy
+        ), path
 
 
 def test_pages_of_attempts_that_went_are_removed_and_strange_files_stay(tmp_path):
@@ -189,7 +213,9 @@ def test_pages_of_attempts_that_went_are_removed_and_strange_files_stay(tmp_path
     written(tmp_path, board)
     (tmp_path / "attempt" / "mine.html").write_text("<p>mine</p>")
     gone = board["entries"].pop()["id"]
-    board = json.loads(json.dumps(board).replace(gone, board["entries"][0]["id"])) | {"matrices": {"cheats": None, "parity": None}}
+    board = json.loads(json.dumps(board).replace(gone, board["entries"][0]["id"])) | {
+        "matrices": {"cheats": None, "parity": None}
+    }
     written(tmp_path / ".", board)
     assert not (tmp_path / "attempt" / f"{gone}.html").exists() and not (tmp_path / "matrices.html").exists()
     assert (tmp_path / "attempt" / "mine.html").read_text() == "<p>mine</p>"
@@ -224,21 +250,38 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 def test_long_training_curves_are_averaged_and_short_ones_are_whole():
     points = [[step, float(step)] for step in range(1, 1001)]
     found = attempt._training(points)
-    assert found["averaged"] == 3 and found["train"][0][:2] == [3, 6] and found["train"][1][:2] == [2, 5] and found["train"][0][-1] == 1000
+    assert (
+        found["averaged"] == 3
+        and found["train"][0][:2] == [3, 6]
+        and found["train"][1][:2] == [2, 5]
+        and found["train"][0][-1] == 1000
+    )
     assert attempt._training(points[:400]) == {"train": [list(range(1, 401)), list(range(1, 401))], "averaged": 1}
 
 
 def test_changes_in_cost_are_per_cent_of_the_cost_that_they_are_against():
     one = {"axis": "seconds", "change": -12.0, "percent": -10.0, "low": -18.0, "high": -6.0}
     assert columns._percent(one) == [-10, -15, -5]
-    assert columns._percent(one | {"low": None}) == [-10, None, -5] and columns._percent(one | {"change": 0.0, "percent": 0.0})[0] == 0
+    assert (
+        columns._percent(one | {"low": None}) == [-10, None, -5]
+        and columns._percent(one | {"change": 0.0, "percent": 0.0})[0] == 0
+    )
 
 
 def test_numbers_are_written_for_people():
     assert figures.cost(1234.56, "seconds") == "1,234.6 s" and figures.cost(1048576, "tokens") == "1,048,576 tokens"
-    assert figures.cost(1.2e13, "flops") == "1.20·10<sup>13</sup> FLOPs" and figures.cost(None, "steps") == markup.UNKNOWN
-    assert figures.change(-0.02) == "−0.0200" and figures.between(-0.03, 0.01) == "[−0.0300, +0.0100]" and figures.between(None, 0.1) == ""
-    assert figures.probability(1e-6) == "p &lt; 0.0001" and figures.anything({"a<b": [1, True, None]}) == f"a&lt;b: 1, yes, {markup.UNKNOWN}"
+    assert (
+        figures.cost(1.2e13, "flops") == "1.20·10<sup>13</sup> FLOPs" and figures.cost(None, "steps") == markup.UNKNOWN
+    )
+    assert (
+        figures.change(-0.02) == "−0.0200"
+        and figures.between(-0.03, 0.01) == "[−0.0300, +0.0100]"
+        and figures.between(None, 0.1) == ""
+    )
+    assert (
+        figures.probability(1e-6) == "p &lt; 0.0001"
+        and figures.anything({"a<b": [1, True, None]}) == f"a&lt;b: 1, yes, {markup.UNKNOWN}"
+    )
 
 
 def test_reasons_that_differ_between_runs_are_all_there():
@@ -250,4 +293,7 @@ def test_reasons_that_differ_between_runs_are_all_there():
 
 def test_a_reported_record_without_a_loss_takes_the_last_of_its_curve():
     assert columns.final_loss({"loss_mean": None, "points": [[1, 2.0, 4.0], [2, None, 3.3]]}) == 3.3
-    assert columns.final_loss({"loss_mean": 3.27, "points": [[1, 2.0, 4.0]]}) == 3.27 and columns.final_loss({"loss_mean": None, "points": []}) is None
+    assert (
+        columns.final_loss({"loss_mean": 3.27, "points": [[1, 2.0, 4.0]]}) == 3.27
+        and columns.final_loss({"loss_mean": None, "points": []}) is None
+    )

@@ -20,8 +20,12 @@ LOCAL = ("file:", "data:", "blob:", "about:")
 def folder(tmp_path_factory):
     """Four sites: 40 attempts, hostile texts, nothing but the public history, and nothing at all."""
     folder = tmp_path_factory.mktemp("sites")
-    for name, board, said in (("plain", boards.board(40), ""), ("hostile", boards.board(9, said=boards.HOSTILE), boards.HOSTILE), ("empty", boards.board(0), ""),
-                              ("nothing", boards.board(0) | {"reported": None}, "")):  # fmt: skip
+    for name, board, said in (
+        ("plain", boards.board(40), ""),
+        ("hostile", boards.board(9, said=boards.HOSTILE), boards.HOSTILE),
+        ("empty", boards.board(0), ""),
+        ("nothing", boards.board(0) | {"reported": None}, ""),
+    ):
         site.build(board, folder / name, [boards.page(entry, said) for entry in board["entries"]])
     return folder
 
@@ -47,8 +51,11 @@ def show(page, folder, path="plain/index.html", state="", **window):
     page.until(DRAWN if path.endswith("index.html") else "document.readyState === 'complete'")
 
 
-def choose(page, name, value):
-    page.run(f"(one => {{ one.value = {json.dumps(value)}; one.dispatchEvent(new Event('change', {{bubbles: true}})); }})(document.querySelector('#filters [name={name}]'))")
+def choose(page, name, value, form="filters"):
+    """Chooses an option of a form as a person does."""
+    script = "one.value = value; one.dispatchEvent(new Event('change', {bubbles: true}))"
+    select = f"document.querySelector('#{form} [name={name}]')"
+    page.run(f"((one, value) => {{ {script} }})({select}, {json.dumps(value)})")
 
 
 def cells(page, place):
@@ -69,7 +76,10 @@ def test_hover_shows_the_point_and_its_curve(page, folder):
     page.move(place["x"], place["y"])
     page.until("document.querySelector('.over.on .tip') !== null", "the tip to show")
     assert f"loss {place['loss']:.4f}" in page.run("document.querySelector('.over.on .tip').innerText")
-    page.until("document.querySelector('.over.on polyline').getAttribute('points').split(' ').length === 12", "the attempt's curve")
+    page.until(
+        "document.querySelector('.over.on polyline').getAttribute('points').split(' ').length === 12",
+        "the attempt's curve",
+    )
 
 
 def test_a_filter_hides_all_else(page, folder):
@@ -91,7 +101,9 @@ def test_verified_and_reported_results_are_told_apart_and_each_can_be_hidden(pag
     assert set(cells(page, 10)) == {"reported"}
     page.until("document.getElementById('frontier-chart').data[0].x.length > 50", "reported marks")
     assert page.run("document.getElementById('frontier-chart').data[0].marker.symbol") == "triangle-up-open"
-    assert "reported by others, not verified here" in page.run("document.getElementById('frontier-chart-legend').textContent")
+    assert "reported by others, not verified here" in page.run(
+        "document.getElementById('frontier-chart-legend').textContent"
+    )
     choose(page, "status", "verified")
     assert cells(page, 10) == []
     choose(page, "track", "pocket")
@@ -105,7 +117,9 @@ def test_another_axis_has_other_costs_and_other_frontiers(page, folder):
     seconds = page.run("document.getElementById('frontier-chart').data.length")
     choose(page, "axis", "tokens")
     page.until("document.getElementById('frontier-chart').layout.xaxis.title.text.startsWith('Tokens')")
-    assert page.run("document.getElementById('frontier-chart').data.length") == 3 < seconds  # a line for every class only in seconds
+    assert (
+        page.run("document.getElementById('frontier-chart').data.length") == 3 < seconds
+    )  # a line for every class only in seconds
     assert page.run("document.querySelector('[data-column=cost]').textContent") == "Tokens"
     assert all(int(one.replace(",", "")) % 4096 == 0 for one in cells(page, 4))
 
@@ -114,11 +128,17 @@ def test_a_head_sorts_by_click_and_by_key(page, folder):
     show(page, folder)
     page.click("[data-column=loss] button")
     found = [float(one.split()[0]) for one in cells(page, 3)]
-    assert found == sorted(found) and page.run("document.querySelector('[data-column=loss]').getAttribute('aria-sort')") == "ascending"
+    assert (
+        found == sorted(found)
+        and page.run("document.querySelector('[data-column=loss]').getAttribute('aria-sort')") == "ascending"
+    )
     page.run("document.querySelector('[data-column=loss] button').focus()")
     page.press("Enter")
     found = [float(one.split()[0]) for one in cells(page, 3)]
-    assert found == sorted(found, reverse=True) and page.run("document.querySelector('[data-column=loss]').getAttribute('aria-sort')") == "descending"
+    assert (
+        found == sorted(found, reverse=True)
+        and page.run("document.querySelector('[data-column=loss]').getAttribute('aria-sort')") == "descending"
+    )
     page.click("[data-column=title] button")
     found = cells(page, 2)
     assert found == page.run(f"{json.dumps(found)}.sort((a, b) => a.localeCompare(b))")
@@ -158,7 +178,7 @@ def test_an_attempts_curves_show_every_run(page, folder):
     page.until("performance.getEntriesByName('usable').length")
     runs = page.run("JSON.parse(document.getElementById('data').textContent).runs.length")
     assert page.run("document.getElementById('curves-chart').data.length") == 2 * runs
-    page.run("(one => { one.value = 'seconds'; one.dispatchEvent(new Event('change', {bubbles: true})); })(document.querySelector('#curve-form select'))")
+    choose(page, "axis", "seconds", "curve-form")
     page.until("document.getElementById('curves-chart').layout.xaxis.title.text.startsWith('Seconds')")
     page.click("#curve-form [name=train]")
     page.until(f"document.getElementById('curves-chart').data.length === {runs}", "training losses to go")
@@ -171,7 +191,7 @@ def test_deltas_are_drawn_with_their_intervals_in_loss_and_in_cost(page, folder)
     assert page.run(f"{drawn}.error_x.array.every(one => one > 0)")
     page.click("#older")
     page.until(f"{drawn}.x.length < 25", "the older ones")
-    page.run("(one => { one.value = 'cost'; one.dispatchEvent(new Event('change', {bubbles: true})); })(document.querySelector('[name=measure]'))")
+    choose(page, "measure", "cost", "delta-form")
     page.until("document.getElementById('delta-chart').layout.xaxis.title.text.includes('%')", "per cent of the cost")
 
 
@@ -190,7 +210,13 @@ def test_light_and_dark_follow_the_system_and_the_button(page, folder):
 
 
 def test_nothing_is_wider_than_a_phone(page, folder):
-    for path in ("hostile/index.html", attempt_of(folder, "hostile"), "hostile/matrices.html", "hostile/frontier.html", "plain/index.html"):
+    for path in (
+        "hostile/index.html",
+        attempt_of(folder, "hostile"),
+        "hostile/matrices.html",
+        "hostile/frontier.html",
+        "plain/index.html",
+    ):
         show(page, folder, path, width=360, height=740)
         assert page.run("document.documentElement.scrollWidth") <= 360, path
 
@@ -202,7 +228,9 @@ def test_texts_of_strangers_run_nothing(page, folder):
     page.run("document.getElementById('frontier-chart').focus()")
     page.press("ArrowRight")
     assert "<b>bold</b>" in page.run("document.querySelector('.tip').innerText")
-    assert page.run("document.querySelectorAll('.tip b, .tip img, .legend b, .legend img').length") == 1  # the title's own
+    assert (
+        page.run("document.querySelectorAll('.tip b, .tip img, .legend b, .legend img').length") == 1
+    )  # the title's own
     page.until("document.querySelector('#delta-chart .ytick') !== null")
     assert page.run("document.querySelector('#delta-chart .ytick').textContent").startswith("<b>bold</b></script>")
 
@@ -219,18 +247,25 @@ def test_an_empty_ledger_shows_the_public_history(page, folder):
 def test_it_prints_in_light_colours_and_is_as_before_afterwards(page, folder, tmp_path):
     show(page, folder, dark=True)
     width = page.run("document.getElementById('frontier-chart').offsetWidth")
-    page.run("addEventListener('beforeprint', () => window.ground = getComputedStyle(document.documentElement).getPropertyValue('--ground'))")
+    page.run(
+        "addEventListener('beforeprint', () => window.ground = getComputedStyle(document.documentElement).getPropertyValue('--ground'))"
+    )
     page.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert page.run("window.ground.trim()") == "#ffffff"
-    page.until(f"document.getElementById('frontier-chart').querySelector('svg').clientWidth === {width}", "the charts to have their width again")
+    page.until(
+        f"document.getElementById('frontier-chart').querySelector('svg').clientWidth === {width}",
+        "the charts to have their width again",
+    )
 
 
 def test_the_time_until_1000_attempts_are_usable_is_measured(page, tmp_path, record_property):
     site.build(boards.board(1000), tmp_path / "big", ())
     for load in ("first", "second"):
         show(page, tmp_path, "big/index.html")
-        table_ms, chart_ms = page.run("['table', 'usable'].map(name => performance.getEntriesByName(name)[0].startTime)")
+        table_ms, chart_ms = page.run(
+            "['table', 'usable'].map(name => performance.getEntriesByName(name)[0].startTime)"
+        )
         record_property(f"{load}_load_usable_ms", chart_ms)
         print(f"1,000 attempts, {load} load: table after {table_ms:.0f} ms, chart after {chart_ms:.0f} ms")
     assert len(cells(page, 2)) == 50

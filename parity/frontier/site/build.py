@@ -16,17 +16,20 @@ OWN_BYTES = 4096  # a page of ours says so within so many
 
 
 def build(board: dict[str, Any], folder: Path, pages: Iterable[dict[str, Any]]) -> None:
-    """Writes `index.html`, `frontier.html` (its points as tables), `attempt/<id>.html` for every page, `matrices.html` where there is a matrix, and `assets/`.
+    """Writes `index.html`, `frontier.html` (its points as tables), `attempt/<id>.html` for every page, `matrices.html` where
+    there is a matrix, and `assets/`.
 
-    `board` has tracks, entries, frontiers, progress, attribution, reported results and matrices; each of `pages` is an entry with
-    its runs, verdicts and source, taken one at a time. Losses in nats per token, times in seconds. Pages of attempts that are no
-    longer there are removed; other files of the folder are left alone. Raises InputError for an id that is no file name, for ids
-    that occur twice, and where the folder cannot be written.
+    `board` has tracks, entries, frontiers, progress, attribution, reported results and matrices; each of `pages` is an entry
+    with its runs, verdicts and source, taken one at a time. Losses in nats per token, times in seconds. Pages of attempts that
+    are no longer there are removed; other files of the folder are left alone. Raises InputError for an id that is no file name,
+    for ids that occur twice, and where the folder cannot be written.
     """
     folder, board = Path(folder), columns.whole(board)
     known = {entry["id"]: entry for entry in board["entries"]}
     if len(known) < len(board["entries"]):
-        raise InputError(f"the board has {len(board['entries'])} entries but {len(known)} ids: every entry needs an id of its own")
+        raise InputError(
+            f"the board has {len(board['entries'])} entries but {len(known)} ids: every entry needs an id of its own"
+        )
     for one in known:
         _check(one)
     try:
@@ -45,13 +48,18 @@ def build(board: dict[str, Any], folder: Path, pages: Iterable[dict[str, Any]]) 
             if _check(one["id"]) in written:
                 raise InputError(f"two pages have the id {one['id']}: every attempt needs an id of its own")
             written.add(one["id"])
-            _write(folder / "attempt" / f"{one['id']}.html", attempt.page(one, tracks.get(one["track"]), titles, _beside(order, one["id"])))
+            _write(
+                folder / "attempt" / f"{one['id']}.html",
+                attempt.page(one, tracks.get(one["track"]), titles, _beside(order, one["id"])),
+            )
         for old in (folder / "attempt").glob("*.html"):
             if old.stem not in written:
                 _remove(old)
     except OSError as error:
-        raise InputError(f"{error.filename or folder}: the site cannot be written ({error.strerror or error}): choose another "
-                         "folder, or free some space") from error  # fmt: skip
+        raise InputError(
+            f"{error.filename or folder}: the site cannot be written ({error.strerror or error}): choose another "
+            "folder, or free some space"
+        ) from error
 
 
 def _check(identifier: Any) -> str:

@@ -22,8 +22,17 @@ def whole(board: dict[str, Any]) -> dict[str, Any]:
     tracks = list(board["tracks"])
     if reported["records"] and all(track["name"] != reported["track"] for track in tracks):
         track = track_for(reported["track"])
-        tracks.append({"name": track.name, "purpose": track.purpose, "slice": track.slice, "val_tokens": track.val_tokens, "target": track.target,
-                       "scored": track.scored, "hypervolume": []})  # fmt: skip
+        tracks.append(
+            {
+                "name": track.name,
+                "purpose": track.purpose,
+                "slice": track.slice,
+                "val_tokens": track.val_tokens,
+                "target": track.target,
+                "scored": track.scored,
+                "hypervolume": [],
+            }
+        )
     return board | {"tracks": tracks, "reported": reported}
 
 
@@ -39,13 +48,14 @@ def data(board: dict[str, Any]) -> dict[str, Any]:
         "verdict": _names((), (entry["delta"]["verdict"] for entry in entries)),
     }
     return {
-        "axes": AXES, "names": names,
+        "axes": AXES,
+        "names": names,
         "tracks": [{key: track[key] for key in ("name", "target", "scored")} for track in board["tracks"]],
         "entries": _entries(entries, names),
         "frontiers": [_line(one, one["axis"], places) for one in board["frontiers"]],
         "progress": [_line(one, one["scored"], places) for one in board["progress"]],
         "reported": _reported(board["reported"]),
-    }  # fmt: skip
+    }
 
 
 def curves(board: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +101,9 @@ def _loss(value: float | None) -> float | None:
 def _entries(entries: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[str, Any]:
     place = {what: {name: number for number, name in enumerate(known)} for what, known in names.items()}
     change = [entry["delta"]["loss"] or {"change": None, "low": None, "high": None} for entry in entries]
-    found: dict[str, Any] = {what: [place[what][entry[what]] for entry in entries] for what in ("track", "hardware", "backend", "kind")}
+    found: dict[str, Any] = {
+        what: [place[what][entry[what]] for entry in entries] for what in ("track", "hardware", "backend", "kind")
+    }
     found["verdict"] = [place["verdict"][entry["delta"]["verdict"]] for entry in entries]
     for key, said in (("loss", "mean"), ("low", "low"), ("high", "high")):
         found[key] = [_loss(entry["loss"][said]) for entry in entries]
@@ -106,27 +118,42 @@ def _entries(entries: list[dict[str, Any]], names: dict[str, list[str]]) -> dict
 def _line(one: dict[str, Any], axis: str | None, places: dict[str, int]) -> dict[str, Any]:
     """A frontier or a progress line: where it belongs, and its points as columns."""
     first, second, third = zip(*one["points"]) if one["points"] else ((), (), ())
-    return {"track": one["track"], "axis": axis, "hardware": one["hardware"],
-            "x": [value if isinstance(value, str) else _cost(value, axis) for value in first],
-            "y": [_cost(value, axis) if isinstance(first[0], str) else _loss(value) for value in second], "entry": [places.get(identifier) for identifier in third]}  # fmt: skip
+    return {
+        "track": one["track"],
+        "axis": axis,
+        "hardware": one["hardware"],
+        "x": [value if isinstance(value, str) else _cost(value, axis) for value in first],
+        "y": [_cost(value, axis) if isinstance(first[0], str) else _loss(value) for value in second],
+        "entry": [places.get(identifier) for identifier in third],
+    }
 
 
 def _reported(reported: dict[str, Any]) -> dict[str, Any]:
     records = reported["records"]
     steps = [record["points"][-1][0] if record["points"] else None for record in records]
-    return {"track": reported["track"], "seconds": [rounded(record["seconds"]) for record in records], "steps": steps,
-            "loss": [_loss(final_loss(record)) for record in records],
-            "change": [None if record["gain_nats"] is None else _loss(-record["gain_nats"]) for record in records]}  # fmt: skip
+    return {
+        "track": reported["track"],
+        "seconds": [rounded(record["seconds"]) for record in records],
+        "steps": steps,
+        "loss": [_loss(final_loss(record)) for record in records],
+        "change": [None if record["gain_nats"] is None else _loss(-record["gain_nats"]) for record in records],
+    }
 
 
 def _turned(points: list[list[float | None]], axes: Sequence[str]) -> list[list[float | None]]:
     """Columns of points that are costs on these axes and then a loss."""
     columns = list(zip(*points)) or [()] * (len(axes) + 1)
-    return [*([_cost(value, axis) for value in column] for axis, column in zip(axes, columns)), [_loss(value) for value in columns[-1]]]
+    return [
+        *([_cost(value, axis) for value in column] for axis, column in zip(axes, columns)),
+        [_loss(value) for value in columns[-1]],
+    ]
 
 
 def _percent(one: dict[str, Any]) -> list[float | None]:
     if not one["change"] or one["percent"] is None:
         return [rounded(one["percent"], 4), None, None]
     scale = one["percent"] / one["change"]
-    return [rounded(one["percent"], 4), *(None if one[end] is None else rounded(scale * one[end], 4) for end in ("low", "high"))]
+    return [
+        rounded(one["percent"], 4),
+        *(None if one[end] is None else rounded(scale * one[end], 4) for end in ("low", "high")),
+    ]

@@ -4,12 +4,31 @@ from typing import Any
 
 from parity.frontier.site import columns, matrices, records, summary
 from parity.frontier.site.figures import AXIS_NAMES, anything, cost, gain, loss, part, probability
-from parity.frontier.site.markup import UNKNOWN, chart, embedded, name, page as whole_page, table, text
+from parity.frontier.site.markup import UNKNOWN, chart, embedded, name, table, text
+from parity.frontier.site.markup import page as whole_page
 
-SCRIPTS = ("state.js", "figures.js", "chart.js", "board.js", "records.js", "frontier.js", "progress.js", "delta.js", "index.js",
-           "plotly-basic.min.js")  # fmt: skip
-SECTIONS = (("frontier", "Frontier"), ("records", "Attempts"), ("progress", "Progress"), ("deltas", "Deltas"),
-            ("attribution", "Attribution"), ("history", "Public history"))  # fmt: skip
+SCRIPTS = (
+    "state.js",
+    "figures.js",
+    "ticks.js",
+    "legend.js",
+    "chart.js",
+    "board.js",
+    "records.js",
+    "frontier.js",
+    "progress.js",
+    "delta.js",
+    "index.js",
+    "plotly-basic.min.js",
+)
+SECTIONS = (
+    ("frontier", "Frontier"),
+    ("records", "Attempts"),
+    ("progress", "Progress"),
+    ("deltas", "Deltas"),
+    ("attribution", "Attribution"),
+    ("history", "Public history"),
+)
 THEME = '<button type="button" id="theme" class="js-only" aria-pressed="false">dark</button>'
 
 
@@ -49,14 +68,20 @@ def _filters(board: dict[str, Any]) -> str:
     def every(key: str, known: list[str]) -> list[tuple[str, str]]:
         return [("", f"all {key}"), *((one, one) for one in known)]
 
-    choices = [_choice("track", "Track", tracks),
-               _choice("axis", "Cost in", list(AXIS_NAMES.items())),
-               _choice("backend", "Backend", every("backends", list(dict.fromkeys(entry["backend"] for entry in entries)))),
-               _choice("kind", "Kind", every("kinds", list(dict.fromkeys(entry["kind"] for entry in entries)))),
-               _choice("hardware", "Hardware", every("hardware", hardware)),
-               _choice("status", "Status", [("", "verified and reported"), ("verified", "verified"), ("reported", "reported")])]  # fmt: skip
-    return (f'<form id="filters" class="js-only" aria-label="Filters for all charts and the table">{"".join(choices)}'
-            '<button type="reset">Clear filters</button><output id="count"></output></form>')  # fmt: skip
+    choices = [
+        _choice("track", "Track", tracks),
+        _choice("axis", "Cost in", list(AXIS_NAMES.items())),
+        _choice("backend", "Backend", every("backends", list(dict.fromkeys(entry["backend"] for entry in entries)))),
+        _choice("kind", "Kind", every("kinds", list(dict.fromkeys(entry["kind"] for entry in entries)))),
+        _choice("hardware", "Hardware", every("hardware", hardware)),
+        _choice(
+            "status", "Status", [("", "verified and reported"), ("verified", "verified"), ("reported", "reported")]
+        ),
+    ]
+    return (
+        f'<form id="filters" class="js-only" aria-label="Filters for all charts and the table">{"".join(choices)}'
+        '<button type="reset">Clear filters</button><output id="count"></output></form>'
+    )
 
 
 def _frontier(board: dict[str, Any]) -> str:
@@ -67,16 +92,28 @@ def _frontier(board: dict[str, Any]) -> str:
         "<strong>Down and to the left is better.</strong> Seconds compare only within one class of hardware, so each class has a colour "
         "and a line of its own there; on the other axes colours are backends and one line holds for all. "
         f"{triangles}</p>"
-        )  # fmt: skip
-    hint = ('<p class="hint js-only">Point at a mark, or move through the marks with the arrow keys, to see its figures and its whole curve; a '
-            "click or Enter opens its page. Drag to zoom, or press + and −; 0 fits the results again.</p>")  # fmt: skip
+    )
+    hint = (
+        '<p class="hint js-only">Point at a mark, or move through the marks with the arrow keys, to see its figures and its whole curve; a '
+        "click or Enter opens its page. Drag to zoom, or press + and −; 0 fits the results again.</p>"
+    )
     label = "Efficiency frontier: final loss in nats per token against cost; lower is better on both. The record table below has the figures."
-    below = '<p><a href="frontier.html">The frontier as tables, point by point</a></p>' if board["frontiers"] else "<p>No frontier yet.</p>"
-    return _section("frontier", "Frontier", f"{text_above}{_filters(board)}{chart('frontier-chart', label)}{hint}{below}")
+    below = (
+        '<p><a href="frontier.html">The frontier as tables, point by point</a></p>'
+        if board["frontiers"]
+        else "<p>No frontier yet.</p>"
+    )
+    return _section(
+        "frontier", "Frontier", f"{text_above}{_filters(board)}{chart('frontier-chart', label)}{hint}{below}"
+    )
 
 
 def _records(board: dict[str, Any]) -> str:
-    said = "" if board["entries"] else '<p class="notice">No attempt has been verified yet: rows are the public history.</p>'
+    said = (
+        ""
+        if board["entries"]
+        else '<p class="notice">No attempt has been verified yet: rows are the public history.</p>'
+    )
     more = '<p class="js-only"><button type="button" id="more" hidden></button></p>'
     return _section("records", "Attempts", f"{said}{records.table(board)}{more}")
 
@@ -84,35 +121,67 @@ def _records(board: dict[str, Any]) -> str:
 def _progress(board: dict[str, Any]) -> str:
     label = "Progress: cost to reach the track's target against date; lower is better. The table below has the records."
     titles = summary.titles(board)
-    rows = [(text(line["track"]), text(date), text(line["hardware"] or "any"), cost(value, line["scored"]), summary.link(titles, identifier))
-            for line in board["progress"] for date, value, identifier in line["points"]]
-    below = table(("Track", "Date", "Hardware", "Record", "Attempt"), rows, "Records of each track by date", (3,)) if rows else ""
-    return _section("progress", "Progress over time",
-                    "<p>Cost to reach the track's target, by date: the line is the record, dots are all attempts that reach it. "
-                    f"<strong>Lower is better.</strong></p>{chart('progress-chart', label)}"
-                    + (f"<details><summary>The records as a table</summary>{below}</details>" if below else ""))  # fmt: skip
+    rows = [
+        (
+            text(line["track"]),
+            text(date),
+            text(line["hardware"] or "any"),
+            cost(value, line["scored"]),
+            summary.link(titles, identifier),
+        )
+        for line in board["progress"]
+        for date, value, identifier in line["points"]
+    ]
+    below = (
+        table(("Track", "Date", "Hardware", "Record", "Attempt"), rows, "Records of each track by date", (3,))
+        if rows
+        else ""
+    )
+    return _section(
+        "progress",
+        "Progress over time",
+        "<p>Cost to reach the track's target, by date: the line is the record, dots are all attempts that reach it. "
+        f"<strong>Lower is better.</strong></p>{chart('progress-chart', label)}"
+        + (f"<details><summary>The records as a table</summary>{below}</details>" if below else ""),
+    )
 
 
 def _deltas(board: dict[str, Any]) -> str:
     label = "Change that each attempt brought, with its 95% interval; left of zero is better. The record table has the figures."
     measures = _choice("measure", "Measure", [("loss", "loss at equal cost"), ("cost", "cost at equal loss")])
     pages = '<button type="button" id="newer">newer</button><button type="button" id="older">older</button><output id="shown"></output>'
-    return _section("deltas", "What each attempt added",
-                    "<p>Each attempt against the best one before it, with the 95% interval of the difference. <strong>Left of zero is better.</strong> "
-                    "An interval that crosses zero is inside the noise, and drawn hollow.</p>"
-                    f'<form id="delta-form" class="js-only">{measures}{pages}</form>{chart("delta-chart", label)}')  # fmt: skip
+    return _section(
+        "deltas",
+        "What each attempt added",
+        "<p>Each attempt against the best one before it, with the 95% interval of the difference. <strong>Left of zero is better.</strong> "
+        "An interval that crosses zero is inside the noise, and drawn hollow.</p>"
+        f'<form id="delta-form" class="js-only">{measures}{pages}</form>{chart("delta-chart", label)}',
+    )
 
 
 def _attribution(board: dict[str, Any]) -> str:
     captions = (("by_kind", "By kind of author"), ("by_backend", "By backend"), ("by_technique", "By technique"))
     found = []
     for key, caption in captions:
-        rows = [(text(one["name"]), text(one["track"]), anything(one["entries"]), anything(one["records"]),
-                 f"{gain(one['gain'])} {text(one['unit'])}", part(one["share"])) for one in board["attribution"][key]]
+        rows = [
+            (
+                text(one["name"]),
+                text(one["track"]),
+                anything(one["entries"]),
+                anything(one["records"]),
+                f"{gain(one['gain'])} {text(one['unit'])}",
+                part(one["share"]),
+            )
+            for one in board["attribution"][key]
+        ]
         if rows:
             found.append(table(("Name", "Track", "Attempts", "Records", "Gain", "Share"), rows, caption, (2, 3, 4, 5)))
     about = "<p>Who and what the gains came from: a gain is by how much a record improved on the one before it.</p>"
-    return _section("attribution", "Attribution", f'{about}<div class="side">{"".join(found)}</div>' if found else "<p>No attempt yet.</p>")
+    return _section(
+        "attribution",
+        "Attribution",
+        f'{about}<div class="side">{"".join(found)}</div>' if found else "<p>No attempt yet.</p>",
+    )
 
 
 def _history(board: dict[str, Any]) -> str:
@@ -120,19 +189,52 @@ def _history(board: dict[str, Any]) -> str:
     if not reported["records"]:
         return _section("history", "Public history", "<p>None is shown here.</p>")
     rows = [_reported(record) for record in reversed(reported["records"])]
-    head = ("Record", "Date", "Title, and how sure its gain is", "Hardware", "Seconds", "Runs", "Loss", "p", "Gain, s", "Gain, %", "Gain, nats", "Share")
-    below = table(head, rows, "Records of the public history; a gain is against the record before, a share is of all gains", range(4, 12), "history")
-    return _section("history", "Public history",
-                    f'<p><strong class="reported-mark">△ {text(reported["note"])}.</strong> Source: {name(reported["source"])}. Never mixed '
-                    f"with the verified results: no frontier, record or attribution above counts any of it.</p>"
-                    f"<details><summary>{len(rows)} records with their figures</summary>{below}</details>")  # fmt: skip
+    head = (
+        "Record",
+        "Date",
+        "Title, and how sure its gain is",
+        "Hardware",
+        "Seconds",
+        "Runs",
+        "Loss",
+        "p",
+        "Gain, s",
+        "Gain, %",
+        "Gain, nats",
+        "Share",
+    )
+    below = table(
+        head,
+        rows,
+        "Records of the public history; a gain is against the record before, a share is of all gains",
+        range(4, 12),
+        "history",
+    )
+    return _section(
+        "history",
+        "Public history",
+        f'<p><strong class="reported-mark">△ {text(reported["note"])}.</strong> Source: {name(reported["source"])}. Never mixed '
+        f"with the verified results: no frontier, record or attribution above counts any of it.</p>"
+        f"<details><summary>{len(rows)} records with their figures</summary>{below}</details>",
+    )
 
 
 def _reported(record: dict[str, Any]) -> tuple[str, ...]:
     spread = "" if record["loss_sd"] is None else f" <small>sd {record['loss_sd']:.4f}</small>"
     form = {"gain_seconds": ".1f", "gain_percent": ".1f", "gain_nats": ".4f"}
-    gains = [UNKNOWN if record[key] is None else f"{record[key]:{digits}}".replace("-", "−") for key, digits in form.items()]
+    gains = [
+        UNKNOWN if record[key] is None else f"{record[key]:{digits}}".replace("-", "−") for key, digits in form.items()
+    ]
     title = f"{text(record['title']) or UNKNOWN}<br><small>{text(record['sure'])}</small>"
-    return (text(record["label"]), f"<time>{text(record['date'])}</time>", title, text(record["hardware"]),
-            cost(record["seconds"], "seconds", unit=False), anything(record["runs"]), loss(record["loss_mean"]) + spread,
-            probability(record["p"]).removeprefix("p "), *gains, part(record["share"]))  # fmt: skip
+    return (
+        text(record["label"]),
+        f"<time>{text(record['date'])}</time>",
+        title,
+        text(record["hardware"]),
+        cost(record["seconds"], "seconds", unit=False),
+        anything(record["runs"]),
+        loss(record["loss_mean"]) + spread,
+        probability(record["p"]).removeprefix("p "),
+        *gains,
+        part(record["share"]),
+    )

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data: blob:; "
-          "base-uri 'none'; form-action 'none'")  # fmt: skip
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
 """Nothing but the site's own scripts and styles; the plotting library adds styles while it runs."""
 GENERATOR = '<meta name="generator" content="jaxrun frontier">'
 UNKNOWN = '<span class="none" title="not known">–</span>'
@@ -73,7 +75,9 @@ def page(title: str, body: str, scripts: Sequence[str] = (), up: str = "", end: 
 """
 
 
-def table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str, numbers: Sequence[int] = (), classes: str = "") -> str:
+def table(
+    head: Iterable[str], rows: Iterable[Sequence[str]], caption: str, numbers: Sequence[int] = (), classes: str = ""
+) -> str:
     """A table in a box that scrolls sideways by itself; cells and heads are HTML, `numbers` are columns aligned to the right.
 
     The first cell of a row is its head.
@@ -84,20 +88,33 @@ def table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str, numb
     for row in rows:
         cells = (f"<td{kinds.get(place, '')}>{cell}</td>" for place, cell in enumerate(row) if place)
         lines.append(f'<tr><th scope="row">{row[0]}</th>{"".join(cells)}</tr>')
-    return (f'<div class="wide" tabindex="0" role="region" aria-label="{text(caption)}"><table class="{classes}">'
-            f"<caption><span>{text(caption)}</span></caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{text(caption)}"><table class="{classes}">'
+        f"<caption><span>{text(caption)}</span></caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """A list of what and its value; both are HTML."""
-    return '<dl class="facts">' + "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in pairs) + "</dl>"
+    return (
+        '<dl class="facts">' + "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in pairs) + "</dl>"
+    )
 
 
 def chart(identifier: str, label: str, legend: bool = True) -> str:
     """The place of a chart with its tools and legend; `label` says in words what it shows."""
-    tools = "".join(f'<button type="button" data-zoom="{zoom}" aria-label="{said}">{sign}</button>'
-                    for zoom, said, sign in (("in", "zoom in", "+"), ("out", "zoom out", "−"), ("reset", "fit the results", "fit"), ("all", "show everything", "all")))  # fmt: skip
+    tools = "".join(
+        f'<button type="button" data-zoom="{zoom}" aria-label="{said}">{sign}</button>'
+        for zoom, said, sign in (
+            ("in", "zoom in", "+"),
+            ("out", "zoom out", "−"),
+            ("reset", "fit the results", "fit"),
+            ("all", "show everything", "all"),
+        )
+    )
     below = f'<div class="legend" id="{identifier}-legend"></div>' if legend else ""
-    return (f'<div class="figure"><div class="tools" data-for="{identifier}">{tools}</div>{below}'
-            f'<div class="chart" id="{identifier}" tabindex="0" role="group" aria-roledescription="chart" aria-label="{text(label)}"></div>'
-            f'<p class="note" id="{identifier}-note" role="status"></p></div>')  # fmt: skip
+    return (
+        f'<div class="figure"><div class="tools" data-for="{identifier}">{tools}</div>{below}'
+        f'<div class="chart" id="{identifier}" tabindex="0" role="group" aria-roledescription="chart" aria-label="{text(label)}"></div>'
+        f'<p class="note" id="{identifier}-note" role="status"></p></div>'
+    )

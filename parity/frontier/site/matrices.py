@@ -3,9 +3,15 @@
 from typing import Any
 
 from parity.frontier.site.figures import anything
-from parity.frontier.site.markup import page as whole_page, table, text
+from parity.frontier.site.markup import page as whole_page
+from parity.frontier.site.markup import table, text
 
-KINDS = {"edit": "in the evidence", "program": "in the program", "train": "in how it is started", "attempt": "in the attempt"}
+KINDS = {
+    "edit": "in the evidence",
+    "program": "in the program",
+    "train": "in how it is started",
+    "attempt": "in the attempt",
+}
 MARKS = {"F": "fails, as it must", "f": "fails too", "!": "must fail and does not", "?": "could not be judged"}
 
 
@@ -17,11 +23,13 @@ def present(board: dict[str, Any]) -> bool:
 def page(board: dict[str, Any]) -> str:
     """The document."""
     cheats, parity = _listed(board, "cheats"), _listed(board, "parity")
-    body = ('<a class="skip" href="#main">Skip to the content</a><header><div class="bar"><nav aria-label="Pages">'
-            '<a class="back" href="index.html">← Efficiency frontier</a></nav>'
-            '<button type="button" id="theme" class="js-only" aria-pressed="false">dark</button></div>'
-            '<h1>Cheats and parity</h1></header><main id="main" tabindex="-1">'
-            f"{_cheats(cheats) if cheats else ''}{_parity(parity) if parity else ''}</main>")  # fmt: skip
+    body = (
+        '<a class="skip" href="#main">Skip to the content</a><header><div class="bar"><nav aria-label="Pages">'
+        '<a class="back" href="index.html">← Efficiency frontier</a></nav>'
+        '<button type="button" id="theme" class="js-only" aria-pressed="false">dark</button></div>'
+        '<h1>Cheats and parity</h1></header><main id="main" tabindex="-1">'
+        f"{_cheats(cheats) if cheats else ''}{_parity(parity) if parity else ''}</main>"
+    )
     return whole_page("Cheats and parity · jaxrun", body, ("state.js",))
 
 
@@ -39,15 +47,25 @@ def _cheats(cheats: list[dict[str, Any]]) -> str:
     caught = sum(bool(one["right"]) and not one["open"] for one in cheats)
     still = sum(bool(one["open"]) for one in cheats)
     key = "".join(f'<li><b class="mark">{mark}</b> {said}</li>' for mark, said in MARKS.items())
-    parts = [f"<h2>Cheats planted, and the rules that found them</h2><p>{len(cheats)} plantings of {len({one['cheat'] for one in cheats})} "
-             f"cheats: {caught} caught by the named rules, {still} known to be open, {len(cheats) - caught - still} otherwise.</p>"
-             f'<ul class="key">{key}</ul>']  # fmt: skip
+    parts = [
+        f"<h2>Cheats planted, and the rules that found them</h2><p>{len(cheats)} plantings of {len({one['cheat'] for one in cheats})} "
+        f"cheats: {caught} caught by the named rules, {still} known to be open, {len(cheats) - caught - still} otherwise.</p>"
+        f'<ul class="key">{key}</ul>'
+    ]
     for kind in dict.fromkeys([*KINDS, *(one["kind"] for one in cheats)]):
         group = [one for one in cheats if one["kind"] == kind]
         if group:
-            head = ["Cheat", "Backend", "Result", *(f'<span class="up">{text(rule)}</span>' for rule in rules), "What it does, what was said"]
+            head = [
+                "Cheat",
+                "Backend",
+                "Result",
+                *(f'<span class="up">{text(rule)}</span>' for rule in rules),
+                "What it does, what was said",
+            ]
             title = f"Cheats {KINDS.get(kind, kind)}"
-            parts.append(f"<h3>{text(title)}</h3>{table(head, [_cheat(one, rules) for one in group], title, classes='matrix')}")
+            parts.append(
+                f"<h3>{text(title)}</h3>{table(head, [_cheat(one, rules) for one in group], title, classes='matrix')}"
+            )
     return "".join(parts)
 
 
@@ -56,9 +74,17 @@ def _cheat(one: dict[str, Any], rules: list[str]) -> tuple[str, ...]:
     reasons = one["reasons"] if isinstance(one["reasons"], dict) else {"": one["reasons"]}
     said = "".join(f"<br><small>{text(rule)}: {text(reason)}</small>" for rule, reason in reasons.items() if reason)
     still = f"<br><em>open: {text(one['open'])}</em>" if one["open"] and not isinstance(one["open"], bool) else ""
-    cells = [f'<b class="mark" title="{text(rule)}: {MARKS[mark]}">{mark}</b>' if (mark := _mark(one, rule)) else "" for rule in rules]
-    return (text(one["cheat"]), text(one["backend"]), f'<span class="{tone}">{result}</span><br><small>{text(one["status"])} at {text(one["depth"])}</small>', *cells,
-            f'<div class="said">{text(one["sentence"])}{still}{said}</div>')  # fmt: skip
+    cells = [
+        f'<b class="mark" title="{text(rule)}: {MARKS[mark]}">{mark}</b>' if (mark := _mark(one, rule)) else ""
+        for rule in rules
+    ]
+    return (
+        text(one["cheat"]),
+        text(one["backend"]),
+        f'<span class="{tone}">{result}</span><br><small>{text(one["status"])} at {text(one["depth"])}</small>',
+        *cells,
+        f'<div class="said">{text(one["sentence"])}{still}{said}</div>',
+    )
 
 
 def _mark(one: dict[str, Any], rule: str) -> str:
@@ -72,4 +98,8 @@ def _parity(rows: list[dict[str, Any]]) -> str:
     fields = list(dict.fromkeys(field for row in rows for field in row))
     numbers = [place for place, field in enumerate(fields) if any(type(row.get(field)) in (int, float) for row in rows)]
     return "<h2>Parity of the backends</h2>" + table(
-        [text(field) for field in fields], [[anything(row.get(field)) for field in fields] for row in rows], "Parity of the backends", numbers)  # fmt: skip
+        [text(field) for field in fields],
+        [[anything(row.get(field)) for field in fields] for row in rows],
+        "Parity of the backends",
+        numbers,
+    )

@@ -13,9 +13,11 @@ def first_screen(board: dict[str, Any]) -> str:
     cards = "".join(_card(track, board) for track in board["tracks"] if _has_results(track, board))
     waiting = [text(track["name"]) for track in board["tracks"] if not _has_results(track, board)]
     rest = f'<p class="hint">No verified attempt yet on: {", ".join(waiting)}.</p>' if waiting else ""
-    return (f"<h1>Efficiency frontier</h1><p class=\"lede\">The lowest loss that language-model training reaches for a given cost, from "
-            f"verified attempts only, and what each attempt added to it.</p>{_last(board)}"
-            f'<div class="cards">{cards}{_reported_card(board)}</div>{rest}')  # fmt: skip
+    return (
+        f'<h1>Efficiency frontier</h1><p class="lede">The lowest loss that language-model training reaches for a given cost, from '
+        f"verified attempts only, and what each attempt added to it.</p>{_last(board)}"
+        f'<div class="cards">{cards}{_reported_card(board)}</div>{rest}'
+    )
 
 
 def titles(board: dict[str, Any]) -> dict[str, str]:
@@ -36,11 +38,17 @@ def _has_results(track: dict[str, Any], board: dict[str, Any]) -> bool:
 
 def _last(board: dict[str, Any]) -> str:
     if not board["entries"]:
-        follows = "What follows is the public history, reported by others and not verified here." if board["reported"]["records"] else ""
-        return f'<p class="latest"><strong>No attempt has been verified yet.</strong> {follows}</p>'
+        follows = (
+            "What follows is the public history, reported by others and not verified here."
+            if board["reported"]["records"]
+            else ""
+        )
+        return f'<p class="latest"> {follows}</p>'
     entry = board["entries"][-1]
-    return (f'<p class="latest"><span class="tag">last attempt</span> {link(titles(board), entry["id"])} by {name(entry["author"])} on '
-            f'{text(entry["track"])}, <time>{text(entry["date"])}</time>: {name(entry["delta"]["sentence"])}</p>')  # fmt: skip
+    return (
+        f'<p class="latest"><span class="tag">last attempt</span> {link(titles(board), entry["id"])} by {name(entry["author"])} on '
+        f"{text(entry['track'])}, <time>{text(entry['date'])}</time>: {name(entry['delta']['sentence'])}</p>"
+    )
 
 
 def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
@@ -51,23 +59,36 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
     for line in lines[:MOST_RECORDS]:
         date, value, identifier = line["points"][-1]
         where = f" on {text(line['hardware'])}" if line["hardware"] else ""
-        said.append(f'<li><b class="big">{cost(value, line["scored"])}</b> to loss {track["target"]:g}{where}: {link(titles(board), identifier)}, '
-                    f"<time>{text(date)}</time></li>")  # fmt: skip
+        said.append(
+            f'<li><b class="big">{cost(value, line["scored"])}</b> to loss {track["target"]:g}{where}: {link(titles(board), identifier)}, '
+            f"<time>{text(date)}</time></li>"
+        )
     if len(lines) > MOST_RECORDS:
         said.append(f"<li>and {len(lines) - MOST_RECORDS} more classes of hardware</li>")
     if not lines:
-        said.append("<li>No record: the track has no target.</li>" if track["target"] is None else "<li>The target was not reached yet.</li>")
+        said.append(
+            "<li>No record: the track has no target.</li>"
+            if track["target"] is None
+            else "<li>The target was not reached yet.</li>"
+        )
     scored = [entry for entry in entries if known(entry["loss"]["mean"])]
     if scored:
         best = min(scored, key=lambda entry: entry["loss"]["mean"])
-        said.append(f'<li>lowest loss {loss(best["loss"]["mean"])}{spread(best["loss"]["low"], best["loss"]["high"])}: '
-                    f'{link(titles(board), best["id"])}</li>')  # fmt: skip
-    volumes = ", ".join(f"{one['value']:.4g} in {text(one['axis'])}{_on(one)}" for one in track["hypervolume"]
-                        if known(one["value"]) and one["axis"] == track["scored"])
+        said.append(
+            f"<li>lowest loss {loss(best['loss']['mean'])}{spread(best['loss']['low'], best['loss']['high'])}: "
+            f"{link(titles(board), best['id'])}</li>"
+        )
+    volumes = ", ".join(
+        f"{one['value']:.4g} in {text(one['axis'])}{_on(one)}"
+        for one in track["hypervolume"]
+        if known(one["value"]) and one["axis"] == track["scored"]
+    )
     volume = f'<p class="hint">Hypervolume under the frontier (larger is better): {volumes}.</p>' if volumes else ""
     count = f"{len(entries)} attempt{'s' if len(entries) > 1 else ''}"
-    return (f'<div class="card"><h3>{text(track["name"])} <small>{count} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'
-            f"{volume}</div>")  # fmt: skip
+    return (
+        f'<div class="card"><h3>{text(track["name"])} <small>{count} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'
+        f"{volume}</div>"
+    )
 
 
 def _on(volume: dict[str, Any]) -> str:
@@ -79,6 +100,8 @@ def _reported_card(board: dict[str, Any]) -> str:
     if not reported:
         return ""
     best = min(reported, key=lambda record: record["seconds"])
-    return (f'<div class="card reported"><h3>public history <small>{text(board["reported"]["note"])}</small></h3><ul><li>'
-            f'<b class="big">{cost(best["seconds"], "seconds")}</b> on {text(best["hardware"])}: record {text(best["label"])}, '
-            f'<time>{text(best["date"])}</time></li><li>{len(reported)} records since <time>{text(reported[0]["date"])}</time></li></ul></div>')  # fmt: skip
+    return (
+        f'<div class="card reported"><h3>public history <small>{text(board["reported"]["note"])}</small></h3><ul><li>'
+        f'<b class="big">{cost(best["seconds"], "seconds")}</b> on {text(best["hardware"])}: record {text(best["label"])}, '
+        f"<time>{text(best['date'])}</time></li><li>{len(reported)} records since <time>{text(reported[0]['date'])}</time></li></ul></div>"
+    )

@@ -17,13 +17,21 @@ def section(entry: dict[str, Any]) -> str:
     """The attempt's own rules and those of its runs."""
     parts = []
     if entry["attempt_rules"]:
-        rows = [(text(rule), f"{sign(status)} {text(status)}", text(reason)) for rule, status, reason in entry["attempt_rules"]]
+        rows = [
+            (text(rule), f"{sign(status)} {text(status)}", text(reason))
+            for rule, status, reason in entry["attempt_rules"]
+        ]
         parts.append(table(("Rule", "Verdict", "Reason"), rows, "Rules of the attempt", classes="verdict"))
     if any(run["verdict"]["rules"] for run in entry["runs_detail"]):
         parts.append(_of_runs(entry["runs_detail"]))
-    key = "".join(f"<li>{sign(status)} {said}</li>" for status, said in (("holds", "holds"), ("fails", "fails"), ("not judged", "not judged")))
-    return (f'<section aria-labelledby="verdict"><h2 id="verdict" tabindex="-1">Verdict, rule by rule</h2><ul class="key">{key}</ul>'
-            f"{''.join(parts) or '<p>No rule was judged.</p>'}</section>\n")  # fmt: skip
+    key = "".join(
+        f"<li>{sign(status)} {said}</li>"
+        for status, said in (("holds", "holds"), ("fails", "fails"), ("not judged", "not judged"))
+    )
+    return (
+        f'<section aria-labelledby="verdict"><h2 id="verdict" tabindex="-1">Verdict, rule by rule</h2><ul class="key">{key}</ul>'
+        f"{''.join(parts) or '<p>No rule was judged.</p>'}</section>\n"
+    )
 
 
 def _of_runs(runs: list[dict[str, Any]]) -> str:

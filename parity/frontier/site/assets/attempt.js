@@ -27,97 +27,89 @@
     });
   }
 
-  function plan() {
-    const { axis, train, end } = shown(),
-      place = data.axes.indexOf(axis),
-      traces = [];
-    data.runs.forEach((run, number) => {
-      const colour = chart.colour(number % 8);
-      if (train && run.train[0].length)
-        traces.push({
-          type: "scatter",
-          mode: "lines",
-          x: stretched(run.train[0], run.evals, place),
-          y: run.train[1],
-          line: { color: colour, width: 0.8 },
-          opacity: 0.45,
-        });
-    });
-    data.runs.forEach((run, number) => {
-      const colour = chart.colour(number % 8),
-        xs = run.evals[place];
-      traces.push({
-        type: "scatter",
-        mode: "lines+markers",
-        x: xs,
-        y: run.evals[4],
-        items: xs.map((_, point) => ({ number, point })),
-        line: { color: colour, width: 2, dash: chart.dashes[number % chart.dashes.length] },
-        marker: {
-          size: 6,
-          color: colour,
-          symbol: chart.shapes[number % chart.shapes.length],
-          line: { color: chart.ink(), width: 0.5 },
-        },
-      });
-    });
+  const look = (number) => ({
+    colour: chart.colour(number % 8),
+    dash: chart.dashes[number % chart.dashes.length],
+    shape: chart.shapes[number % chart.shapes.length],
+  });
+
+  function training(run, number, place) {
+    const x = stretched(run.train[0], run.evals, place);
+    return {
+      type: "scatter",
+      mode: "lines",
+      x,
+      y: run.train[1],
+      line: { color: look(number).colour, width: 0.8 },
+      opacity: 0.45,
+    };
+  }
+
+  function evaluations(run, number, place) {
+    const { colour, dash, shape } = look(number),
+      x = run.evals[place],
+      items = x.map((_, point) => ({ number, point }));
+    const marker = { size: 6, color: colour, symbol: shape, line: { color: chart.ink(), width: 0.5 } };
+    return {
+      type: "scatter",
+      mode: "lines+markers",
+      x,
+      y: run.evals[4],
+      items,
+      line: { color: colour, width: 2, dash },
+      marker,
+    };
+  }
+
+  // The ranges that show the end of the curves: [costs, losses], or none where there are no losses.
+  function end(place) {
     const losses = known(data.runs.map((run) => run.evals[4])).flat(),
-      low = Math.min(...losses, data.target ?? Infinity),
-      high = Math.max(...losses);
-    const costs = known(data.runs.map((run) => run.evals[place])).flat(),
-      last = Math.max(...costs);
-    const top = high - END * (high - low),
-      pad = 0.05 * (top - low) || 0.05;
+      costs = known(data.runs.map((run) => run.evals[place])).flat();
+    const low = Math.min(...losses, data.target ?? Infinity),
+      high = Math.max(...losses),
+      top = high - END * (high - low);
     const early = Math.min(
       ...data.runs.flatMap((run) => run.evals[place].filter((_, point) => run.evals[4][point] <= top)),
     );
-    const averaged = Math.max(1, ...data.runs.map((run) => run.averaged));
+    const pad = 0.05 * (top - low) || 0.05;
+    return [
+      isFinite(early) ? [0.7 * early, 1.02 * Math.max(...costs)] : undefined,
+      isFinite(top) ? [low - pad, top + pad] : undefined,
+    ];
+  }
+
+  function plan() {
+    const state = shown(),
+      { axis } = state,
+      place = data.axes.indexOf(axis),
+      narrow = chart.narrow();
+    const trained = state.train
+      ? data.runs.map((run, number) => ({ run, number })).filter(({ run }) => run.train[0].length)
+      : [];
+    const traces = [
+      ...trained.map(({ run, number }) => training(run, number, place)),
+      ...data.runs.map((run, number) => evaluations(run, number, place)),
+    ];
+    const averaged = Math.max(1, ...data.runs.map((run) => run.averaged)),
+      [costs, losses] = state.end ? end(place) : [];
     const note = [
-      !costs.length && `No run states its ${axis === "flops" ? "FLOPs" : axis}.`,
-      train && averaged > 1 && `Training losses are means of ${averaged} steps.`,
+      !data.runs.some((run) => run.evals[place].some((value) => value != null)) &&
+        `No run states its ${figures.name(axis)}.`,
+      trained.length && averaged > 1 && `Training losses are means of ${averaged} steps.`,
     ];
-    const legend = [
-      ...data.runs.map((run, number) => ({
-        colour: chart.colour(number % 8),
-        dash: chart.dashes[number % chart.dashes.length],
-        shape: chart.shapes[number % chart.shapes.length],
-        text: `seed ${run.seed}`,
-      })),
-      ...(data.target == null ? [] : [{ dash: "dot", text: `target ${data.target}` }]),
-    ];
+    const cost = `${figures.title(axis)}${axis === "seconds" ? " of training (s)" : ""} · ← ${narrow ? "better" : "cheaper is better"}`;
+    const loss = narrow ? "Loss (nats/token) · ↓ better" : "Loss (nats per token) · ↓ lower is better";
     return {
       traces,
-      legend,
+      legend: [
+        ...data.runs.map((run, number) => ({ ...look(number), text: `seed ${run.seed}` })),
+        ...(data.target == null ? [] : [{ dash: "dot", text: `target ${data.target}` }]),
+      ],
       note: note.filter(Boolean).join(" "),
       layout: chart.layout(
-        chart.axis(
-          `${figures.title(axis)}${axis === "seconds" ? " of training (s)" : ""} · ← ${chart.narrow() ? "better" : "cheaper is better"}`,
-          {
-            nticks: chart.narrow() ? 5 : 10,
-            range: end && isFinite(early) ? [0.7 * early, 1.02 * last] : undefined,
-            rangemode: "tozero",
-          },
-        ),
-        chart.axis(chart.narrow() ? "Loss (nats/token) · ↓ better" : "Loss (nats per token) · ↓ lower is better", {
-          range: end && isFinite(top) ? [low - pad, top + pad] : undefined,
-        }),
-        {
-          height: chart.narrow() ? 360 : 440,
-          shapes:
-            data.target == null
-              ? []
-              : [
-                  {
-                    type: "line",
-                    xref: "paper",
-                    x0: 0,
-                    x1: 1,
-                    y0: data.target,
-                    y1: data.target,
-                    line: { color: chart.soft(), width: 1, dash: "dot" },
-                  },
-                ],
-        },
+        chart.axis(cost, { nticks: narrow ? 5 : 10, range: costs, rangemode: "tozero" }),
+        chart.axis(loss, { range: losses }),
+        { height: narrow ? 360 : 440, shapes: chart.level(data.target) },
       ),
     };
   }

@@ -42,6 +42,7 @@ site.board = (() => {
       low = entries.low[entry],
       high = entries.high[entry];
     const verdict = names.verdict[entries.verdict[entry]];
+    const interval = between(entries.change_low[entry], entries.change_high[entry]);
     return [
       title(line),
       line.cells[2].querySelector("small").textContent,
@@ -51,7 +52,7 @@ site.board = (() => {
         .filter(Boolean)
         .join(" · "),
       known(entries.change[entry])
-        ? `change in loss ${change(entries.change[entry])} ${between(entries.change_low[entry], entries.change_high[entry])}, ${verdict}`
+        ? `change in loss ${change(entries.change[entry])} ${interval}, ${verdict}`
         : verdict,
       [1, 7, 8, 9].map((place) => cell(line, place)).join(" · "),
     ];

@@ -1,7 +1,7 @@
-// What all charts share: colours of the theme, hover and keyboard, zoom, legend, print. Needs the plotting library.
+// What all charts share: colours of the theme, hover and keyboard, zoom, print. Needs the plotting library.
 "use strict";
 site.chart = (() => {
-  // Okabe and Ito's colours, which the colour-blind can tell apart: as many as stand out from the ground, and grey for all that come after.
+  // Okabe and Ito's colours, which the colour-blind can tell apart: those that stand out from the ground, then grey.
   const onLight = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7f7f7f"];
   const onDark = ["#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#F0E442", "#9f9f9f"];
   const colours = () => (site.theme.dark() && !printing ? onDark : onLight);
@@ -49,8 +49,16 @@ site.chart = (() => {
     };
   }
 
-  // plan(): {traces, layout, note, legend}; a trace's `items` name its points. options.describe(item): lines, the first a title;
-  // options.open(item): the page to open; options.curve(item, show): gives show([xs, ys]) the curve to lay over the chart.
+  // A dotted line at a loss, as a layout's shapes; none where there is no loss.
+  function level(loss) {
+    if (loss == null) return [];
+    return [
+      { type: "line", xref: "paper", x0: 0, x1: 1, y0: loss, y1: loss, line: { color: soft(), width: 1, dash: "dot" } },
+    ];
+  }
+
+  // plan(): {traces, layout, note, legend}; a trace's `items` name its points. options.describe(item): lines, the first
+  // a title; options.open(item): the page to open; options.curve(item, show): calls show([xs, ys]) with its curve.
   async function draw(id, plan, options = {}) {
     const place = document.getElementById(id);
     if (!place) return;
@@ -58,9 +66,9 @@ site.chart = (() => {
     charts.set(id, Object.assign(chart, { plan, options }));
     clear(chart);
     const { traces, layout: form, note, legend: items } = plan();
-    legend(id, items);
+    site.legend.show(document.getElementById(`${id}-legend`), items);
     chart.traces = traces;
-    chart.home = { "xaxis.range": form.xaxis.range, "yaxis.range": form.yaxis.range };
+    chart.home = { xaxis: form.xaxis.range, yaxis: form.yaxis.range };
     chart.at = -1;
     document.getElementById(`${id}-note`).textContent = note || "";
     if (form.height) place.style.height = `${form.height}px`;
@@ -75,43 +83,13 @@ site.chart = (() => {
     retick(chart);
   }
 
-  // A log axis is labelled at round numbers of one size, as many as there is room for.
-  function rounds(low, high, most) {
-    // Not left to the library: its small ticks between labels that are given take without end over many powers of ten.
-    const sets = [
-      [
-        1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.2, 2.4, 2.6, 2.8, 3, 3.2, 3.4, 3.6, 3.8, 4, 4.5, 5, 5.5, 6,
-        6.5, 7, 7.5, 8, 8.5, 9, 9.5,
-      ],
-      [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9],
-      [1, 1.5, 2, 3, 4, 5, 7],
-      [1, 2, 5],
-      [1, 3],
-      [1],
-    ];
-    for (const set of sets) {
-      const found = [];
-      for (let power = Math.floor(low); power <= high; power++)
-        for (const one of set)
-          if (Math.log10(one) + power >= low && Math.log10(one) + power <= high) found.push(Number(`${one}e${power}`));
-      if (found.length <= most) return found;
-    }
-    return [];
-  }
-
-  // The ticks of the log axes of a layout that has ranges, where they are other ones than are drawn: "xaxis.tickvals" -> …
+  // The ticks of a layout's log axes where they are other ones than are drawn, as the library takes them.
   function ticks(chart, form) {
     const change = {};
     for (const one of ["xaxis", "yaxis"]) {
-      const { type, range } = form[one];
-      if (type !== "log" || !range || !(range[1] - range[0] < 40)) continue; // some are without end, where nothing is drawn
-      const found = rounds(
-        range[0],
-        range[1],
-        one === "xaxis" ? Math.min(14, Math.floor(chart.place.offsetWidth / 62)) : 9,
-      );
-      const set =
-        found.length < 2 ? { tickmode: "auto" } : { tickmode: "array", tickvals: found, ticktext: found.map(tick) };
+      const most = one === "xaxis" ? Math.min(14, Math.floor(chart.place.offsetWidth / 62)) : 9;
+      const set = site.ticks.of(form[one], most);
+      if (!set) continue;
       if (JSON.stringify(set) === chart[one]) continue;
       chart[one] = JSON.stringify(set);
       for (const [key, value] of Object.entries(set)) change[`${one}.${key}`] = value;
@@ -122,12 +100,6 @@ site.chart = (() => {
   function retick(chart) {
     const change = ticks(chart, chart.place._fullLayout);
     if (Object.keys(change).length) Plotly.relayout(chart.place, change);
-  }
-
-  function tick(value) {
-    if (value < 1e6) return site.figures.grouped(String(Number(value.toPrecision(4))));
-    const [mantissa, power] = value.toExponential().split("e");
-    return `${mantissa === "1" ? "" : mantissa + "·"}10<sup>${Number(power)}</sup>`;
   }
 
   function overlay(place) {
@@ -185,7 +157,8 @@ site.chart = (() => {
       height = tip.offsetHeight,
       room = place.offsetWidth;
     const left = x + 16 + width < room ? x + 16 : x - 16 - width;
-    tip.style.translate = `${Math.max(0, Math.min(left, room - width))}px ${Math.max(0, Math.min(y - height / 2, place.offsetHeight - height))}px`;
+    const within = (value, most) => Math.max(0, Math.min(value, most));
+    tip.style.translate = `${within(left, room - width)}px ${within(y - height / 2, place.offsetHeight - height)}px`;
     chart.shown = item;
     over.querySelector("polyline").setAttribute("points", "");
     options.curve?.(item, (columns) => chart.shown === item && trace(chart, columns));
@@ -252,64 +225,21 @@ site.chart = (() => {
 
   function zoom(chart, how) {
     if (!chart?.traces || chart.place.hidden) return;
-    if (how === "reset" || how === "all") {
-      const home = how === "reset" ? chart.home : {};
-      const free = Object.fromEntries(
-        ["xaxis", "yaxis"]
-          .filter((one) => !home[`${one}.range`])
-          .map((one) => [
-            `${one}.autorange`,
-            one === "yaxis" && chart.place._fullLayout.yaxis.autorange === "reversed" ? "reversed" : true,
-          ]),
-      );
-      Plotly.relayout(chart.place, {
-        ...Object.fromEntries(Object.entries(home).filter(([, range]) => range)),
-        ...free,
-      });
-      return;
-    }
-    const change = {},
-      factor = how === "in" ? 0.5 / 1.6 : 0.5 * 1.6;
-    for (const one of ["xaxis", "yaxis"]) {
-      const [low, high] = chart.place._fullLayout[one].range.map((end) => chart.place._fullLayout[one].r2l(end));
-      const middle = (low + high) / 2,
-        half = (high - low) * factor;
-      change[`${one}.range`] = [middle - half, middle + half].map((end) => chart.place._fullLayout[one].l2r(end));
+    const form = chart.place._fullLayout,
+      change = {};
+    for (const one of ["xaxis", "yaxis"].filter((name) => !form[name].fixedrange)) {
+      if (how === "all" || (how === "reset" && !chart.home[one])) change[`${one}.autorange`] = true;
+      else change[`${one}.range`] = how === "reset" ? chart.home[one] : scaled(form[one], how === "in" ? 1 / 1.6 : 1.6);
     }
     Plotly.relayout(chart.place, change);
   }
 
-  // items: {colour?, shape?, dash?, text}; colour alone is a filled mark, dash a line.
-  function legend(id, items) {
-    document.getElementById(`${id}-legend`).replaceChildren(
-      ...items.map((item) => {
-        const part = document.createElement("span");
-        part.innerHTML = glyph(item);
-        part.append(item.text);
-        return part;
-      }),
-    );
-  }
-
-  function glyph({ colour: fill = "var(--soft)", shape, dash, hollow }) {
-    const lines = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "9 3" };
-    const paths = {
-      circle: "M12 4a4.5 4.5 0 1 1 0 9a4.5 4.5 0 1 1 0-9z",
-      square: "M8 4.5h8v8h-8z",
-      diamond: "M12 3l5.5 5.5l-5.5 5.5l-5.5-5.5z",
-      triangle: "M12 4l5 9h-10z",
-      cross: "M10 4h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
-      star: "M12 3l2 4h4l-3 3l1 4l-4-2l-4 2l1-4l-3-3h4z",
-      hexagon: "M12 3.5l4.5 2.5v5l-4.5 2.5l-4.5-2.5v-5z",
-    };
-    const mark = shape
-      ? `<path d="${paths[shape]}" fill="${hollow ? "none" : fill}" stroke="${hollow ? fill : "var(--ink)"}" stroke-width="${hollow ? 1.6 : 0.7}"/>`
-      : "";
-    const line = dash
-      ? `<path d="M1 8.5h22" stroke="${fill}" stroke-width="2" stroke-dasharray="${lines[dash]}"/>`
-      : "";
-    if (!mark && !line) return "";
-    return `<svg width="24" height="17" viewBox="0 0 24 17" aria-hidden="true">${line}${mark}</svg>`;
+  // An axis's range made larger or smaller about its middle.
+  function scaled(axis, factor) {
+    const [low, high] = axis.range.map((end) => axis.r2l(end));
+    const middle = (low + high) / 2,
+      half = (factor * (high - low)) / 2;
+    return [middle - half, middle + half].map((end) => axis.l2r(end));
   }
 
   const again = () => [...charts].map(([id, { plan, options }]) => draw(id, plan, options));
@@ -319,7 +249,8 @@ site.chart = (() => {
     document.documentElement.classList.toggle("printing", on); // light colours, whatever the theme
     for (const { place } of charts.values()) place.style.width = on ? `${PRINT_WIDTH}px` : "";
     again();
-    if (!on) for (const { place } of charts.values()) Plotly.Plots.resize(place);
+    if (on) return;
+    for (const { place } of charts.values()) if (!place.hidden) Plotly.Plots.resize(place);
   }
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));
@@ -331,6 +262,7 @@ site.chart = (() => {
     draw,
     axis,
     layout,
+    level,
     plain,
     colour,
     shapes,

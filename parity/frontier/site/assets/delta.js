@@ -27,6 +27,46 @@ site.delta = (() => {
     return found && found[0] != null ? found : null;
   }
 
+  function marks(rows, points, look) {
+    const ends = points.map(([middle, low, high]) => [middle - (low ?? middle), (high ?? middle) - middle]);
+    return {
+      type: "scatter",
+      mode: "markers",
+      x: points.map(([middle]) => middle),
+      y: rows.map((_, row) => row),
+      items: rows.map((entry) => ({ entry })),
+      error_x: {
+        type: "data",
+        symmetric: false,
+        array: ends.map(([, up]) => up),
+        arrayminus: ends.map(([down]) => down),
+        color: chart.soft(),
+        thickness: 1.4,
+        width: 3,
+      },
+      marker: {
+        size: 9,
+        symbol: look.map((one) => one.symbol),
+        color: look.map((one) => (one.hollow ? chart.ink() : chart.colour(one.place))),
+        line: { color: chart.ink(), width: look.map((one) => (one.hollow ? 1.4 : 0.7)) },
+      },
+    };
+  }
+
+  function legend(some) {
+    const unjudged = some ? [{ colour: "var(--ink)", shape: other.glyph, hollow: true, text: "not judged" }] : [];
+    return [
+      ...Object.entries(looks).map(([said, one]) => ({
+        colour: one.hollow ? "var(--ink)" : chart.colour(one.place),
+        shape: one.glyph,
+        hollow: one.hollow,
+        text: said,
+      })),
+      ...unjudged,
+      { text: "bars: 95% interval" },
+    ];
+  }
+
   function plan(state, shown, costs) {
     const rows = shown.slice(start, start + ROWS),
       cost = state.measure === "cost",
@@ -38,50 +78,12 @@ site.delta = (() => {
       if (!cost) return looks[verdict(entry)] || other;
       return low == null ? other : high < 0 ? looks.improves : low > 0 ? looks.worse : looks["inside the noise"];
     });
-    const ends = points.map(([middle, low, high]) => [middle - (low ?? middle), (high ?? middle) - middle]);
-    const traces = [
-      {
-        type: "scatter",
-        mode: "markers",
-        x: points.map(([middle]) => middle),
-        y: rows.map((_, row) => row),
-        items: rows.map((entry) => ({ entry })),
-        error_x: {
-          type: "data",
-          symmetric: false,
-          array: ends.map(([, up]) => up),
-          arrayminus: ends.map(([down]) => down),
-          color: chart.soft(),
-          thickness: 1.4,
-          width: 3,
-        },
-        marker: {
-          size: 9,
-          symbol: look.map((one) => one.symbol),
-          color: look.map((one) => (one.hollow ? chart.ink() : chart.colour(one.place))),
-          line: { color: chart.ink(), width: look.map((one) => (one.hollow ? 1.4 : 0.7)) },
-        },
-      },
-    ];
     const unit = cost
-      ? `Change in ${state.axis === "flops" ? "FLOPs" : state.axis} at equal loss (%)`
+      ? `Change in ${figures.name(state.axis)} at equal loss (%)`
       : `Change in loss at equal cost (nats${chart.narrow() ? "" : " per token"})`;
-    const unjudged = look.includes(other)
-      ? [{ colour: "var(--ink)", shape: other.glyph, hollow: true, text: "not judged" }]
-      : [];
-    const legend = [
-      ...Object.entries(looks).map(([said, one]) => ({
-        colour: one.hollow ? "var(--ink)" : chart.colour(one.place),
-        shape: one.glyph,
-        hollow: one.hollow,
-        text: said,
-      })),
-      ...unjudged,
-      { text: "bars: 95% interval" },
-    ];
     return {
-      traces,
-      legend,
+      traces: [marks(rows, points, look)],
+      legend: legend(look.includes(other)),
       note: rows.length ? "" : "No attempt that passes the filters has a change that was judged.",
       layout: chart.layout(
         chart.axis(`${unit} · ← ${chart.narrow() ? "" : "left is "}better`, {
@@ -95,6 +97,7 @@ site.delta = (() => {
           ticktext: rows.map((entry) => chart.plain(shorter(board.title(board.row(entry)), most))),
           range: [Math.max(rows.length, 4) - 0.4, -0.6],
           ticks: "",
+          fixedrange: true,
         }),
         {
           height: Math.max(rows.length, 4) * ROW_PX + 70,
@@ -109,15 +112,7 @@ site.delta = (() => {
       .visible(state)
       .filter((entry) => change(entry, state, costs))
       .reverse();
-    const filters = JSON.stringify([
-      state.track,
-      state.backend,
-      state.kind,
-      state.hardware,
-      state.status,
-      state.measure,
-      state.axis,
-    ]);
+    const filters = JSON.stringify({ ...state, sort: "", direction: "" });
     if (filters !== before) start = 0;
     before = filters;
     start = Math.max(0, Math.min(start, shown.length - 1));
@@ -130,10 +125,10 @@ site.delta = (() => {
       open: ({ entry }) => board.way(entry),
       describe: ({ entry }) => {
         const [middle, low, high] = change(entry, state, costs),
-          digits = state.measure === "cost" ? 1 : 4;
+          [digits, unit] = state.measure === "cost" ? [1, "%"] : [4, " nats"];
         return [
           board.title(board.row(entry)),
-          `${figures.change(middle, digits)}${state.measure === "cost" ? "%" : " nats"} ${figures.between(low, high, digits)}`,
+          `${figures.change(middle, digits)}${unit} ${figures.between(low, high, digits)}`,
           ...board.describe(entry).slice(1),
         ];
       },

@@ -7,6 +7,7 @@ site.figures = (() => {
   const minus = (said) => said.replace(/-/g, "−");
   // The browser's own way to group digits takes long to start.
   const grouped = (said) => said.replace(/^-?\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
+  const name = (axis) => (axis === "flops" ? "FLOPs" : axis);
   const loss = (value) => (known(value) ? value.toFixed(4) : "–");
   const change = (value, digits = 4) => (known(value) ? minus((value > 0 ? "+" : "") + value.toFixed(digits)) : "–");
   const between = (low, high, digits = 4) =>
@@ -17,7 +18,8 @@ site.figures = (() => {
     let said;
     if (axis === "flops" || value >= 1e8) {
       const [mantissa, exponent] = value.toExponential(2).split("e");
-      said = `${mantissa}·10${[...exponent.replace("+", "")].map((one) => (one === "-" ? "⁻" : powers[one])).join("")}`;
+      const raised = [...exponent.replace("+", "")].map((one) => (one === "-" ? "⁻" : powers[one]));
+      said = `${mantissa}·10${raised.join("")}`;
     } else {
       const digits = axis === "seconds" ? 1 : 0;
       said = grouped(value.toFixed(digits));
@@ -34,6 +36,7 @@ site.figures = (() => {
     cost,
     minus,
     grouped,
+    name,
     title: (axis) => (axis === "flops" ? "FLOPs" : axis[0].toUpperCase() + axis.slice(1)),
   };
 })();

@@ -68,13 +68,39 @@ site.frontier = (() => {
     return [low - pad, high + pad];
   }
 
+  // What the chart does not show, in words.
+  function note(axis, { finals, top, missing, unknown }) {
+    const outside = finals.filter((loss) => loss > top).length,
+      cost = figures.name(axis);
+    const said = [
+      !finals.length && "Nothing to draw: no result with a loss and a cost on this axis passes the filters.",
+      outside && `${outside} of the ${finals.length} results lie above the part shown: “all” shows them.`,
+      unknown && `${unknown} attempts have no ${cost} or no loss and are not drawn.`,
+      missing &&
+        `${missing} reported records are not drawn: no loss${axis === "seconds" ? "" : ` or no ${cost}`} was reported.`,
+    ];
+    return said.filter(Boolean).join(" ");
+  }
+
+  function axes(state, xs, y) {
+    const narrow = chart.narrow(),
+      seconds = state.axis === "seconds" && !narrow;
+    const cost = `${figures.title(state.axis)}${seconds ? " of training (s, log)" : " (log)"}`;
+    return [
+      chart.axis(`${cost} · ← ${narrow ? "better" : "cheaper is better"}`, { type: "log", range: range(xs, true) }),
+      chart.axis(
+        narrow ? "Final loss (nats/token) · ↓ better" : "Final val loss (nats per token) · ↓ lower is better",
+        { range: y },
+      ),
+    ];
+  }
+
   function plan(state) {
     const shown = board.visible(state),
       others = board.visibleReported(state),
       own = marks(state, shown),
       theirs = reportedMarks(state, others);
-    const target = board.track(state.track)?.target,
-      unit = figures.units[state.axis];
+    const target = board.track(state.track)?.target;
     const traces = [
       theirs,
       ...lines(state).map((line) => ({
@@ -90,50 +116,19 @@ site.frontier = (() => {
     ];
     const finals = [...own.y, ...theirs.y],
       y = range(target != null ? [...finals, target] : finals, false, finals.length > 20 ? OUTLIERS : 0);
-    const outside = y ? finals.filter((loss) => loss > y[1]).length : 0,
-      missing = others.length - theirs.x.length,
-      unknown = shown.length - own.x.length;
-    const note = [
-      !own.x.length &&
-        !theirs.x.length &&
-        "Nothing to draw: no result with a loss and a cost on this axis passes the filters.",
-      outside && `${outside} of the ${finals.length} results lie above the part shown: “all” shows them.`,
-      unknown &&
-        `${unknown} attempts have no ${state.axis === "flops" ? "FLOPs" : state.axis} or no loss and are not drawn.`,
-      missing &&
-        `${missing} reported records are not drawn: no loss${state.axis === "seconds" ? "" : ` or no ${state.axis === "flops" ? "FLOPs" : state.axis}`} was reported.`,
-    ];
     return {
       traces,
-      note: note.filter(Boolean).join(" "),
+      note: note(state.axis, {
+        finals,
+        top: y?.[1],
+        missing: others.length - theirs.x.length,
+        unknown: shown.length - own.x.length,
+      }),
       legend: legend(state, shown, others),
-      layout: chart.layout(
-        chart.axis(
-          `${figures.title(state.axis)}${unit === "s" && !chart.narrow() ? " of training (s, log)" : " (log)"} · ← ${chart.narrow() ? "better" : "cheaper is better"}`,
-          { type: "log", range: range([...own.x, ...theirs.x], true) },
-        ),
-        chart.axis(
-          chart.narrow() ? "Final loss (nats/token) · ↓ better" : "Final val loss (nats per token) · ↓ lower is better",
-          { range: y },
-        ),
-        {
-          height: chart.narrow() ? 380 : 500,
-          shapes:
-            target == null
-              ? []
-              : [
-                  {
-                    type: "line",
-                    xref: "paper",
-                    x0: 0,
-                    x1: 1,
-                    y0: target,
-                    y1: target,
-                    line: { color: chart.soft(), width: 1, dash: "dot" },
-                  },
-                ],
-        },
-      ),
+      layout: chart.layout(...axes(state, [...own.x, ...theirs.x], y), {
+        height: chart.narrow() ? 380 : 500,
+        shapes: chart.level(target),
+      }),
     };
   }
 

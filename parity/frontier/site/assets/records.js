@@ -54,7 +54,8 @@ site.records = (() => {
     const sign = direction === "up" ? 1 : -1;
     const keyed = lines.map((line, place) => ({ line, place, key: value(line, column, axis) }));
     keyed.sort((a, b) => {
-      if (a.key == null || b.key == null) return (a.key == null) - (b.key == null) || a.place - b.place; // what is not known comes last
+      // What is not known comes last, whichever way.
+      if (a.key == null || b.key == null) return (a.key == null) - (b.key == null) || a.place - b.place;
       const order = typeof a.key === "number" ? a.key - b.key : a.key.localeCompare(b.key);
       return sign * order || a.place - b.place;
     });
