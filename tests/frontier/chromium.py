@@ -28,7 +28,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--window-size=1440,900",
 )
-WAIT_S = 8
+WAIT_S = 30
 KEYS = {
     "Enter": ("\r", 13),
     "Tab": ("", 9),

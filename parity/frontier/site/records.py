@@ -3,7 +3,7 @@
 from typing import Any
 
 from parity.frontier.site.figures import between, change, cost, loss, minus, spread
-from parity.frontier.site.markup import UNKNOWN, text
+from parity.frontier.site.markup import UNKNOWN, name, text
 
 COLUMNS = (
     ("number", "No.", "n"),
@@ -48,7 +48,7 @@ def _entry(number: int, entry: dict[str, Any]) -> str:
     # End tags that HTML lets one leave out are left out, and the style knows columns of numbers: rows are much smaller.
     return (
         f'<tr><td>{number}<td>{text(entry["date"])}<th scope=row><a href="attempt/{text(entry["id"])}.html">'
-        f"{text(entry['title'])}</a> <small>{text(entry['author'])} · {text(entry['track'])}</small><td>{loss(entry['loss']['mean'])}"
+        f"{text(entry['title'])}</a> <small>{name(entry['author'])} · {text(entry['track'])}</small><td>{loss(entry['loss']['mean'])}"
         f"{spread(entry['loss']['low'], entry['loss']['high'])}<td>{cost(entry['cost']['seconds'], 'seconds', unit=False)}"
         f"<td>{reached}<td>{_delta(entry['delta'])}<td>{text(entry['backend'])}<td>{text(entry['kind'])}<td>{text(entry['hardware'])}"
         "<td>verified"

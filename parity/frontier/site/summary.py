@@ -43,7 +43,7 @@ def _last(board: dict[str, Any]) -> str:
             if board["reported"]["records"]
             else ""
         )
-        return f'<p class="latest"> {follows}</p>'
+        return f'<p class="latest"><strong>No attempt has been verified yet.</strong> {follows}</p>'
     entry = board["entries"][-1]
     return (
         f'<p class="latest"><span class="tag">last attempt</span> {link(titles(board), entry["id"])} by {name(entry["author"])} on '
@@ -58,7 +58,7 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
     said = []
     for line in lines[:MOST_RECORDS]:
         date, value, identifier = line["points"][-1]
-        where = f" on {text(line['hardware'])}" if line["hardware"] else ""
+        where = f" on {name(line['hardware'])}" if line["hardware"] else ""
         said.append(
             f'<li><b class="big">{cost(value, line["scored"])}</b> to loss {track["target"]:g}{where}: {link(titles(board), identifier)}, '
             f"<time>{text(date)}</time></li>"
@@ -92,7 +92,7 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
 
 
 def _on(volume: dict[str, Any]) -> str:
-    return f" on {text(volume['hardware'])}" if volume["hardware"] else ""
+    return f" on {name(volume['hardware'])}" if volume["hardware"] else ""
 
 
 def _reported_card(board: dict[str, Any]) -> str:
