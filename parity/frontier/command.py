@@ -294,9 +294,8 @@ def _score(options: Score) -> int:
     from parity.frontier.tables import scores
     from parity.track import track_for
 
-    entries = _entries(options)
-    if options.track is not None:
-        entries = [entry for entry in entries if entry.track == track_for(options.track).name]
+    track = options.track and track_for(options.track).name
+    entries = [entry for entry in _entries(options) if track in (None, entry.track)]
     found = board(entries)
     print(json.dumps(found) if options.json else scores(found))
     return 0

@@ -8,6 +8,7 @@ much, or at its last. Seconds are compared with runs made in turns on one machin
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from parity.errors import InputError
 from parity.frontier import statistics
@@ -225,26 +226,37 @@ def _of_cost(change: CostChange) -> str:
 
 def records(entries: Sequence[Entry]) -> dict[str, str]:
     """By id, of entries in the order of time, which took a track's record when they came, and why: the first to pass the target,
-    or cheaper at it with a delta that improves. Seconds have a record in each class of hardware."""
-    held: dict[tuple[str, str | None], tuple[Entry, float]] = {}
+    or surely cheaper at it than the holder. Seconds have a record in each class of hardware, and are compared with the holder's runs or
+    those of the same program that were made in turns with the new ones."""
+    held: dict[tuple[str, str | None], Entry] = {}
     found: dict[str, str] = {}
     for entry in entries:
         axis = track_for(entry.track).scored
         reached, _ = target_of(entry)
         if axis is None or reached is None or reached.costs[axis] is None:
             continue
-        key, cost = (entry.track, entry.hardware if axis == "seconds" else None), reached.costs[axis]
+        key = entry.track, entry.hardware if axis == "seconds" else None
         if key not in held:
             found[entry.id] = "the first to pass the target"
-        elif cost < held[key][1] and _beats(entry, held[key][0], axis):
-            found[entry.id] = f"{100 * (cost / held[key][1] - 1):+.1f}% {UNITS[axis]}"
+        elif (change := _beaten(entry, held[key], axis, entries)) is not None:
+            found[entry.id] = f"{change.percent:+.1f}% {UNITS[axis]}"
         else:
             continue
-        held[key] = entry, cost
+        held[key] = entry
     return found
 
 
-def _beats(entry: Entry, holder: Entry, axis: str) -> bool:
-    """Whether an entry's cost at the target is surely below the holder's."""
-    change = next((change for change in delta(entry, [holder]).costs if change.axis == axis), None)
-    return change is not None and change.p < ALPHA
+def _beaten(entry: Entry, holder: Entry, axis: str, entries: Sequence[Entry]) -> CostChange | None:
+    """The change by which an entry surely costs less at the target than the holder of a record; None where it does not."""
+    same = [holder, *(other for other in entries if other not in (entry, holder) and _program(other) == _program(holder))]
+    for rival in same if axis == "seconds" else same[:1]:
+        for change in delta(entry, [rival]).costs:
+            if change.axis == axis and change.p < ALPHA:
+                return change
+    return None
+
+
+def _program(entry: Entry) -> tuple[Any, ...]:
+    """What makes two entries runs of one program."""
+    data = entry.data
+    return entry.track, entry.backend, data["precision"], data["fields"], data["source"] and data["source"]["sha256"]

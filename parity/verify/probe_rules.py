@@ -139,8 +139,8 @@ def gradient(context: Context) -> Found:
     p = probe(context)
     length, random = context.evidence.context, context.random("gradient prefixes")
     worst, noise, places = (0.0, "", 0.0, 0), {}, []
-    for low, high in ((length // 4, length // 2), (3 * length // 4, length)):
-        prefix = int(random.integers(low, high))
+    early, late = (int(random.integers(low, high)) for low, high in ((length // 4, length // 2), (3 * length // 4, length - 1)))
+    for prefix in (early, early + 1, late, late + 1):  # one of two neighbours is no edge of blocks that see within themselves alone
         places.append(prefix)
         changed = p.rows.inputs.copy()
         changed[:, prefix:] = p.random_tokens(f"gradient suffix {prefix}", changed.shape)[:, prefix:]

@@ -110,6 +110,15 @@ def test_a_record_is_the_first_to_pass_and_then_what_surely_costs_less():
     assert list(found) == [old.id, fast.id] and found[old.id] == "the first to pass the target" and float(found[fast.id].split("%")[0]) == pytest.approx(-20, abs=1)
 
 
+def test_a_record_in_seconds_is_taken_from_the_holder_or_its_program_run_again_in_turns():
+    rng = np.random.default_rng(11)
+    old = fake("old", around(SHAPE, rng, 5), step_s=rng.normal(0.5, 0.003, 5), began_s=1.7e9)
+    fast = fake("fast", around(SHAPE, rng, 5), step_s=rng.normal(0.4, 0.003, 5), fields={"steps": 256, "rate": 2}, **turns(1))
+    assert list(records([old, fast])) == [old.id]
+    again = fake("again", around(SHAPE, rng, 5), step_s=rng.normal(0.5, 0.003, 5), **turns(0))
+    assert list(records([old, again, fast])) == [old.id, fast.id]
+
+
 @pytest.mark.parametrize(("n", "trials"), [(3, 300), *(pytest.param(n, 2000, marks=pytest.mark.slow) for n in (3, 5, 10))])
 def test_under_the_null_improvements_are_as_rare_as_they_claim_and_intervals_as_wide(n, trials):
     """Nominal plus three binomial standard errors, over simulated attempts: a right test fails by chance once in 700."""
