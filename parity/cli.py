@@ -5,10 +5,10 @@ import dataclasses
 import difflib
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from parity.errors import InputError
+from parity.errors import InputError, nearest
 
 
 def command_line(into: type, command: str, argv: Sequence[str] | None = None) -> Any:
@@ -28,6 +28,21 @@ def command_line(into: type, command: str, argv: Sequence[str] | None = None) ->
         raise InputError(f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
                          "--help lists all options")  # fmt: skip
     return parsed
+
+
+def dispatch(command: str, commands: Mapping[str, tuple[type, Callable[[Any], int]]], argv: Sequence[str], form: str = "...") -> int:
+    """Runs one of a program's commands, each a dataclass of options and a function of it; returns its exit code. Without a name, or
+    with --help, lists them by their docstrings. Raises InputError for an unknown name."""
+    name = argv[0] if argv else "--help"
+    if name in ("--help", "-h"):
+        width = max(map(len, commands))
+        listed = "\n".join(f"  {name:<{width}}  {options.__doc__}" for name, (options, _) in commands.items())
+        print(f"{command} COMMAND {form}\n\n{listed}\n\n{command} COMMAND --help lists its options.")
+        return 0
+    if name not in commands:
+        raise InputError(f"unknown command {name!r} of {command}; {nearest(name, commands)}")
+    options, function = commands[name]
+    return function(command_line(options, f"{command} {name}", argv[1:]))
 
 
 def _names(into: type) -> list[str]:

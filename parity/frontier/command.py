@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from parity.cli import dispatch
 from parity.errors import InputError, RunFailed, nearest, run_command
 
 COMMAND = "python -m parity.frontier"
@@ -158,21 +159,7 @@ class History:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    return run_command(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
-
-
-def _main(argv: list[str]) -> int:
-    from parity.cli import command_line
-
-    name = argv[0] if argv else "--help"
-    if name in ("--help", "-h"):
-        listed = "\n".join(f"  {name:<8} {options.__doc__}" for name, (options, _) in COMMANDS.items())
-        print(f"{COMMAND} COMMAND ...\n\n{listed}\n\n{COMMAND} COMMAND --help lists its options.")
-        return 0
-    if name not in COMMANDS:
-        raise InputError(f"unknown command {name!r} of {COMMAND}; {nearest(name, COMMANDS)}")
-    options, function = COMMANDS[name]
-    return function(command_line(options, f"{COMMAND} {name}", argv[1:]))
+    return run_command(lambda: dispatch(COMMAND, COMMANDS, list(sys.argv[1:] if argv is None else argv)))
 
 
 def _ledger(options: Common) -> Path:
