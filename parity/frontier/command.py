@@ -13,6 +13,7 @@ from parity.cli import dispatch
 from parity.errors import InputError, RunFailed, nearest, run_command
 
 COMMAND = "python -m parity.frontier"
+CHEATS = Path(__file__).parent / "matrices" / "cheats.json"
 Subject = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|ATTEMPT")]
 Names = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ID")]
 Axis = Literal["seconds", "steps", "tokens", "flops"]
@@ -100,7 +101,7 @@ class Site(Common):
     dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")] = Path("site")
     """The folder to write."""
     cheats: Path | None = None
-    """What python -m parity.verify --cheats --json printed, to be shown as a matrix."""
+    """What python -m parity.verify --cheats --json printed, to be shown as a matrix; by default what it printed of this version."""
     parity: Path | None = None
     """What python -m parity.compare --faults --json printed, to be shown as a matrix."""
 
@@ -307,7 +308,7 @@ def _site(options: Site) -> int:
     from parity.frontier.site import build
 
     entries = _entries(options)
-    matrices = {"cheats": _matrix(options.cheats, "parity.verify --cheats --json"),
+    matrices = {"cheats": _matrix(options.cheats or CHEATS, "parity.verify --cheats --json"),
                 "parity": _matrix(options.parity, "parity.compare --faults --json")}  # fmt: skip
     found = board(entries, reported(), matrices)
     build(found, options.dir, (page(entry, row, entries) for entry, row in zip(entries, found["entries"])))
