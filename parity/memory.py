@@ -10,7 +10,8 @@ def keep_freed_memory() -> bool:
     """Has glibc's malloc keep large blocks for the next step; True where it does, False on other systems.
 
     Without it every step's buffers, hundreds of megabytes, are returned to the system and faulted in again page by page: a
-    quarter of a step's CPU time, in both backends. See mallopt(3).
+    quarter of a step's CPU time, in both backends. To be called before a framework is imported: a thread that has allocated
+    before keeps an arena of its own, which returns its memory whatever is set here. See mallopt(3).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -45,6 +45,7 @@ def load(spec: str | Path, name: str = "own_program") -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         raise InputError(f"{spec}: expected a Python file with a function build(recipe), found "
                          f"{'another kind of file' if path.is_file() else 'none there'}: check the path")
+    keep_freed_memory()  # before the file imports a framework
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look themselves up there
@@ -69,7 +70,6 @@ def make_recipe(module: ModuleType, base: Recipe) -> Recipe:
 
 def build(module: ModuleType, recipe: Recipe, **options: Any) -> Program:
     """The file's program of a recipe; InputError where it lacks a method of the protocol."""
-    keep_freed_memory()
     with explained(module.__file__, "build"):
         made = module.build(recipe, **options)
     missing = [name for name in METHODS if not hasattr(made, name)] + [name for name in ("framework", "recipe", "devices")

@@ -151,7 +151,6 @@ def build(backend: str, recipe: Recipe, **options: Any) -> Program:
 
     Raises InputError where the backend's framework is not installed or a device that was asked for is not there.
     """
-    keep_freed_memory()
     return _backend(backend).build(recipe, **options)
 
 
@@ -163,6 +162,7 @@ def platform(backend: str, device: str = "auto") -> str:
 def _backend(name: str) -> Any:
     if name not in BACKENDS:
         raise InputError(f"unknown backend {name!r}; {nearest(name, BACKENDS)}")
+    keep_freed_memory()  # before the framework starts its threads
     try:
         return importlib.import_module(f"{name}.program")
     except ModuleNotFoundError as error:
