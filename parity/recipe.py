@@ -107,6 +107,13 @@ class Recipe(abc.ABC):
             option = "--" + field.replace("_", "-")
             raise InputError(f"recipe {self.name}: {option} must be {expected} ({reason}), found {getattr(self, field)!r}")
 
+    @classmethod
+    def derived(cls, base: "Recipe") -> "Recipe":
+        """A recipe of this class from one of a class that it derives from: fields that it gives itself as it gives them, the
+        others as in `base`, whoever chose those."""
+        given = {name for own in cls.__mro__ if not issubclass(type(base), own) for name in vars(own).get("__annotations__", ())}
+        return cls(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name not in given})
+
     @property
     def heads(self) -> int:
         return self.dim // self.head_dim

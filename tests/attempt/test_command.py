@@ -1,14 +1,17 @@
 """The command: what it makes, prints and refuses. Runs are made by a fake trainer."""
 
+import dataclasses
 import json
 import sys
 from types import ModuleType
 
 import pytest
 
+from parity import own
 from parity.attempt.command import main
 from parity.attempt.record import read_declaration
 from parity.attempt.running import run
+from parity.recipe import recipe_for
 from parity.verify.verdict import Judgement, Verdict
 
 
@@ -45,6 +48,20 @@ def test_new_makes_a_folder_with_three_files(tmp_path, capsys, backend, track, r
         "optimizer": 3.28,
     }.get(track)
     assert f"parity.attempt run {tmp_path / 'a'} --tune" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("recipe", ["muon", "nanogpt"])
+def test_a_field_that_the_file_gives_is_what_runs(tmp_path, backend, recipe):
+    main(["new", str(tmp_path / "a"), "--backend", backend, "--track", "tiny", "--from", recipe])
+    path, name = tmp_path / "a" / "program.py", '    name: ClassVar[str] = "mine"\n'
+    source = path.read_text()
+    assert name in source
+    path.write_text(source.replace(name, f"{name}    steps: int = 30\n    extra: float = 0.5\n"))
+    base = dataclasses.replace(recipe_for(recipe, "tiny"), steps=40, val_every=10)
+    made = own.make_recipe(own.load(path), base)
+    assert (made.steps, made.val_every, made.extra) == (30, 10, 0.5)
+    assert dataclasses.replace(base, steps=30) == type(base)(**{f.name: getattr(made, f.name) for f in dataclasses.fields(base)})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ V tokens.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from parity.recipe import NanoGPT
 
 @dataclass(frozen=True)
 class Mine(NanoGPT):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
-    first value and optimizer group."""
+    """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, before what the track or the command
+    line says; `parameters` names every weight with its shape, first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 
@@ -110,7 +110,7 @@ def make_optimizer(recipe: Mine):
 
 def make_recipe(base: NanoGPT) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine(**asdict(base))
+    return Mine.derived(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:

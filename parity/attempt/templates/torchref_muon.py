@@ -5,7 +5,7 @@ model, the optimizer and the schedule. Letters: B rows of a batch, T positions, 
 V tokens.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from torchref.program import TorchProgram
 
 @dataclass(frozen=True)
 class Mine(Muon):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
-    first value and optimizer group."""
+    """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, before what the track or the command
+    line says; `parameters` names every weight with its shape, first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 
@@ -111,7 +111,7 @@ def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
 
 def make_recipe(base: Muon) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine(**asdict(base))
+    return Mine.derived(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> TorchProgram:

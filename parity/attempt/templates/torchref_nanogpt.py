@@ -6,7 +6,7 @@ V tokens.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,8 +20,8 @@ from torchref.program import TorchProgram
 
 @dataclass(frozen=True)
 class Mine(NanoGPT):
-    """Sizes, rates and steps. A field given here is the new default; `parameters` names every weight with its shape,
-    first value and optimizer group."""
+    """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, before what the track or the command
+    line says; `parameters` names every weight with its shape, first value and optimizer group."""
 
     name: ClassVar[str] = "mine"
 
@@ -114,7 +114,7 @@ def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
 
 def make_recipe(base: NanoGPT) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine(**asdict(base))
+    return Mine.derived(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> TorchProgram:
