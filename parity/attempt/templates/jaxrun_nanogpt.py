@@ -20,7 +20,7 @@ from jaxrun.sharding import pick_devices
 from parity.recipe import NanoGPT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mine(NanoGPT):
     """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, before what the track or the command
     line says; `parameters` names every weight with its shape, first value and optimizer group."""

@@ -17,7 +17,7 @@ from torchref.attention import causal_attention, rotary
 from torchref.program import TorchProgram
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mine(Muon):
     """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, before what the track or the command
     line says; `parameters` names every weight with its shape, first value and optimizer group."""
