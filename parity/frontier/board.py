@@ -39,7 +39,7 @@ def page(entry: Entry, shown: dict[str, Any], entries: Sequence[Entry]) -> dict[
     data = entry.data
     return shown | {
         "runs_detail": [{"name": run.name, "seed": run.seed, "started_utc": f"{datetime.fromtimestamp(run.began_s, UTC):%Y-%m-%dT%H:%M:%SZ}",
-                         "evals": [[p.steps, p.tokens, p.flops, p.seconds, p.loss] for p in run.evals], "train": [list(p) for p in run.train],
+                         "evals": [[p.steps, p.tokens, p.flops, p.seconds, p.loss] for p in run.evals], "train": run.train,
                          "val_loss": run.val_loss, "confirm_loss": run.confirm_loss, "seconds": run.evals[-1].seconds,
                          "verdict": _rules(run.verdict)} for run in entry.runs],
         "attempt_rules": _rules(data["verdict"])["rules"] if data["declaration"] is not None else [],

@@ -24,7 +24,7 @@ AXES = ("seconds", "steps", "tokens", "flops")
 UNITS = {"seconds": "s of training", "steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One evaluation of one run. `flops` is None where the harness could not count them."""
 
@@ -35,10 +35,10 @@ class Point:
     loss: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One run of an entry. `began_s`, `ended_s`: seconds since the epoch. `val_loss` is the verifier's own figure for the final
-    weights, which differs from the logged one in `evals` by no more than the verifier allows."""
+    """One run of an entry. `began_s`, `ended_s`: seconds since the epoch. `train`: [step, training loss], thinned. `val_loss` is the
+    verifier's own figure for the final weights, which differs from the logged one in `evals` by no more than the verifier allows."""
 
     name: str
     seed: int
@@ -47,7 +47,7 @@ class Run:
     log_sha256: str
     weights: str
     evals: tuple[Point, ...]
-    train: tuple[tuple[int, float], ...]
+    train: list[list[float]]
     val_loss: float
     confirm_loss: float | None
     bits_per_byte: float | None
@@ -137,8 +137,7 @@ def from_data(data: Any, name: str) -> Entry:
         raise InputError(f"{name}: {problem}: entries are made by python -m parity.frontier add, and not edited")
     runs = tuple(
         Run(run["name"], run["seed"], run["began_s"], run["ended_s"], run["log_sha256"], run["weights"],
-            tuple(Point(*point) for point in run["evals"]), tuple((step, loss) for step, loss in run["train"]), run["val_loss"],
-            run["confirm_loss"], run["bits_per_byte"], run["verdict"])
+            tuple(Point(*point) for point in run["evals"]), run["train"], run["val_loss"], run["confirm_loss"], run["bits_per_byte"], run["verdict"])
         for run in data["runs"])  # fmt: skip
     entry = Entry(data["id"], data["title"], data["track"], data["slice"]["name"], data["slice"]["digest"], data["val_tokens"],
                   data["author"], data["kind"], data["backend"], data["recipe"], tuple(data["techniques"]), data["hardware"]["class"],

@@ -43,7 +43,6 @@ def _listed(board: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _cheats(cheats: list[dict[str, Any]]) -> str:
-    rules = sorted({rule for one in cheats for key in ("expected", "failing", "not_judged") for rule in one[key]})
     caught = sum(bool(one["right"]) and not one["open"] for one in cheats)
     still = sum(bool(one["open"]) for one in cheats)
     key = "".join(f'<li><b class="mark">{mark}</b> {said}</li>' for mark, said in MARKS.items())
@@ -55,6 +54,7 @@ def _cheats(cheats: list[dict[str, Any]]) -> str:
     for kind in dict.fromkeys([*KINDS, *(one["kind"] for one in cheats)]):
         group = [one for one in cheats if one["kind"] == kind]
         if group:
+            rules = sorted({rule for one in group for key in ("expected", "failing", "not_judged") for rule in one[key]})
             head = [
                 "Cheat",
                 "Backend",
@@ -72,7 +72,8 @@ def _cheats(cheats: list[dict[str, Any]]) -> str:
 def _cheat(one: dict[str, Any], rules: list[str]) -> tuple[str, ...]:
     result, tone = ("open", "unsure") if one["open"] else ("caught", "good") if one["right"] else ("WRONG", "bad")
     reasons = one["reasons"] if isinstance(one["reasons"], dict) else {"": one["reasons"]}
-    said = "".join(f"<br><small>{text(rule)}: {text(reason)}</small>" for rule, reason in reasons.items() if reason)
+    said = "".join(f"<li>{text(rule)}: {text(reason)}</li>" for rule, reason in reasons.items() if reason)
+    said = said and f"<details><summary>what was said</summary><ul>{said}</ul></details>"
     still = f"<br><em>open: {text(one['open'])}</em>" if one["open"] and not isinstance(one["open"], bool) else ""
     cells = [
         f'<b class="mark" title="{text(rule)}: {MARKS[mark]}">{mark}</b>' if (mark := _mark(one, rule)) else ""
