@@ -15,7 +15,7 @@ from parity.frontier import entry as entries
 from parity.frontier import ledger
 from parity.frontier.adding import OPTIONAL, entry_of, hardware_class
 from parity.frontier.entry import Entry
-from parity.frontier.scores import level
+from parity.frontier.statistics import level
 from parity.frontier.statistics import p_below
 from parity.track import TRACKS
 

@@ -5,6 +5,7 @@ it take less? A baseline gets the benefit of the evaluations' spacing: it is rea
 much, or at its last. Seconds are compared with runs made in turns on one machine, and with no others.
 """
 
+import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,12 +68,15 @@ def pairs(a: Entry, b: Entry) -> tuple[list[tuple[int, int]], str]:
     n = min(len(a.runs), len(b.runs))
     if n < 2:
         return [], f"{a.id if len(a.runs) < 2 else b.id} has one run, and a pair says nothing about chance"
-    x, y = sorted(range(len(a.runs)), key=lambda i: a.runs[i].began_s), sorted(range(len(b.runs)), key=lambda i: b.runs[i].began_s)
+    x, y = a.order, b.order
+    drifts = f"its runs and those of {b.id} were not made in turns, and a machine drifts by several percent"
+    if a.began_s > b.runs[y[-1]].began_s or b.began_s > a.runs[x[-1]].began_s:  # most entries are hours apart, and seen at once to be
+        return [], drifts
     for i in range(n):
         one, other = a.runs[x[i]], b.runs[y[i]]
         following = [runs.runs[order[i + 1]].began_s for runs, order in ((a, x), (b, y)) if i + 1 < len(order)]
         if max(one.began_s, other.began_s) > min(following, default=float("inf")):
-            return [], f"its runs and those of {b.id} were not made in turns, and a machine drifts by several percent"
+            return [], drifts
         if one.began_s < other.ended_s and other.began_s < one.ended_s:
             return [], f"its runs and those of {b.id} were made at the same time, in each other's way"
     return list(zip(x[:n], y[:n])), ""
@@ -230,6 +234,9 @@ def records(entries: Sequence[Entry]) -> dict[str, str]:
     those of the same program that were made in turns with the new ones."""
     held: dict[tuple[str, str | None], Entry] = {}
     found: dict[str, str] = {}
+    programs: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        programs.setdefault(_program(entry), []).append(entry)
     for entry in entries:
         axis = track_for(entry.track).scored
         reached, _ = target_of(entry)
@@ -238,7 +245,7 @@ def records(entries: Sequence[Entry]) -> dict[str, str]:
         key = entry.track, entry.hardware if axis == "seconds" else None
         if key not in held:
             found[entry.id] = "the first to pass the target"
-        elif (change := _beaten(entry, held[key], axis, entries)) is not None:
+        elif (change := _beaten(entry, held[key], axis, programs[_program(held[key])])) is not None:
             found[entry.id] = f"{change.percent:+.1f}% {UNITS[axis]}"
         else:
             continue
@@ -246,12 +253,13 @@ def records(entries: Sequence[Entry]) -> dict[str, str]:
     return found
 
 
-def _beaten(entry: Entry, holder: Entry, axis: str, entries: Sequence[Entry]) -> CostChange | None:
-    """The change by which an entry surely costs less at the target than the holder of a record; None where it does not."""
-    same = [holder, *(other for other in entries if other not in (entry, holder) and _program(other) == _program(holder))]
-    for rival in same if axis == "seconds" else same[:1]:
-        for change in delta(entry, [rival]).costs:
-            if change.axis == axis and change.p < ALPHA:
+def _beaten(entry: Entry, holder: Entry, axis: str, again: Sequence[Entry]) -> CostChange | None:
+    """The change by which an entry surely costs less at the target than the holder of a record; None where it does not. `again`: the
+    entries of the holder's program, the holder among them."""
+    for rival in [holder, *(other for other in again if other is not holder)] if axis == "seconds" else [holder]:
+        if rival is not entry and not comparable(entry, rival) and _rivals(entry, [rival], axis)[0]:
+            change = _at_target(entry, [rival], axis)
+            if change is not None and change.p < ALPHA:
                 return change
     return None
 
@@ -259,4 +267,5 @@ def _beaten(entry: Entry, holder: Entry, axis: str, entries: Sequence[Entry]) ->
 def _program(entry: Entry) -> tuple[Any, ...]:
     """What makes two entries runs of one program."""
     data = entry.data
-    return entry.track, entry.backend, data["precision"], data["fields"], data["source"] and data["source"]["sha256"]
+    fields = json.dumps(data["fields"], sort_keys=True)
+    return entry.track, entry.backend, data["precision"], fields, data["source"] and data["source"]["sha256"]

@@ -66,13 +66,6 @@ def bits_per_byte(entry: Entry) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
-def level(track: str) -> float:
-    """The p below which a track's test holds."""
-    from scipy import special
-
-    return float(special.ndtr(-statistics.Z_THRESHOLD / statistics.SIGMA)) * (1 + 1e-6) if track == "optimizer" else statistics.ALPHA
-
-
 def target_of(entry: Entry) -> tuple[Target | None, str]:
     """The first evaluation, common to all runs, at which their mean passes the target by the track's test; or None and why."""
     track, target = track_for(entry.track), entry.data["target"]
@@ -80,10 +73,10 @@ def target_of(entry: Entry) -> tuple[Target | None, str]:
         return None, f"track {track.name} has no target"
     if len(entry.runs) < 2 and track.name != "optimizer":
         return None, "one run: its seed's luck cannot be told from the rest, and no test can be made"
-    for step, p in zip(entry.steps, entry.p_below):
-        if p is not None and p < level(entry.track):
-            return Target(step, p, {axis: entry.cost(axis, step) for axis in AXES}), ""
-    return None, f"the mean is {final_loss(entry).mean:.4f} at the end, which does not pass {target:g} by the track's test"
+    if entry.passes is not None:
+        costs = {axis: found and found[entry.passes] for axis, found in entry.mean_costs.items()}
+        return Target(entry.steps[entry.passes], entry.p_below[entry.passes], costs), ""
+    return None, f"the mean is {sum(entry.losses()) / len(entry.runs):.4f} at the end, which does not pass {target:g} by the track's test"
 
 
 def share(entry: Entry) -> float | None:

@@ -3,6 +3,7 @@
 Losses are final val losses in nats per token, one a run. A small p says that the mean is below the target.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,14 @@ def p_below(track: str, losses: Sequence[float], target: float) -> float | None:
     if len(x) < 2 or not (error := _sd(x) / math.sqrt(len(x))):
         return None
     return _student(float(x.mean()) - target, error, len(x) - 1)[1]
+
+
+@functools.cache
+def level(track: str) -> float:
+    """The p below which a track's test holds."""
+    from scipy import special
+
+    return float(special.ndtr(-Z_THRESHOLD / SIGMA)) * (1 + 1e-6) if track == "optimizer" else ALPHA
 
 
 def pairwise(old: Sequence[float], old_steps: int, new: Sequence[float], new_steps: int) -> Test:
