@@ -141,6 +141,7 @@ def _progress(board: dict[str, Any]) -> str:
         "progress",
         "Progress over time",
         "<p>Cost to reach the track's target, by date: the line is the record, dots are all attempts that reach it. "
+        "A record in seconds takes runs made in turns with those of the one before it, so a dot below the line need not be one. "
         f"<strong>Lower is better.</strong></p>{chart('progress-chart', label)}"
         + (f"<details><summary>The records as a table</summary>{below}</details>" if below else ""),
     )

@@ -79,8 +79,10 @@ site.delta = (() => {
       return low == null ? other : high < 0 ? looks.improves : low > 0 ? looks.worse : looks["inside the noise"];
     });
     const unit = cost
-      ? `Change in ${figures.name(state.axis)} at equal loss (%)`
-      : `Change in loss at equal cost (nats${chart.narrow() ? "" : " per token"})`;
+      ? `Change in ${figures.name(state.axis)}${chart.narrow() ? "" : " at equal loss"} (%)`
+      : chart.narrow()
+        ? "Change in loss (nats)"
+        : "Change in loss at equal cost (nats per token)";
     return {
       traces: [marks(rows, points, look)],
       legend: legend(look.includes(other)),

@@ -88,12 +88,12 @@ site.progress = (() => {
       note,
       legend,
       layout: chart.layout(
-        chart.axis("Date · later →", { type: "date", range, nticks: chart.narrow() ? 4 : 10 }),
+        chart.axis("Date · later →", { type: "date", range, nticks: chart.narrow() ? 4 : 8, ...days.length && Math.max(...days) - Math.min(...days) < 8 * 864e5 ? { dtick: 864e5 } : {} }),
         chart.axis(
           `${figures.title(axis || "seconds")}${goal} (log) · ↓ ${chart.narrow() ? "better" : "lower is better"}`,
           { type: "log" },
         ),
-        { height: 360 },
+        { height: 360, margin: { l: 62, r: 14, t: 10, b: 62 } }, // two lines of ticks: day and year
       ),
     };
   }
