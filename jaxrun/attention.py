@@ -1,5 +1,8 @@
 """Causal attention and rotary position embedding, in JAX. Letters: parity/recipe.py."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
@@ -9,15 +12,34 @@ NEGATIVE = -1e30  # a masked score: exp(NEGATIVE - max) is exactly 0 in every pr
 SMALLEST_BLOCK = 64  # positions; smaller products cost more than the scores they save
 MOST_BLOCKS = 8  # each is compiled by itself
 
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+@contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """What is traced inside is meant for devices of this platform, "cpu" or "gpu", wherever it is traced."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def target_platform() -> str:
+    """The platform that what is traced now is meant for."""
+    return _platform.get() or ("cpu" if jax.default_backend() == "cpu" else "gpu")
+
 
 def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     """softmax(scale q k^T, over earlier positions and the own one) v.
 
     q, k, v: (B, T, H, K), one type. Returns (B, T, H, K) in that type; scores and softmax in float32 or wider.
 
-    Queries go in blocks of positions, each against the keys up to its own end: that leaves out almost half of the
-    scores, all of them masked.
+    On a GPU, narrow types go to cuDNN's fused kernels. Elsewhere queries go in blocks of positions, each against the keys up
+    to its own end: that leaves out almost half of the scores, all of them masked.
     """
+    if target_platform() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16):
+        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
     T = q.shape[2]
     size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))

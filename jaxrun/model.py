@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrun.attention import NEGATIVE, causal_attention, rotary
+from jaxrun.attention import NEGATIVE, causal_attention, rotary, target_platform
 from parity.recipe import Dtypes, Muon, NanoGPT, Recipe
 
 
@@ -126,11 +126,17 @@ class NanoModel(nnx.Module):
             x_BTD = block(x_BTD)
         return self.norm_out(x_BTD)
 
-    def logits(self, x_BTD):
-        logits = product(x_BTD, self.embed.weight[...], self.dtypes.products).astype(self.dtypes.wide)
+    def scores(self, x_BTD):
+        return product(x_BTD, self.embed.weight[...], self.dtypes.products)
+
+    def squash(self, scores_BTV):
+        logits = scores_BTV.astype(self.dtypes.wide)
         if logits.shape[-1] == self.tokenizer_size:
             return logits
         return jnp.where(jnp.arange(logits.shape[-1]) < self.tokenizer_size, logits, NEGATIVE)
+
+    def logits(self, x_BTD):
+        return self.squash(self.scores(x_BTD))
 
 
 class MuonAttention(nnx.Module):
@@ -193,8 +199,14 @@ class MuonModel(nnx.Module):
             x_BTD = block(x_BTD)
         return self.norm_out(x_BTD)
 
+    def scores(self, x_BTD):
+        return self.head(x_BTD)
+
+    def squash(self, scores_BTV):
+        return capped(scores_BTV.astype(self.dtypes.wide), self.cap)
+
     def logits(self, x_BTD):
-        return capped(self.head(x_BTD).astype(self.dtypes.wide), self.cap)
+        return self.squash(self.scores(x_BTD))
 
 
 MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
@@ -238,10 +250,21 @@ def gelu(x, form: str):
     return (jax.nn.gelu(y) if form == "tanh" else 0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
-@partial(jax.checkpoint, static_argnums=1)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def capped(x, cap: float):
     """cap x / sqrt(x^2 + cap^2)."""
     return cap * x * jax.lax.rsqrt(x * x + cap**2)
+
+
+def _capped_forward(x, cap):
+    return capped(x, cap), x  # keeps x alone for the gradient
+
+
+def _capped_backward(cap, x, dy):
+    return (dy * (cap * jax.lax.rsqrt(x * x + cap**2)) ** 3,)
+
+
+capped.defvjp(_capped_forward, _capped_backward)
 
 
 def heads(x_BTD, head_dim: int):
@@ -256,10 +279,41 @@ def rms_norm(x, eps: float, wide: str, gain=None):
     return (y if gain is None else y * gain.astype(wide)).astype(x.dtype)
 
 
-def token_losses(logits_BTV, targets_BT):
-    """-log softmax(logits)[target]: (B, T), in the type of the logits, nats."""
+def token_losses(scores_BTV, targets_BT, squash: Callable = lambda scores: scores):
+    """-log softmax(squash(scores))[target]: (B, T), in the type of what `squash` gives, nats."""
+    return _token_losses(squash, scores_BTV, targets_BT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_losses(squash, scores_BTV, targets_BT):
+    return _token_losses_forward(squash, scores_BTV, targets_BT)[0]
+
+
+def _token_losses_forward(squash, scores_BTV, targets_BT):
+    logits_BTV = squash(scores_BTV)
+    largest = jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1))
+    logits_BTV = squash(_read_again(scores_BTV, largest))
+    total = jnp.log(jnp.sum(jnp.exp(logits_BTV - largest[..., None]), axis=-1)) + largest
     target = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - target
+    return total - target, (scores_BTV, total, targets_BT)
+
+
+def _token_losses_backward(squash, kept, dlosses_BT):
+    # softmax - 1 at the target, in one pass: the derivatives of its parts would write the logits' size several times
+    scores_BTV, total, targets_BT = kept
+    logits_BTV, pull = jax.vjp(squash, _read_again(scores_BTV, total))
+    at_target = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    (dscores_BTV,) = pull((jnp.exp(logits_BTV - total[..., None]) - at_target) * dlosses_BT[..., None])
+    return _read_again(dscores_BTV), None
+
+
+_token_losses.defvjp(_token_losses_forward, _token_losses_backward)
+
+
+def _read_again(x, *after):
+    """x itself, for a pass of its own over it, after some other values: else XLA would compute something wide of it once, write it
+    down for all of its readers, and a GPU's memory is slower than the arithmetic. On a CPU it is the other way round."""
+    return x if target_platform() == "cpu" else jax.lax.optimization_barrier((x, *after))[0]
 
 
 def make_model(recipe: Recipe, make: Callable[[Recipe], nnx.Module] | None = None):

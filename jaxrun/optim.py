@@ -4,6 +4,7 @@ Weights and gradients are flat mappings from canonical name to array. Arithmetic
 has the type of its weight.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 import optax
 
 from parity.recipe import Muon, NanoGPT, Recipe
+
+Divide = Callable[[Callable], Callable]
 
 
 class AdamWState(NamedTuple):
@@ -55,8 +58,9 @@ def adamw(rates: np.ndarray, betas: tuple[float, float], eps: float, decay: floa
 
 
 def muon(rates: np.ndarray, decay: float, momentum: float, steps: int, coefficients: tuple[float, float, float],
-         dtype: str) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for matrices (out, in), orthogonalised in `dtype`; rates (steps,).
+         dtype: str, divide: Divide = lambda function: function) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for matrices (out, in), orthogonalised in `dtype`; rates (steps,). `divide` may spread a function
+    of a stack of matrices over devices.
 
     m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), orthogonalised, times sqrt(max(1, rows / columns));
     p *= 1 - rate decay; p -= rate u.
@@ -71,7 +75,8 @@ def muon(rates: np.ndarray, decay: float, momentum: float, steps: int, coefficie
         updates = {}
         for shape in sorted({g.shape for g in grads.values()}):  # equal shapes as one batch
             names = [name for name, g in grads.items() if g.shape == shape]
-            turned = orthogonalize(jnp.stack([ahead[name] for name in names]), steps, coefficients, dtype)
+            turned = divide(lambda x_NRC: orthogonalize(x_NRC, steps, coefficients, dtype))(
+                jnp.stack([ahead[name] for name in names]).astype(dtype))
             aspect = max(1.0, shape[0] / shape[1]) ** 0.5
             for name, u in zip(names, turned):
                 w = weights[name]
@@ -134,24 +139,24 @@ def by_group(transforms: dict[str, optax.GradientTransformation], groups: dict[s
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The recipe's optimizer: every weight in exactly one group, every group with its rates."""
-    return OPTIMIZERS[recipe.name](recipe)
+def make_optimizer(recipe: Recipe, divide: Divide = lambda function: function) -> optax.GradientTransformation:
+    """The recipe's optimizer: every weight in exactly one group, every group with its rates. `divide`: see `muon`."""
+    return OPTIMIZERS[recipe.name](recipe, divide)
 
 
-def nanogpt_optimizer(recipe: NanoGPT) -> optax.GradientTransformation:
+def nanogpt_optimizer(recipe: NanoGPT, divide: Divide) -> optax.GradientTransformation:
     """Clipping, then AdamW with decay on tensors of two or more dimensions."""
     decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
     groups = {group: adamw(rates(recipe, group), recipe.betas, recipe.adam_eps, decay) for group, decay in decays.items()}
     return optax.chain(clip_by_global_norm(recipe.clip_norm), by_group(groups, group_of(recipe)))
 
 
-def muon_optimizer(recipe: Muon) -> optax.GradientTransformation:
+def muon_optimizer(recipe: Muon, divide: Divide) -> optax.GradientTransformation:
     """Muon on the blocks' matrices, AdamW on the rest."""
     groups = {group: adamw(rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
               for group in ("embed", "head", "vector")}
     groups["matrix"] = muon(rates(recipe, "matrix"), recipe.muon_decay, recipe.momentum, recipe.newton_schulz_steps,
-                            recipe.newton_schulz, recipe.dtypes.newton_schulz)
+                            recipe.newton_schulz, recipe.dtypes.newton_schulz, divide)
     return by_group(groups, group_of(recipe))
 
 

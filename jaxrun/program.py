@@ -1,5 +1,6 @@
 """A recipe as a JAX program: one compiled step over a mesh, and what the harness and the comparer ask of it."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import optax
 import platformdirs
 from flax import nnx
 
-from jaxrun import checkpoint, model, optim, sharding
+from jaxrun import checkpoint, head, model, optim, sharding
+from jaxrun.attention import compiling_for
 from jaxrun.inspection import Inspection
 from parity import weights as canonical
 from parity.errors import InputError
-from parity.program import own_function
+from parity.program import check_microbatches, own_function
 from parity.recipe import Recipe
 
 State = dict[str, Any]  # {"weights": {name: array}, "optimizer": optax state, "step": int32}
@@ -32,21 +34,28 @@ class JaxProgram(Inspection):
     framework = "jax"
 
     def __init__(self, recipe: Recipe, devices: list, optimizer: optax.GradientTransformation | None = None,
-                 make_model: Callable[[Recipe], nnx.Module] | None = None):
+                 make_model: Callable[[Recipe], nnx.Module] | None = None, microbatches: int = 1, shards: int | None = None):
         self.recipe = recipe
         self.devices = [d.device_kind for d in devices]
-        self.mesh = sharding.make_mesh(devices)
-        self.optimizer = optimizer or optim.make_optimizer(recipe)
+        self.platform = "cpu" if devices[0].platform == "cpu" else "gpu"
+        self.mesh = sharding.make_mesh(devices, shards)
+        self.microbatches = microbatches
+        self.optimizer = optimizer or optim.make_optimizer(recipe, lambda function: sharding.by_matrix(self.mesh, function))
         self.groups = optim.group_of(recipe)
         self.definition, _ = model.make_model(recipe, make_model)
+        self.shapes = jax.eval_shape(self._first_state, {name: jax.ShapeDtypeStruct(p.shape, np.float32)
+                                                         for name, p in recipe.parameters().items()})
+        self.shardings = sharding.parts(self.mesh, self.shapes)
+        self.head = self._head()
+        state, weights = self.shardings, self.shardings["weights"]
         whole, rows = sharding.replicated(self.mesh), sharding.by_row(self.mesh)
-        self._step = jax.jit(self._update, in_shardings=(whole, rows, rows), out_shardings=whole, donate_argnums=0)
-        self._grads = jax.jit(self._loss_and_grads, in_shardings=(whole, rows, rows), out_shardings=whole)
-        self._prefix_grads = jax.jit(self._prefix_loss_and_grads, in_shardings=(whole, rows, rows, whole), out_shardings=whole)
-        self._losses = jax.jit(self._token_losses, in_shardings=(whole, rows, rows), out_shardings=rows)
-        self._log_probs = jax.jit(self._row_log_probs)
-        self._given = jax.jit(lambda grads, state: self._apply(grads, state)[1], out_shardings=whole)
-        self._fresh = jax.jit(self._first_state, out_shardings=whole)
+        self._step = self._compiled(self._update, in_shardings=(state, rows, rows), out_shardings=(state, whole), donate_argnums=0)
+        self._grads = self._compiled(self._loss_and_grads, in_shardings=(weights, rows, rows), out_shardings=(whole, weights))
+        self._prefix_grads = self._compiled(self._loss_and_grads, in_shardings=(weights, rows, rows, whole), out_shardings=(whole, weights))
+        self._losses = self._compiled(self._token_losses, in_shardings=(weights, rows, rows), out_shardings=rows)
+        self._log_probs = self._compiled(self._row_log_probs)
+        self._given = self._compiled(lambda grads, state: self._apply(grads, state)[1], out_shardings=state)
+        self._fresh = self._compiled(self._first_state, out_shardings=state)
 
     def init(self, seed: int) -> State:
         return self.load(canonical.initial_weights(self.recipe, seed))
@@ -99,11 +108,27 @@ class JaxProgram(Inspection):
         checkpoint.save(directory, state)
 
     def restore(self, directory: Path) -> State:
-        whole = sharding.replicated(self.mesh)
-        empty = {name: jax.ShapeDtypeStruct(p.shape, np.float32) for name, p in self.recipe.parameters().items()}
-        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-                                jax.eval_shape(self._first_state, empty))
-        return checkpoint.restore(directory, template)
+        return checkpoint.restore(directory, self._placed(self.shapes, self.shardings))
+
+    def lowered(self, rows: int, what: str = "step") -> Any:
+        """The `step`, or the `evaluation`, of a batch of so many rows, lowered for the program's devices, which need not be there."""
+        batch = [jax.ShapeDtypeStruct((rows, self.recipe.context), np.int32, sharding=sharding.by_row(self.mesh))] * 2
+        state = self._placed(self.shapes, self.shardings)
+        return self._step.lower(state, *batch) if what == "step" else self._losses.lower(state["weights"], *batch)
+
+    def _compiled(self, function: Callable, **options: Any) -> Callable:
+        """jit for the program's own devices, wherever it is traced."""
+
+        @functools.wraps(function)
+        def traced(*args):
+            with compiling_for(self.platform):
+                return function(*args)
+
+        return jax.jit(traced, **options)
+
+    @staticmethod
+    def _placed(shapes, shardings):
+        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
 
     def _first_state(self, weights) -> State:
         dtypes = self.recipe.dtypes
@@ -125,28 +150,50 @@ class JaxProgram(Inspection):
         weights = optax.apply_updates(state["weights"], updates)
         return updates, {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}
 
-    def _loss_and_grads(self, weights, inputs_BT, targets_BT):
-        reduce = jnp.mean if self.recipe.loss_reduction == "mean" else jnp.sum
-        return jax.value_and_grad(lambda w: reduce(self._token_losses(w, inputs_BT, targets_BT)))(weights)
+    def _loss_and_grads(self, weights, inputs_BT, targets_BT, prefix=None):
+        """The recipe's loss, or the sum of the losses at the first `prefix` positions of every row; each device for its own rows."""
+        mean = prefix is None and self.recipe.loss_reduction == "mean"
+        scale = 1 / inputs_BT.size if mean else 1.0
+        counted_BT = jnp.ones_like(inputs_BT) if prefix is None else jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]) < prefix, inputs_BT.shape)
 
-    def _prefix_loss_and_grads(self, weights, inputs_BT, targets_BT, prefix):
-        def loss(w):
-            losses_BT = self._token_losses(w, inputs_BT, targets_BT)
-            return jnp.where(jnp.arange(losses_BT.shape[1]) < prefix, losses_BT, 0).sum()
+        def own(weights, *rows):
+            def part(inputs_BT, targets_BT, counted_BT):
+                return jax.value_and_grad(lambda w: scale * self._total_loss(w, inputs_BT, targets_BT, None if prefix is None else counted_BT))(weights)
 
-        return jax.value_and_grad(loss)(weights)
+            return sharding.reduce_gradients(self.mesh, *sharding.in_microbatches(self.microbatches, part, *rows))
+
+        outputs = sharding.WHOLE, {name: sharding.part(self.mesh, w.shape) for name, w in weights.items()}
+        return sharding.over_rows(self.mesh, own, outputs)(weights, inputs_BT, targets_BT, counted_BT)
+
+    def _total_loss(self, weights, inputs_BT, targets_BT, counted_BT):
+        return head.total_loss(self.head, weights, self._hidden(weights, inputs_BT), targets_BT, counted_BT)
 
     def _token_losses(self, weights, inputs_BT, targets_BT):
-        logits_BTV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT)))
-        return model.token_losses(logits_BTV, targets_BT)
+        def own(weights, inputs_BT, targets_BT):
+            return head.token_losses(self.head, weights, self._hidden(weights, inputs_BT), targets_BT)
+
+        return sharding.over_rows(self.mesh, own, sharding.ROWS)(weights, inputs_BT, targets_BT)
+
+    def _hidden(self, weights, inputs_BT):
+        return model.apply(self.definition, weights, lambda m: m(inputs_BT))
+
+    def _head(self) -> head.Head:
+        """The model's head. An own model may have logits alone."""
+        empty = self.shapes["weights"]
+        net = model.apply(self.definition, empty, lambda m: m)
+        name, squash = ("scores", net.squash) if hasattr(net, "squash") else ("logits", lambda logits: logits)
+        # weights that the head does not use may be missing
+        return head.Head(lambda weights, x_BTD: model.apply(self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD)), squash)
 
     def _row_log_probs(self, weights, inputs_BT, positions):
         logits_BPV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT)[:, positions]))
         return jax.nn.log_softmax(logits_BPV, axis=-1)
 
 
-def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None) -> JaxProgram:
+def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None,
+          microbatches: int = 1, shards: int | None = None) -> JaxProgram:
     """The recipe in JAX on the chosen devices; `optimizer` is module:function, called with the recipe, an optax transform.
+    Gradients are summed over `microbatches` equal parts of a batch; the state is divided over `shards` devices, or all of them.
 
     Raises InputError for devices that are not there, rows that they do not divide, and an optimizer that is none.
     """
@@ -158,13 +205,14 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
     if rows % len(chosen):
         raise InputError(f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which {len(chosen)} "
                          "devices do not divide: choose --devices or --batch-tokens so that they do")
+    check_microbatches(recipe, len(chosen), microbatches)
     transform = None
     if optimizer:
         transform = own_function(optimizer, "--optimizer")(recipe)
         if not isinstance(transform, optax.GradientTransformation):
             raise InputError(f"--optimizer {optimizer}: expected an optax.GradientTransformation, found "
                              f"{type(transform).__name__}: return what optax's optimizers return")
-    return JaxProgram(recipe, chosen, transform)
+    return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards)
 
 
 def keep_compiled() -> None:

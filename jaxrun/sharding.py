@@ -1,10 +1,21 @@
-"""One mesh over the devices, and where state and batches lie on it."""
+"""One mesh over the devices, and what lies where on it.
+
+The mesh has two axes. The rows of a batch are divided over both; weights and optimizer state over `weights` alone, and repeated
+along `data`. So each device keeps one part of the state, gathers the weights for a step, and gets its part of the summed gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parity.errors import InputError
+
+ROWS = PartitionSpec(("data", "weights"))
+WHOLE = PartitionSpec()
 
 
 def pick_devices(device: str = "auto", count: int | None = None) -> list:
@@ -24,16 +35,87 @@ def pick_devices(device: str = "auto", count: int | None = None) -> list:
     return found[:count]
 
 
-def make_mesh(devices: list) -> Mesh:
-    """A mesh with one axis, `data`, over the devices."""
-    return Mesh(np.array(devices), ("data",))
+def make_mesh(devices: list, weights: int | None = None) -> Mesh:
+    """A mesh (data, weights) over the devices; the state is divided over `weights` of them (None: over all).
+
+    Raises InputError where that many do not divide the devices.
+    """
+    weights = len(devices) if weights is None else weights
+    if weights < 1 or len(devices) % weights:
+        raise InputError(f"state divided over {weights} devices: expected a divisor of the {len(devices)} devices: choose another")
+    return Mesh(np.array(devices).reshape(-1, weights), ("data", "weights"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device: weights, optimizer state, metrics."""
-    return NamedSharding(mesh, PartitionSpec())
+    """Whole on every device: metrics, and what cannot be divided."""
+    return NamedSharding(mesh, WHOLE)
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
     """The rows of a batch in consecutive equal parts, one a device."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, ROWS)
+
+
+def part(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+    """How a tensor of the state is divided: matrices by rows where the devices divide them, all else whole on every device."""
+    count = mesh.shape["weights"]
+    return PartitionSpec("weights") if count > 1 and len(shape) > 1 and shape[0] % count == 0 else WHOLE
+
+
+def parts(mesh: Mesh, tree: Any) -> Any:
+    """The shardings of a tree of arrays or shapes, as they are divided."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, part(mesh, x.shape)), tree)
+
+
+def over_rows(mesh: Mesh, function: Callable, outputs: Any) -> Callable:
+    """`function(weights, *rows)` on each device for its own rows of a batch and all of the weights; `outputs`: its results' specs."""
+
+    def divided(weights, *rows):
+        specs = (jax.tree.map(lambda _: WHOLE, weights), *(ROWS for _ in rows))
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False)(weights, *rows)
+
+    return divided
+
+
+def reduce_gradients(mesh: Mesh, loss, grads: dict[str, Any]):
+    """Sums over the devices, inside `over_rows`: of the loss, and of the gradients, each in its own type; a device gets its part."""
+
+    def summed(g):
+        if part(mesh, g.shape) == WHOLE:
+            return jax.lax.psum(g, ("data", "weights"))
+        return jax.lax.psum(jax.lax.psum_scatter(g, "weights", scatter_dimension=0, tiled=True), "data")
+
+    return jax.lax.psum(loss, ("data", "weights")), {name: summed(g) for name, g in grads.items()}
+
+
+def by_matrix(mesh: Mesh, function: Callable) -> Callable:
+    """`function` of a stack of matrices (N, R, C) with the matrices divided among the devices: each is computed once."""
+
+    def divided(x_NRC):
+        short = -len(x_NRC) % mesh.size
+        x_NRC = jnp.concatenate([x_NRC, jnp.zeros((short, *x_NRC.shape[1:]), x_NRC.dtype)]) if short else x_NRC
+        by_row, by_half, by_one = (PartitionSpec(*spec) for spec in ((None, *part(mesh, x_NRC.shape[1:])), ("weights",), (("weights", "data"),)))
+        for spec in (by_row, by_half):  # step by step: along one axis of the mesh at a time
+            x_NRC = jax.lax.with_sharding_constraint(x_NRC, NamedSharding(mesh, spec))
+        y_NRC = jax.shard_map(function, mesh=mesh, in_specs=by_one, out_specs=by_one, check_vma=False)(x_NRC)
+        for spec in (by_half, by_row):
+            y_NRC = jax.lax.with_sharding_constraint(y_NRC, NamedSharding(mesh, spec))
+        return y_NRC[: len(y_NRC) - short]
+
+    return divided if mesh.size > 1 else function
+
+
+def in_microbatches(count: int, function: Callable, *rows):
+    """The sum of what a function gives for `count` equal parts of the rows, one after the other; sums in float32 or wider.
+
+    Raises InputError where the rows cannot be divided so.
+    """
+    if count == 1:
+        return function(*rows)
+    if len(rows[0]) % count:
+        raise InputError(f"--microbatches {count}: expected a divisor of the {len(rows[0])} rows that a device has: choose another")
+    divided = [x.reshape(count, -1, *x.shape[1:]) for x in rows]
+    kinds = jax.eval_shape(function, *(x[0] for x in divided))
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), kinds)
+    total, _ = jax.lax.scan(lambda found, xs: (jax.tree.map(lambda a, b: a + b.astype(a.dtype), found, function(*xs)), None), empty, divided)
+    return jax.tree.map(lambda x, kind: x.astype(kind.dtype), total, kinds)

@@ -172,6 +172,14 @@ def _backend(name: str) -> Any:
                          f"pip install {error.name}") from error
 
 
+def check_microbatches(recipe: Recipe, devices: int, microbatches: int) -> None:
+    """Raises InputError unless each device's rows of a batch can be cut into so many microbatches."""
+    rows = recipe.batch_tokens // recipe.context // devices
+    if microbatches < 1 or rows % microbatches:
+        raise InputError(f"--microbatches {microbatches}: expected a divisor of the {rows} rows that each of {devices} devices has of a "
+                         "batch: choose another")
+
+
 def own_function(spec: str, option: str) -> Any:
     """The function that `module:name` names, imported; InputError that says what could not be found."""
     module_name, colon, name = spec.partition(":")

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -77,3 +78,17 @@ def reduce_gradients(tensors: list[torch.Tensor], reduction: str) -> None:
             flat /= world_size()
         for x, part in zip(same, flat.split([x.numel() for x in same])):
             x.copy_(part.view_as(x))
+
+
+def by_matrix(function: Callable) -> Callable:
+    """`function` of a stack of matrices (N, R, C) with the matrices divided among the processes: each is computed once."""
+
+    def divided(x_NRC: torch.Tensor) -> torch.Tensor:
+        own = -(-len(x_NRC) // world_size())  # the last ones compute zeros where they do not divide
+        mine = x_NRC[rank() * own : (rank() + 1) * own]
+        mine = function(torch.cat([mine, mine.new_zeros(own - len(mine), *x_NRC.shape[1:])])).contiguous()
+        whole = mine.new_empty(own * world_size(), *x_NRC.shape[1:])
+        dist.all_gather(list(whole.split(own)), mine)
+        return whole[: len(x_NRC)]
+
+    return divided if world_size() > 1 else function

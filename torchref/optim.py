@@ -13,6 +13,7 @@ import torch
 from parity.recipe import Muon, NanoGPT, Recipe
 
 Tensors = dict[str, torch.Tensor]
+Divide = Callable[[Callable], Callable]
 
 
 def adamw(weights: dict[str, Tensors], betas: tuple[float, float], eps: float,
@@ -28,14 +29,16 @@ def adamw(weights: dict[str, Tensors], betas: tuple[float, float], eps: float,
 
 
 def muon(weights: dict[str, Tensors], decay: float, momentum: float, steps: int,
-         coefficients: tuple[float, float, float], dtype: torch.dtype, compile: bool = False) -> torch.optim.Optimizer:
-    """Muon (Jordan et al. 2024) for matrices (out, in), orthogonalised in `dtype`; weights by optimizer group.
+         coefficients: tuple[float, float, float], dtype: torch.dtype, compile: bool = False,
+         divide: Divide = lambda function: function) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for matrices (out, in), orthogonalised in `dtype`; weights by optimizer group. `divide` may spread a
+    function of a stack of matrices over processes.
 
     m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), orthogonalised, times sqrt(max(1, rows / columns));
     p *= 1 - rate decay; p -= rate u.
     """
     turn = torch.compile(orthogonalize, dynamic=False) if compile else orthogonalize
-    return _Muon(weights, decay, momentum, lambda x_NRC: turn(x_NRC, steps, coefficients, dtype))
+    return _Muon(weights, decay, momentum, divide(lambda x_NRC: turn(x_NRC, steps, coefficients, dtype)))
 
 
 class _Muon(torch.optim.Optimizer):
@@ -114,25 +117,25 @@ class ByGroup:
             part.load_state_dict(state[name])
 
 
-def make_optimizer(recipe: Recipe, weights: Tensors, compile: bool = False) -> ByGroup:
-    """The recipe's optimizer: every weight in exactly one group, every group with its rates."""
-    return OPTIMIZERS[recipe.name](recipe, weights, compile)
+def make_optimizer(recipe: Recipe, weights: Tensors, compile: bool = False, divide: Divide = lambda function: function) -> ByGroup:
+    """The recipe's optimizer: every weight in exactly one group, every group with its rates. `divide`: see `muon`."""
+    return OPTIMIZERS[recipe.name](recipe, weights, compile, divide)
 
 
-def nanogpt_optimizer(recipe: NanoGPT, weights: Tensors, compile: bool = False) -> ByGroup:
+def nanogpt_optimizer(recipe: NanoGPT, weights: Tensors, compile: bool, divide: Divide) -> ByGroup:
     """Clipping, then AdamW with decay on tensors of two or more dimensions."""
     decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
     part = adamw(_parts(recipe, weights, decays), recipe.betas, recipe.adam_eps, decays)
     return ByGroup({"adamw": part}, {group: rates(recipe, group) for group in decays}, recipe.clip_norm)
 
 
-def muon_optimizer(recipe: Muon, weights: Tensors, compile: bool = False) -> ByGroup:
+def muon_optimizer(recipe: Muon, weights: Tensors, compile: bool, divide: Divide) -> ByGroup:
     """Muon on the blocks' matrices, AdamW on the rest."""
     decays = {group: recipe.adam_decay for group in ("embed", "head", "vector")}
     parts = {"adamw": adamw(_parts(recipe, weights, decays), recipe.betas, recipe.adam_eps, decays),
              "muon": muon(_parts(recipe, weights, ["matrix"]), recipe.muon_decay, recipe.momentum,
                           recipe.newton_schulz_steps, recipe.newton_schulz,
-                          getattr(torch, recipe.dtypes.newton_schulz), compile)}
+                          getattr(torch, recipe.dtypes.newton_schulz), compile, divide)}
     return ByGroup(parts, {group: rates(recipe, group) for group in (*decays, "matrix")})
 
 

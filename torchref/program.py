@@ -15,7 +15,7 @@ from torch import nn
 
 from parity import weights as canonical
 from parity.errors import InputError
-from parity.program import own_function
+from parity.program import check_microbatches, own_function
 from parity.recipe import Recipe
 from torchref import checkpoint, distributed, model, optim
 from torchref.inspection import Inspection
@@ -40,11 +40,12 @@ class TorchProgram(Inspection):
     framework = "torch"
 
     def __init__(self, recipe: Recipe, device: torch.device, optimizer: MakeOptimizer | None = None, compile: bool = False,
-                 make_model: Callable[[Recipe], nn.Module] | None = None):
+                 make_model: Callable[[Recipe], nn.Module] | None = None, microbatches: int = 1):
         self.recipe = recipe
+        self.microbatches = microbatches
         self.device = device
         self.devices = [_kind(device)] * distributed.world_size()
-        self.make_optimizer = optimizer or (lambda weights: optim.make_optimizer(recipe, weights, compile))
+        self.make_optimizer = optimizer or (lambda weights: optim.make_optimizer(recipe, weights, compile, distributed.by_matrix))
         self.make_model = make_model
         self.groups = optim.group_of(recipe)
         self._before: list[torch.Tensor] | None = None
@@ -95,15 +96,28 @@ class TorchProgram(Inspection):
         return F.log_softmax(state.model.logits(x_BTD[:, self._put(positions)]), dim=-1)
 
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
+        reduction = self.recipe.loss_reduction if prefix is None else "sum"
+        names, parameters = zip(*state.model.named_parameters())
+        parts = list(zip(*(x.chunk(self.microbatches) for x in batch)))
+        loss, grads = self._part(state, parameters, parts[0], reduction, prefix)
+        if parts[1:]:  # sums of many parts are kept wide, whatever a single one is
+            sums = [loss, *(g.to(optim.wider(g)) for g in grads)]
+            for part in parts[1:]:
+                more, others = self._part(state, parameters, part, reduction, prefix)
+                torch._foreach_add_(sums, [more, *(g.to(optim.wider(g)) for g in others)])
+            if reduction == "mean":
+                torch._foreach_div_(sums, len(parts))
+            loss, grads = sums[0], [x.to(g.dtype) for x, g in zip(sums[1:], grads)]
+        distributed.reduce_gradients([loss, *grads], reduction)
+        return loss, dict(zip(names, grads))
+
+    def _part(self, state: State, parameters, batch, reduction: str, prefix: int | None):
+        """Loss and gradients of a microbatch of this process."""
         if prefix is None:
-            loss = self._loss(state.model, *batch, self.recipe.loss_reduction)
+            loss = self._loss(state.model, *batch, reduction)
         else:
             loss = _token_losses(state.model, *batch)[:, :prefix].sum()
-        names, parameters = zip(*state.model.named_parameters())
-        grads = torch.autograd.grad(loss, parameters)
-        loss = loss.detach()
-        distributed.reduce_gradients([loss, *grads], self.recipe.loss_reduction if prefix is None else "sum")
-        return loss, dict(zip(names, grads))
+        return loss.detach(), torch.autograd.grad(loss, parameters)
 
     def fetch(self, values):
         if isinstance(values, dict):
@@ -167,9 +181,10 @@ class TorchProgram(Inspection):
 
 
 def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None,
-          compile: bool = False) -> TorchProgram:
+          microbatches: int = 1, compile: bool = False) -> TorchProgram:
     """The recipe in PyTorch on the chosen device; `optimizer` is module:function, called with the recipe and the
-    parameters by canonical name, a torch optimizer or one with its scheduler.
+    parameters by canonical name, a torch optimizer or one with its scheduler. Gradients are summed over `microbatches` equal parts of
+    a process' rows.
 
     Raises InputError for devices that are not there, rows that they do not divide, and an optimizer that is none.
     """
@@ -179,13 +194,15 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
         raise InputError(f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which "
                          f"{distributed.world_size()} processes do not divide: choose the processes or --batch-tokens so "
                          "that they do")
+    check_microbatches(recipe, distributed.world_size(), microbatches)
     compiler = os.environ.get("CXX", "g++")
     if compile and chosen.type == "cpu" and not shutil.which(compiler):
         raise InputError(f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
                          "it in CXX, or leave --compile out")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
     distributed.join(chosen)
-    return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile)
+    return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile,
+                        microbatches=microbatches)
 
 
 def platform(device: str = "auto") -> str:

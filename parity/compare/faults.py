@@ -235,11 +235,11 @@ FORWARD = [
 
 def _smoothed(backend):
     def change(original):
-        def token_losses(logits, targets):
+        def token_losses(scores, targets, *squash):
             np_ = parts.arrays(backend)
-            known = logits[..., :512]
+            known = (squash[0](scores) if squash else scores)[..., :512]
             spread = np_.log(np_.exp(known).sum(-1)) - known.mean(-1)
-            return 0.9 * original(logits, targets) + 0.1 * spread
+            return 0.9 * original(scores, targets, *squash) + 0.1 * spread
 
         return token_losses
 
@@ -261,9 +261,9 @@ LOSS = [
     Fault("padding-masked", "rows above the tokenizer's take no part in the softmax", "loss", "token losses: token_losses", MUON,
           patches=_capped(_padding_masked), only="in nanogpt they take none"),
     Fault("end-of-text-ignored", "targets that are end of text do not count", "loss", "token losses: token_losses", patches=_one(
-        "model", "token_losses", lambda original: lambda logits, targets: original(logits, targets) * (targets != 511))),
+        "model", "token_losses", lambda original: lambda scores, targets, *squash: original(scores, targets, *squash) * (targets != 511))),
     Fault("zero-ignored", "targets that are token 0 do not count, as if they were padding", "loss", "token losses: token_losses",
-          patches=_one("model", "token_losses", lambda original: lambda logits, targets: original(logits, targets) * (targets != 0))),
+          patches=_one("model", "token_losses", lambda original: lambda scores, targets, *squash: original(scores, targets, *squash) * (targets != 0))),
     Fault("evaluation-in-train-mode", "evaluation drops out a tenth of the embedding", "loss", "token losses: token_losses",
           patches=_program("dropout")),
 ]

@@ -109,7 +109,7 @@ def _jax_muon(wrong: str):
 
     from jaxrun import optim
 
-    def make(rates, decay, momentum, steps, coefficients, dtype):
+    def make(rates, decay, momentum, steps, coefficients, dtype, divide=None):
         def init(weights):
             return optim.MuonState(jnp.zeros((), jnp.int32), {name: jnp.zeros_like(w) for name, w in weights.items()})
 
@@ -146,7 +146,7 @@ def _torch_muon(wrong: str):
                     u = optim.orthogonalize(u[None], *group["turn"])[0].to(w.dtype) * _aspect(w.shape, wrong)
                     w.copy_(_moved(w, u, rate, decay, wrong))
 
-    def make(weights, decay, momentum, steps, coefficients, dtype, compile=False):
+    def make(weights, decay, momentum, steps, coefficients, dtype, compile=False, divide=None):
         groups = [{"params": list(tensors.values()), "name": group} for group, tensors in weights.items()]
         return Muon(groups, {"lr": 0.0, "weight_decay": decay, "momentum": momentum, "turn": (steps, coefficients, dtype)})
 

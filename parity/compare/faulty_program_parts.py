@@ -209,35 +209,28 @@ def _torch_restored(names: tuple[str, ...]) -> Change:
     return change
 
 
-def _jax_grads(change) -> list[Patch]:
-    """`change(self, original, weights, inputs, targets)` gives loss and gradients."""
-    return [Patch("program", "JaxProgram._loss_and_grads",
-                  lambda original: lambda self, *args: change(self, lambda *a: original(self, *a), *args))]
+def _jax_reduced(change) -> list[Patch]:
+    """`change(grads, ranks, reduce)` reduces gradients; `reduce(grads)` does so rightly."""
+
+    def make(original):
+        def reduce_gradients(mesh, loss, grads):
+            loss_all, _ = original(mesh, loss, {})
+            return loss_all, change(grads, mesh.size, lambda grads: original(mesh, loss, grads)[1])
+
+        return reduce_gradients
+
+    return [Patch("sharding", "reduce_gradients", make)]
 
 
 def _jax_scaled(power: int):
-    def change(self, original, *args):
-        loss, grads = original(*args)
-        return loss, {name: g * float(self.mesh.size) ** power for name, g in grads.items()}
-
-    return change
+    return lambda grads, ranks, reduce: {name: g * float(ranks) ** power for name, g in reduce(grads).items()}
 
 
-def _jax_clipped_early(self, original, weights, inputs, targets):
-    import jax
-    import jax.numpy as jnp
-
-    parts = self.mesh.size
-    if parts == 1:
-        return original(weights, inputs, targets)
-
-    def part(inputs, targets):
-        loss, grads = original(weights, inputs, targets)
-        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in grads.values()))
-        return loss, {name: g * jnp.minimum(1.0, self.recipe.clip_norm / norm) for name, g in grads.items()}
-
-    found = jax.vmap(part)(*(x.reshape(parts, -1, x.shape[-1]) for x in (inputs, targets)))
-    return jax.tree.map(lambda x: x.mean(0), found)
+def _jax_clipped_early(grads, ranks, reduce):
+    if ranks > 1:  # a part's gradient, before it is averaged
+        norm = sum((g * g).sum() for g in grads.values()) ** 0.5 * ranks
+        grads = {name: g / norm.clip(1.0) for name, g in grads.items()}
+    return reduce(grads)
 
 
 def _torch_reduced(change) -> list[Patch]:
@@ -303,9 +296,9 @@ PROGRAM_PATCHES: dict[str, dict[str, list[Patch]]] = {
                                       _torch_restored(("exp_avg", "exp_avg_sq", "momentum")))]},
     "no-step": {"jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("i"))],
                 "torchref": [Patch("program", "TorchProgram.restore", _torch_restored(("step",)))]},
-    "averaged-twice": {"jaxrun": _jax_grads(_jax_scaled(-1)), "torchref": _torch_reduced(_torch_averaged_twice)},
-    "not-averaged": {"jaxrun": _jax_grads(_jax_scaled(1)), "torchref": _torch_reduced(_torch_not_averaged)},
-    "clipped-early": {"jaxrun": _jax_grads(_jax_clipped_early), "torchref": _torch_reduced(_torch_clipped_early)},
+    "averaged-twice": {"jaxrun": _jax_reduced(_jax_scaled(-1)), "torchref": _torch_reduced(_torch_averaged_twice)},
+    "not-averaged": {"jaxrun": _jax_reduced(_jax_scaled(1)), "torchref": _torch_reduced(_torch_not_averaged)},
+    "clipped-early": {"jaxrun": _jax_reduced(_jax_clipped_early), "torchref": _torch_reduced(_torch_clipped_early)},
     "one-part": {"jaxrun": [Patch("program", "JaxProgram.place", _jax_one_part)],
                  "torchref": [Patch("distributed", "by_row", lambda original: lambda x: x[: len(original(x))])]},
 }  # fmt: skip

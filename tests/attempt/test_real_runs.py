@@ -57,6 +57,7 @@ def test_a_new_attempt_passes_its_test_and_is_the_recipe(small, commands, pool, 
     assert "2 passed" in tested.result().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_attempt_goes_on_where_it_was_stopped(small, commands):
     folder = small()
     process = commands.start(

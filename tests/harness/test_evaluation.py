@@ -100,6 +100,7 @@ def own_loss(synthetic: Slice) -> float:
     return evaluate(Source(), None, synthetic, "val", 8192, 1024, 64).val_loss
 
 
+@pytest.mark.slow
 def test_training_on_synthetic_comes_near_its_entropy(commands, tmp_path, synthetic: Slice):
     """The best possible is 1.27; one that only counts words would have more than 5. Measured: 1.52."""
     assert own_loss(synthetic) - 0.01 < trained(commands, tmp_path) < 1.7

@@ -292,7 +292,7 @@ def test_weights_that_are_not_finite_are_never_saved(commands, tmp_path):
     assert [path.name for path in (folder / "tiny" / "inf" / "checkpoints").iterdir()] == ["step-000000"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["jaxrun", pytest.param("torchref", marks=pytest.mark.slow)])
 def test_a_checkpoint_that_does_not_fit_the_disk_ends_the_run_and_harms_nothing(backend, commands, finished, tmp_path):
     path = tmp_path / "tiny" / "full"
     process = commands.start(*commands.small(backend, tmp_path, "full"))

@@ -13,6 +13,7 @@ from parity.compare.report import WIDTH
 BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
 
 
+@pytest.mark.slow
 def test_nanogpt_is_the_same_experiment_in_both_backends_up_to_its_trajectory(compare):
     said = compare("--recipe", "nanogpt", "--levels", "1-7")
     assert said.code == 0 and "HOLDS at all 7 levels" in said.out, said.out

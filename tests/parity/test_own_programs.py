@@ -19,6 +19,7 @@ def without_numbers(text):
     return re.sub(r"[-+]?\d[\d.,e+-]*", "#", text)
 
 
+@pytest.mark.slow
 def test_the_worked_example_finds_both_mistakes_and_then_holds(compare, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("nanogpt_linen.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
