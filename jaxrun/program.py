@@ -66,7 +66,7 @@ class JaxProgram(Inspection):
 
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
-        return {name: np.asarray(w).astype(dtype) for name, w in jax.device_get(state["weights"]).items()}
+        return {name: np.asarray(w).astype(dtype) for name, w in sharding.fetched(state["weights"]).items()}
 
     def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % self.mesh.size:
@@ -89,7 +89,7 @@ class JaxProgram(Inspection):
         return self._grads(state["weights"], *batch) if prefix is None else self._prefix_grads(state["weights"], *batch, prefix)
 
     def fetch(self, values):
-        return jax.device_get(values)
+        return sharding.fetched(values)
 
     def wait(self, state: State) -> None:
         jax.block_until_ready(state)
@@ -101,7 +101,7 @@ class JaxProgram(Inspection):
         return self.snapshot(snapshot)
 
     def digest(self, state: State) -> str:
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+        leaves = jax.tree_util.tree_leaves_with_path(sharding.fetched(state))
         return canonical.digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
 
     def save(self, state: State, directory: Path) -> None:

@@ -119,3 +119,17 @@ def in_microbatches(count: int, function: Callable, *rows):
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), kinds)
     total, _ = jax.lax.scan(lambda found, xs: (jax.tree.map(lambda a, b: a + b.astype(a.dtype), found, function(*xs)), None), empty, divided)
     return jax.tree.map(lambda x, kind: x.astype(kind.dtype), total, kinds)
+
+
+def fetched(tree: Any) -> Any:
+    """A tree of arrays as numpy arrays. Where other processes have parts of them, all must ask."""
+    from jax.experimental import multihost_utils
+
+    whole = jax.tree.map(lambda x: x if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+                         else multihost_utils.process_allgather(x, tiled=True), tree)
+    return jax.device_get(whole)
+
+
+def placed(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """A batch of which each process gives the rows of its own devices, in the order of the processes."""
+    return jax.make_array_from_process_local_data(by_row(mesh), rows)
