@@ -6,12 +6,13 @@ from typing import Any
 from parity.errors import InputError
 
 
-def save(directory: Path, state: Any) -> None:
-    """Writes a state (a tree of arrays) below an existing folder."""
+def save(directory: Path, state: Any, alone: bool = True) -> None:
+    """Writes a state (a tree of arrays) below an existing folder; not `alone`: beside other processes, which do not call."""
     import orbax.checkpoint as ocp
 
+    only = {} if alone else {"multiprocessing_options": ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})}
     # Synchronous: orbax's background threads would print what goes wrong themselves, as on a full disk.
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(**only), **only) as checkpointer:
         checkpointer.save((directory / "state").absolute(), args=ocp.args.StandardSave(state))
 
 

@@ -75,6 +75,9 @@ class JaxProgram(Inspection):
         rows = sharding.by_row(self.mesh)
         return jax.device_put(inputs_BT, rows), jax.device_put(targets_BT, rows)
 
+    def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+        return sharding.placed(self.mesh, inputs_BT), sharding.placed(self.mesh, targets_BT)
+
     def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
         return self._step(state, *batch)
 
@@ -104,8 +107,11 @@ class JaxProgram(Inspection):
         leaves = jax.tree_util.tree_leaves_with_path(sharding.fetched(state))
         return canonical.digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
 
-    def save(self, state: State, directory: Path) -> None:
-        checkpoint.save(directory, state)
+    def save(self, state: State, directory: Path | None) -> None:
+        alone = jax.process_count() == 1
+        state = state if alone else sharding.fetched(state)
+        if directory is not None:
+            checkpoint.save(directory, state, alone)
 
     def restore(self, directory: Path) -> State:
         return checkpoint.restore(directory, self._placed(self.shapes, self.shardings))
@@ -220,6 +226,11 @@ def keep_compiled() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path(platformdirs.user_cache_dir("jaxrun")) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def join(device: str = "auto") -> None:
+    """Joins the other processes, which torchrun's variables name, once; nothing to do where this one is alone."""
+    sharding.join(device)
 
 
 def platform(device: str = "auto") -> str:

@@ -4,7 +4,9 @@ The mesh has two axes. The rows of a batch are divided over both; weights and op
 along `data`. So each device keeps one part of the state, gathers the weights for a step, and gets its part of the summed gradients.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parity.errors import InputError
 
+NVIDIA = Path("/proc/driver/nvidia/version")  # there where a driver is
 ROWS = PartitionSpec(("data", "weights"))
 WHOLE = PartitionSpec()
 
@@ -30,9 +33,29 @@ def pick_devices(device: str = "auto", count: int | None = None) -> list:
     except RuntimeError as error:
         raise InputError(f"--device {device}: JAX finds no {device} here, only {jax.default_backend()}; "
                          "install jax[cuda13] on a machine with an NVIDIA GPU, or use --device cpu") from error
+    if device == "auto" and found[0].platform == "cpu" and NVIDIA.exists() and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
+        raise InputError("--device auto: this machine has an NVIDIA GPU, and JAX has no plugin for it: pip install 'jaxrun[cuda]', or use "
+                         "--device cpu")
     if count is not None and not 1 <= count <= len(found):
         raise InputError(f"--devices {count}: expected 1 to {len(found)}, the devices that JAX finds here")
     return found[:count]
+
+
+def join(device: str = "auto") -> None:
+    """Joins the other processes, which torchrun's variables name, once; nothing to do where this one is alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or jax.distributed.is_initialized():
+        return
+    if device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    own = int(os.environ["LOCAL_RANK"]) if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and device != "cpu" else None
+    jax.distributed.initialize(f"{os.environ['MASTER_ADDR']}:{_port()}", count, int(os.environ["RANK"]), local_device_ids=own)
+
+
+def _port() -> int:
+    """torchrun itself listens on the port that it names."""
+    return int(os.environ["MASTER_PORT"]) + (2 if "TORCHELASTIC_RUN_ID" in os.environ else 0)
 
 
 def make_mesh(devices: list, weights: int | None = None) -> Mesh:

@@ -17,7 +17,7 @@ from parity.memory import keep_freed_memory
 from parity.program import Program
 from parity.recipe import Recipe
 
-METHODS = tuple(name for name in vars(Program) if not name.startswith("_"))
+METHODS = tuple(name for name in vars(Program) if not name.startswith("_") and name != "place_part")
 
 
 @contextmanager

@@ -48,6 +48,9 @@ class Program(Protocol):
     def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
         """Puts an int32 host batch on the devices. Called from a reader's thread."""
 
+    def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
+        """As `place`, where each of several processes gives its own rows of the batch, equally many, in their order. Only they need it."""
+
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
         """One update. Metrics, still on the device: `loss` (mean nats per token before the update), `grad_norm`
         (global L2 norm of the gradient that the recipe descends, before clipping), and `norms`: {"weights" (after the
@@ -81,8 +84,9 @@ class Program(Protocol):
     def digest(self, state: State) -> str:
         """sha256 over everything in the state: weights, optimizer state, step."""
 
-    def save(self, state: State, directory: Path) -> None:
-        """Writes the state as files of the framework's own kind into an existing empty folder."""
+    def save(self, state: State, directory: Path | None) -> None:
+        """Writes the state as files of the framework's own kind into an existing empty folder. Of several processes, which must all
+        call, the first writes, and the others give None."""
 
     def restore(self, directory: Path) -> State:
         """Reads what `save` wrote; InputError where it is damaged or of other shapes."""
@@ -152,6 +156,11 @@ def build(backend: str, recipe: Recipe, **options: Any) -> Program:
     Raises InputError where the backend's framework is not installed or a device that was asked for is not there.
     """
     return _backend(backend).build(recipe, **options)
+
+
+def join(backend: str, device: str = "auto") -> None:
+    """Joins the backend's framework with those of the other processes, which torchrun's variables name; before anything else of it."""
+    _backend(backend).join(device)
 
 
 def platform(backend: str, device: str = "auto") -> str:

@@ -70,7 +70,10 @@ class TorchProgram(Inspection):
         if len(inputs_BT) % len(self.devices):
             raise InputError(f"a batch of {len(inputs_BT)} rows cannot be split over {len(self.devices)} devices: "
                              "choose a number of processes that divides the rows of a batch")
-        return tuple(self._put(distributed.by_row(x)) for x in (inputs_BT, targets_BT))
+        return self.place_part(distributed.by_row(inputs_BT), distributed.by_row(targets_BT))
+
+    def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+        return self._put(inputs_BT), self._put(targets_BT)
 
     def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
         loss, grads = self.loss_and_grads(state, batch)
@@ -146,8 +149,9 @@ class TorchProgram(Inspection):
     def digest(self, state: State) -> str:
         return canonical.digest(dict(_leaves("", self.fetch(_tree(state)))))
 
-    def save(self, state: State, directory: Path) -> None:
-        checkpoint.save(directory, _tree(state))
+    def save(self, state: State, directory: Path | None) -> None:
+        if directory is not None:
+            checkpoint.save(directory, _tree(state))
 
     def restore(self, directory: Path) -> State:
         saved = checkpoint.restore(directory, self.device)
@@ -200,9 +204,13 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
         raise InputError(f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
                          "it in CXX, or leave --compile out")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
-    distributed.join(chosen)
     return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile,
                         microbatches=microbatches)
+
+
+def join(device: str = "auto") -> None:
+    """Joins the other processes, which torchrun's variables name, once; nothing to do where this one is alone."""
+    distributed.join(distributed.pick_device(device))
 
 
 def platform(device: str = "auto") -> str:

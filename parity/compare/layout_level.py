@@ -111,6 +111,7 @@ def _read(task: dict[str, Any], name: str) -> dict[str, np.ndarray]:
 def _work(task: dict[str, Any]) -> None:
     """One process of a layout: trains some steps and writes what it found."""
     from parity.compare.faults import fault_for
+    from parity.program import join
 
     side = Side(task["spec"], fault_for(task["fault"]) if task["fault"] else None)
     recipe, folder = from_fields(task["recipe"]), Path(task["folder"])
@@ -120,11 +121,7 @@ def _work(task: dict[str, Any]) -> None:
             for n in task["counts"]:
                 canonical.save(folder / f"{n} devices.safetensors", _train(side, recipe, folder, devices=n))
             return
-        if side.backend == "jaxrun" and count > 1:
-            import jax
-
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-            jax.distributed.initialize(f"127.0.0.1:{os.environ['MASTER_PORT']}", count, rank)
+        join(side.backend, "cpu")
         found = _train(side, recipe, folder)
         if rank == 0:
             canonical.save(folder / f"{count} processes.safetensors", found)

@@ -179,7 +179,7 @@ class Reader:
     """Iterates over the batches of `spans`, made ready ahead of time in a thread; use it as a context manager.
 
     `prefetch` batches at most wait; each has its digest computed, every token of the global batch checked against
-    `vocab_size`, and its arrays handed to `place`, in the thread. What goes wrong there is raised by `next`. `close`
+    `vocab_size`, and its arrays handed to `place`, in the thread. Without `digests` only the rank's part is read and checked. What goes wrong there is raised by `next`. `close`
     stops and joins the thread, also when batches are left.
     """
 
@@ -192,9 +192,10 @@ class Reader:
         vocab_size: int | None = None,
         place: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]] = lambda inputs, targets: (inputs, targets),
         prefetch: int = 2,
+        digests: bool = True,
     ):
         self._shards, self._spans, self._rank, self._ranks = shards, spans, rank, ranks
-        self._vocab_size, self._place, self._prefetch = vocab_size, place, max(1, prefetch)
+        self._vocab_size, self._place, self._prefetch, self._digests = vocab_size, place, max(1, prefetch), digests
         self._ready: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._ended = self._closed = False
@@ -204,13 +205,13 @@ class Reader:
 
     def _load(self, span: Span) -> Batch:
         start, stop = rank_part(span, self._rank, self._ranks)
-        window = np.array(_window(self._shards, span, span.position, span.position + span.tokens))
+        first, last = (span.position, span.position + span.tokens) if self._digests else (start, stop)
+        window = np.array(_window(self._shards, span, first, last))
         if self._vocab_size is not None:
             path = getattr(self._shards[span.shard], "filename", None) or f"shard {span.shard}"
-            check_tokens(window, self._vocab_size, path, span.position)
-        part = window[start - span.position : stop + 1 - span.position]
-        inputs, targets = self._place(*_rows(part, span.seq_len))
-        return Batch(span.step, inputs, targets, _digest(window), span)
+            check_tokens(window, self._vocab_size, path, first)
+        inputs, targets = self._place(*_rows(window[start - first : stop + 1 - first], span.seq_len))
+        return Batch(span.step, inputs, targets, _digest(window) if self._digests else "", span)
 
     def _work(self) -> None:
         try:

@@ -8,19 +8,24 @@ from typing import Any
 from parity.data.files import sha256_file
 from parity.errors import InputError
 from parity.harness.rundir import RunDir, atomic_directory, free_bytes
+from parity.harness.team import Team
 from parity.program import Program
 
 SCHEMA = "checkpoint.v1"
 
 
-def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any]) -> tuple[Path, str]:
-    """Writes the state after `step` updates; returns its folder and the digest of the state.
+def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any], team: Team) -> tuple[Path, str]:
+    """Writes the state after `step` updates; returns its folder and the digest of the state. Of several processes the first writes.
 
     `identity` is what a resumed run must share. Raises InputError where the disk is full; earlier checkpoints stay.
     """
     path = rundir.checkpoints / f"step-{step:06d}"
     digest = program.digest(state)
-    if path.exists():
+    if team.share(path.exists()):
+        return path, digest
+    if not team.first:
+        program.save(state, None)
+        team.gather("saved")
         return path, digest
     _check_room(rundir)
     with atomic_directory(path) as partial:
@@ -31,6 +36,7 @@ def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict
             raise
         facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity, "files": _digests(partial)}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
+    team.gather("saved")
     return path, digest
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +23,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(program: Program, state: Any, slice_: Slice, part: str, tokens: int, batch_tokens: int,
-             seq_len: int) -> Evaluation:
+             seq_len: int, mark: Callable[[], None] = lambda: None) -> Evaluation:
     """Scores the first `tokens` targets of a part ("val" or "confirm"), in order, `batch_tokens` at a time.
 
-    The next batch is dispatched before the losses of the last are read. Raises InputError where the part is too short.
+    The next batch is dispatched before the losses of the last are read; `mark` is called for each. Raises InputError where the part is too short.
     """
     shard, start, available = slice_.part(part)
     check_length(slice_, part, tokens, available)
@@ -44,6 +44,7 @@ def evaluate(program: Program, state: Any, slice_: Slice, part: str, tokens: int
             total += _sum(program, losses)
             size_bytes += batch.targets
             digests.update(batch.digest.encode())
+            mark()
         total += _sum(program, pending)
     bits_per_byte = total / math.log(2) / size_bytes if size_bytes else None
     return Evaluation(total / tokens, bits_per_byte, tokens, digests.hexdigest())

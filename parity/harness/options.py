@@ -28,6 +28,14 @@ class Options:
     """auto: the GPU if there is one."""
     devices: int | None = None
     """How many devices to use; all of them by default."""
+    microbatches: int = 1
+    """Parts that each device takes its rows of a batch in, one after the other: less memory, the same gradient."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes, where torchrun or SLURM do not start them; it uses that port and the next."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """The number of this one, from 0."""
     program: Path | None = None
     """Own model, optimizer and schedule: a Python file with build(recipe); see python -m parity.attempt new."""
     name: str | None = None
@@ -51,6 +59,14 @@ class Options:
 
 
 @dataclass(frozen=True)
+class JaxOptions(Options):
+    """What to run and where."""
+
+    shards: int | None = None
+    """How many devices the weights and the optimizer's state are divided over; all of them by default."""
+
+
+@dataclass(frozen=True)
 class TorchOptions(Options):
     """What to run and where."""
 
@@ -58,7 +74,7 @@ class TorchOptions(Options):
     """Compile the model and the orthogonalisation with torch.compile."""
 
 
-OPTIONS = {"jaxrun": Options, "torchref": TorchOptions}
+OPTIONS = {"jaxrun": JaxOptions, "torchref": TorchOptions}
 FRAMEWORK = {"jaxrun": "JAX", "torchref": "PyTorch"}
 
 

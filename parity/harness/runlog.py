@@ -208,6 +208,21 @@ class RunLog:
         self.close()
 
 
+class NoLog:
+    """The log of a process that keeps none: of several, the first alone does."""
+
+    lines, digest = 0, FIRST_PREV
+
+    def event(self, kind: str, /, **fields: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _replace_torn_line(path: Path, lines: int, prev: str, size: int) -> None:
     """Writes the event of the drop over the torn bytes, then cuts what is left of them.
 

@@ -28,18 +28,20 @@ from parity.harness.evaluation import check_length, largest_batch
 from parity.harness.guard import Guard
 from parity.harness.options import Arguments, Options
 from parity.harness.rundir import RunDir
-from parity.harness.runlog import RunLog, read
+from parity.harness.runlog import NoLog, RunLog, read
 from parity.harness.screen import Screen
+from parity.harness.team import Team
 from parity.memory import SETTINGS, keep_freed_memory
 from parity.program import Program
 from parity.recipe import Recipe, from_fields, to_fields
 from parity.track import Track, check_recipe, track_for
 
 FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
-KEPT = ("devices", "optimizer", "compile")  # options that a resumed run must share with the run it goes on with
+KEPT = ("optimizer", "compile")  # options that a resumed run must share with the run it goes on with
 EVAL_TOKENS_PER_DEVICE = 65_536  # so that the logits of an evaluation fit beside the training state
 LARGE_STATE_WEIGHTS = 32_000_000  # of a larger state digests are taken at checkpoints only: each reads all of it
-FREE_ON_RESUME = {"resume", "device", "data_dir", "samples", "json", "tensorboard"}
+LAYOUT = ("devices", "microbatches", "shards")  # options that change what is computed where, and a result by rounding only
+FREE_ON_RESUME = {"resume", "device", *LAYOUT, "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"}
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Run:
     clock: TrainingClock
     identity: dict[str, Any]
     guard: Guard
+    team: Team
     resumed: bool = False
     source_sha256: str | None = None  # of the code that goes on with a resumed run
     last_s: float = 0.0  # the clock's reading at the last logged step
@@ -67,6 +70,7 @@ class Run:
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)  # updates -> the eval event's fields
     saved: set[int] = field(default_factory=set)  # checkpoints that the log has
     flops_per_step: int | None = None
+    ask_every: int = 1  # steps between two looks, by all processes together, for a wish to stop
 
     @property
     def resume_command(self) -> str:
@@ -97,23 +101,24 @@ def python() -> str:
 
 
 @contextmanager
-def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
-    """A new run, or the one that --resume names, ready to train; locked, and closed in order at the end.
+def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> Iterator[Run]:
+    """A new run, or the one that --resume names, ready to train; locked, and closed in order at the end. Of several processes, the
+    first keeps the run directory.
 
     Raises InputError for whatever can be found out before the first step.
     """
     options, track, recipe, given = arguments
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"expected one process, found WORLD_SIZE {os.environ['WORLD_SIZE']}: a run has one for now; start "
-                         "it without torchrun")  # fmt: skip
+    team = team or Team()
+    if team.size > 1:
+        programs.join(backend, options.device)
     place, seed, before, guard = None, options.seed, None, None
     if options.resume is not None:
         _refuse_changes(given)
-        place = rundir.open_existing(options.resume, lock=True)
+        place = rundir.open_existing(options.resume, lock=team.first)
     try:
         if place is not None:
             before = place.read_run_json()
-            track, recipe, seed, options = _from_run_json(backend, before, options, place.path)
+            track, recipe, seed, options = _from_run_json(backend, before, options, given, place.path)
         if options.tensorboard and not find_spec("tensorboard"):
             raise InputError("--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out")
         if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
@@ -131,7 +136,8 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
         guard.start()
         program = _build(backend, recipe, options, module)
         guard.stop()  # the harness itself writes the run's first files
-        options = dataclasses.replace(options, devices=len(program.devices))
+        if team.size > 1 and not hasattr(program, "place_part"):
+            raise InputError(f"{options.program}: expected a program with a method place_part, found none: without it a run has one process")
         if track.val_tokens % (recipe.context * len(program.devices)):
             raise InputError(f"--devices {len(program.devices)}: the track's {track.val_tokens:,} val tokens are "
                              f"{track.val_tokens // recipe.context} rows, which so many devices do not divide: choose another")
@@ -140,22 +146,29 @@ def open_run(backend: str, arguments: Arguments) -> Iterator[Run]:
         if before is not None and before["slice"]["digest"] != identity["slice"]:
             raise InputError(f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
                              f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice")
-        if place is None:
+        _agree(team, backend, options, identity)
+        if not team.first:
+            place, log = place or rundir.RunDir(Path(team.share(None))), NoLog()
+        elif place is None:
             place = rundir.create(options.runs, track.name, options.name,
                                   default=rundir.default_name(recipe.name, backend, seed))  # fmt: skip
             guard.allow(place.path)
-            _write_run_json(place, backend, program, track, identity, options, base)
+            _write_run_json(place, backend, program, track, identity, options, base, team)
             log = RunLog(place.log)
+            team.share(str(place.path))
             log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")},
                       run_json=sha256_file(place.run_json))
         else:
             log = RunLog.resume(place.log)
-        screen = Screen(recipe.name, track.name, recipe.steps, stream=sys.stderr if options.json else None)
-        run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity, guard)
+        shown = sys.stderr if options.json else None
+        screen = Screen(recipe.name, track.name, recipe.steps, stream=shown if team.first else open(os.devnull, "w"))  # noqa: SIM115
+        run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity, guard, team)
+        team.resume_command = run.resume_command
         try:
             if before is not None:
                 _read_back(run)
-                _keep_changed_source(run, before["source_sha256"])
+                if team.first:
+                    _keep_changed_source(run, before["source_sha256"])
             guard.start()
             yield run
         finally:
@@ -205,12 +218,13 @@ def _refuse_changes(given: frozenset[str]) -> None:
                          "start a new run")  # fmt: skip
 
 
-def _from_run_json(backend: str, before: dict[str, Any], options: Options,
+def _from_run_json(backend: str, before: dict[str, Any], options: Options, given: frozenset[str],
                    path: Path) -> tuple[Track, Recipe, int, Options]:
     if before["backend"] != backend:
         raise InputError(f"{path} is a run of {before['backend']}: go on with it with python -m {before['backend']}.train "
                          f"--resume {path}")  # fmt: skip
-    options, recipe = dataclasses.replace(options, **before.get("options", {})), before["recipe"]
+    layout = {name: value for name, value in before.get("layout", {}).items() if name not in given and name != "devices"}
+    options, recipe = dataclasses.replace(options, **before.get("options", {}), **layout), before["recipe"]
     if program := before.get("program"):
         options, recipe = dataclasses.replace(options, program=Path(program["path"])), program["base"]
     return track_for(before["track"]), from_fields(recipe), before["seed"], options
@@ -240,6 +254,8 @@ def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
 
 def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Program:
     if module is not None:
+        if options.microbatches != 1 or getattr(options, "shards", None):
+            raise InputError("--microbatches and --shards are for the recipes' own programs: a program of your own divides its batch itself")
         program = own.build(module, recipe, device=options.device, devices=options.devices)
         with own.explained(module.__file__, "init"):
             program.init(options.seed)
@@ -248,7 +264,8 @@ def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Progr
                              "it with the other trainer")  # fmt: skip
         return program
     chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
-    program = programs.build(backend, recipe, **chosen, **({"compile": options.compile} if backend == "torchref" else {}))
+    chosen |= {name: getattr(options, name) for name in ("microbatches", "shards", "compile") if hasattr(options, name)}
+    program = programs.build(backend, recipe, **chosen)
     if options.optimizer:
         program.init(options.seed)  # what is wrong with an own optimizer is said before there is a run directory
     return program
@@ -259,7 +276,7 @@ def _kept(options: Options) -> dict[str, Any]:
 
 
 def _write_run_json(place: RunDir, backend: str, program: Program, track: Track, identity: dict[str, Any], options: Options,
-                    base: Recipe) -> None:
+                    base: Recipe, team: Team) -> None:
     recipe = program.recipe
     source = _pack(place.source, backend, options)
     own_program = {"path": str(options.program), "file": options.program.name, "sha256": identity["program"],
@@ -268,7 +285,8 @@ def _write_run_json(place: RunDir, backend: str, program: Program, track: Track,
         "schema": rundir.SCHEMA, "track": track.name, "recipe": identity["recipe"], "seed": identity["seed"],
         "backend": backend, "precision": recipe.precision, "options": identity["options"], "program": own_program,
         "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
-        "devices": _devices(backend, program.devices),
+        "devices": _devices(backend, program.devices), "processes": team.size,
+        "layout": {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)} | {"devices": len(program.devices)},
         "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
         "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
         "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
@@ -281,12 +299,23 @@ def _devices(backend: str, said: list[str]) -> list[dict[str, Any]]:
 
     Raises InputError for devices that are not there, whatever a program says.
     """
-    there = {"cpu": {"kind": "cpu", "platform": "cpu", "count": len(said)}} | {found["kind"]: found for found in fingerprint.devices(backend)}
+    machines = int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if backend == "torchref" else 1
+    there = {"cpu": {"kind": "cpu", "platform": "cpu", "count": len(said)}} | {
+        found["kind"]: found | {"count": found["count"] * machines} for found in fingerprint.devices(backend)}
     for kind in sorted(set(said)) or ["nothing"]:
         if not 0 < said.count(kind) <= there.get(kind, {"count": 0})["count"]:
             names = ", ".join(f"{count} x {name}" for name, count in ((name, found["count"]) for name, found in there.items()))
             raise InputError(f"the program says that it computes on {said.count(kind)} x {kind}, found {names}: name the devices it uses")
     return [there[kind] | {"count": said.count(kind)} for kind in sorted(set(said))]
+
+
+def _agree(team: Team, backend: str, options: Options, identity: dict[str, Any]) -> None:
+    """Raises InputError, before the first step, where a process has other data, another recipe, code, or versions than the first."""
+    if team.size > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            code = _pack(Path(folder, "source.zip"), backend, options)
+        layout = {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)}
+        team.agree(identity | {"layout": layout, "code": code} | fingerprint.versions() | {"Python": sys.version.split()[0]})
 
 
 def _pack(path: Path, backend: str, options: Options) -> str:

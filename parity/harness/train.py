@@ -13,10 +13,22 @@ def main(backend: str, argv: Sequence[str] | None = None) -> int:
 
 def train(backend: str, argv: Sequence[str] | None) -> None:
     arguments = parse(backend, argv)  # before the imports below, so that --help and mistakes answer at once
+    from parity.errors import Interrupted, RunFailed
     from parity.harness.finish import finish
     from parity.harness.interrupts import StopRequest
     from parity.harness.loop import train as loop
     from parity.harness.session import open_run
+    from parity.harness.team import join
 
-    with open_run(backend, arguments) as run, StopRequest() as stop:
-        finish(run, loop(run, stop))
+    options = arguments.options
+    team, reason = join(options.coordinator, options.processes, options.process), ""
+    try:
+        with open_run(backend, arguments, team) as run, StopRequest() as stop:
+            finish(run, loop(run, stop))
+    except (Interrupted, RunFailed):  # all processes end so, at the same step
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        team.close(reason)
