@@ -63,10 +63,12 @@ def _names(into: type) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of a complaint that the option parser drew as a box."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    first = " ".join(itertools.takewhile(lambda line: line and not line.startswith("──"), lines))
-    if missing := re.findall(r"^│ {5}(\S+) *│?$", box, re.MULTILINE) if first.startswith("Missing from") else []:
+    """The first paragraph of a complaint that the option parser drew as a box; in ASCII it has a title above a rule, and no sides."""
+    drawn = box.splitlines()
+    lines = [line[2:].rstrip("│ ") for line in drawn if line.startswith("│")] or [line[2:].rstrip() for line in drawn[2:]]
+    lines = list(itertools.takewhile(lambda line: line and not re.fullmatch(r"[─-]{3,}", line), lines))
+    first = " ".join(line.strip() for line in lines)
+    if missing := [line.strip() for line in lines if re.match(r" {4}\S", line)] if first.startswith("Missing from") else []:
         first = f"expected {' and '.join(missing)} after {first.removeprefix('Missing from ').partition(':')[0]}, found none"
     for pattern, plain in PLAIN:
         first = re.sub(pattern, plain, first)
