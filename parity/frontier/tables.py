@@ -35,7 +35,8 @@ def shown(entry: Entry, row: dict[str, Any]) -> str:
              *_said("target", f"passed: {_costs(row['target'])} (p {row['target']['p']:.2g})" if row["target"] else row["target_reason"]),
              *_said("delta", row["delta"]["sentence"]), *([*_said("record", row["record_reason"])] if row["record"] else []),
              *_said("left out", "; ".join(row["delta"]["skipped"]) or "nothing"),
-             *_said("started", f"{counted(data['cost']['runs'], 'run')} in all, {data['cost']['tuning']} of them tuning, {data['cost']['seconds']:.0f} s of training"),
+             *_said("started", f"{counted(data['cost']['runs'], 'run')} in all, {data['cost']['tuning']} of them tuning, "
+                               f"{data['cost']['seconds']:.0f} s of training"),
              *_said("verdict", f"holds at depth {data['verdict']['depth']}, judged {data['verdict']['judged_utc']}, {data['verdict']['isolation']}"),
              "-" * WIDTH, f"{'run':<34}{'seed':>12}{'val loss':>10}{'confirm':>10}{'s':>9}"]  # fmt: skip
     for run in entry.runs:
@@ -85,8 +86,9 @@ def cross_table(found: Iterable[Crossed]) -> str:
         lines += [*_wrapped(f"{one.first} against {one.second}"),
                   *_wrapped(f"  loss: {one.loss:+.5f} nats, 90% interval [{one.low:+.5f}, {one.high:+.5f}]: "
                   f"{'equal' if one.equal else 'NOT shown to be equal'} within {one.margin:g} (p {one.p:.2g})")]  # fmt: skip
-        lines += _wrapped(f"  seconds: {one.seconds_reason}" if one.seconds is None else
-                          f"  seconds: x {one.seconds:.3f}, 95% interval [{one.seconds_low:.3f}, {one.seconds_high:.3f}], over pairs made in turns")  # fmt: skip
+        seconds = (one.seconds_reason if one.seconds is None else
+                   f"x {one.seconds:.3f}, 95% interval [{one.seconds_low:.3f}, {one.seconds_high:.3f}], over pairs made in turns")  # fmt: skip
+        lines += _wrapped(f"  seconds: {seconds}")
     return _fit(lines)
 
 

@@ -66,7 +66,8 @@ def test_an_edited_ledger_is_used_for_nothing(said, kept, original, tmp_path):
 def test_a_site_and_a_report_are_written(said, kept, original, tmp_path):
     (entry,) = ledger.load(kept)
     code, out, _ = said("site", tmp_path / "site", "--ledger", kept)
-    assert code == 0 and "1 verified entry, and 89 records reported by others" in out and (tmp_path / "site" / "attempt" / f"{entry.id}.html").is_file()
+    assert code == 0 and "1 verified entry, and 89 records reported by others" in out
+    assert (tmp_path / "site" / "attempt" / f"{entry.id}.html").is_file()
     assert "not verified here" in (tmp_path / "site" / "index.html").read_text()
     code, out, _ = said("report", original, "--out", tmp_path / "report")
     assert code == 0 and Path(out.strip()).is_file()

@@ -45,6 +45,7 @@ def test_an_entry_is_a_small_text_file_that_says_what_its_evidence_says(original
     assert path.stat().st_size < 60_000 and max(map(len, path.read_text().splitlines())) < 20_000
     entry = entries.read(path)
     assert (entry.title, entry.author, entry.track, entry.backend, entry.techniques) == ("mine", "Ada", "tiny", "torchref", ("small",))
+    assert entry.data["verdict"]["version"] == entry.runs[0].verdict["version"] != "unknown"
     assert entry.steps == (15, 30, 45, 60) and len(entry.runs) == 2 and entry.cost("tokens") == 60 * 512
     started = json.loads((original / "verdict.json").read_text())["facts"]["started"]
     assert entry.cost("flops") == pytest.approx(started["flops"] / 2)

@@ -93,7 +93,7 @@ def _deciding(one: dict[str, Any]) -> str:
     failing = [rule for rule in one["failing"] if rule in one["expected"]] or one["failing"]
     found = failing or (one["not_judged"] if one["status"] == "incomplete" else [])
     more = f" and {len(found) - MOST_RULES} more" if len(found) > MOST_RULES else ""
-    named = ", ".join(f"<code>{text(rule)}</code>" for rule in found[:MOST_RULES])
+    named = ", ".join(f"<code>{text(rule).replace('.', '.<wbr>')}</code>" for rule in found[:MOST_RULES])
     return f"{' by' if failing else ':'} {named}{more}{'' if failing else ' not judged'}" if found else ""
 
 

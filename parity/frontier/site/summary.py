@@ -87,8 +87,9 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
         if known(one["value"]) and one["axis"] == track["scored"]
     )
     volume = f'<p class="hint">Hypervolume under the frontier (larger is better): {volumes}.</p>' if volumes else ""
+    count = counted(len(entries), "attempt")
     return (
-        f'<div class="card"><h3>{text(track["name"])} <small>{counted(len(entries), "attempt")} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'
+        f'<div class="card"><h3>{text(track["name"])} <small>{count} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'
         f"{volume}</div>"
     )
 
@@ -107,7 +108,7 @@ def _faster(entries: list[dict[str, Any]], line: dict[str, Any], record: float) 
     ]
     if not less:
         return ""
-    said = "1 attempt took less and is no record" if len(less) == 1 else f"{len(less)} attempts took less and are no records"
+    said = f"{counted(len(less), 'attempt')} reached it in less time and {'is no record' if len(less) == 1 else 'are no records'}"
     return f'<p class="hint">{said}: a record in seconds takes runs made in turns with those of the one before it.</p>'
 
 
