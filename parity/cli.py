@@ -5,11 +5,17 @@ import dataclasses
 import difflib
 import io
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from parity.errors import InputError, nearest
 
+PLAIN = (  # what the option parser says, and what it means
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1: expected a number, found \2"),
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected a whole number, found \2"),
+    (r"Missing value for argument '(\S+)'\. Expected \d+ values?\.", r"\1: expected a value, found none"),
+)
 
 def command_line(into: type, command: str, argv: Sequence[str] | None = None) -> Any:
     """Reads a command line into a dataclass; InputError, in one sentence, for what cannot be read. --help exits."""
@@ -23,6 +29,8 @@ def command_line(into: type, command: str, argv: Sequence[str] | None = None) ->
         if not stop.code:
             raise
         raise InputError(_sentence(complaint.getvalue())) from None
+    if unknown and not unknown[0].startswith("-"):
+        raise InputError(f"unexpected {unknown[0]!r} after {command}: it takes no such argument; --help lists what it takes")
     if unknown:
         close = difflib.get_close_matches(unknown[0], _names(into), n=1)
         raise InputError(f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
@@ -55,7 +63,13 @@ def _names(into: type) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of a complaint that the option parser drew as a box."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    first = list(itertools.takewhile(lambda line: line and not line.startswith("──"), lines))
-    return f"{' '.join(first)} (--help lists all options)" if first else box.strip()
+    """The first paragraph of a complaint that the option parser drew as a box; in ASCII it has a title above a rule, and no sides."""
+    drawn = box.splitlines()
+    lines = [line[2:].rstrip("│ ") for line in drawn if line.startswith("│")] or [line[2:].rstrip() for line in drawn[2:]]
+    lines = list(itertools.takewhile(lambda line: line and not re.fullmatch(r"[─-]{3,}", line), lines))
+    first = " ".join(line.strip() for line in lines)
+    if missing := [line.strip() for line in lines if re.match(r" {4}\S", line)] if first.startswith("Missing from") else []:
+        first = f"expected {' and '.join(missing)} after {first.removeprefix('Missing from ').partition(':')[0]}, found none"
+    for pattern, plain in PLAIN:
+        first = re.sub(pattern, plain, first)
+    return f"{first} (--help lists all options)" if first else box.strip()

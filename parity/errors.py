@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
+MOST_NAMED = 8  # known names in one message
 REPORT_AT = "please report it with the lines above, the command and the run's run.json"
 
 
@@ -28,12 +29,15 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the closest known one, if any is close, and all of them."""
+def nearest(name: str, known: Iterable[str], most: int = MOST_NAMED) -> str:
+    """The end of a sentence about an unknown name: the closest known one, if any is close, and all of them; of more than `most` the
+    closest, and how many more there are."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    if len(known) <= most:
+        return f"{hint}known: {', '.join(known)}"
+    return f"{hint}known: {', '.join(difflib.get_close_matches(name, known, n=most, cutoff=0))} and {len(known) - most} more"
 
 
 def run_command(main: Callable[[], int | None]) -> int:

@@ -70,9 +70,9 @@ TRACKS = {track.name: track for track in (
 
 
 def track_for(name: str) -> Track:
-    """The track of a name; InputError with the nearest name where there is none."""
+    """The track of a name; InputError with the nearest name that can be run where there is none."""
     if name not in TRACKS:
-        raise InputError(f"unknown track {name!r}; {nearest(name, TRACKS)}")
+        raise InputError(f"unknown track {name!r}; {nearest(name, (track.name for track in TRACKS.values() if track.recipes))}")
     return TRACKS[name]
 
 

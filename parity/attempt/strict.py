@@ -42,6 +42,12 @@ def fault(error: Exception) -> str:
     """What `decode` could not read, in a few words."""
     if isinstance(error, RecursionError):
         return f"objects nested more than {DEPTH} deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"text that is no JSON (line {error.lineno}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"bytes that are no text in UTF-8, from byte {error.start} on"
+    if isinstance(error, UnicodeEncodeError):
+        return f"a text that is no Unicode ({error.reason})"
     return (str(error).splitlines() or ["nothing"])[0]
 
 

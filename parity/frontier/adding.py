@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from parity.attempt.strict import fault
 from parity.errors import InputError, RunFailed
 from parity.frontier.entry import SCHEMA, Entry, digest, from_data, id_of
 from parity.verify.evidence import Evidence, contents, open_run
@@ -38,6 +39,8 @@ def entry_of(path: Path, *, title: str | None = None, author: str | None = None,
         if author or kind or techniques or note:
             raise InputError(f"{path}: an attempt's declaration says author, kind, techniques and note: leave those options out")
         return _of_attempt(path, title)
+    if not (path / "run.json").exists():
+        raise InputError(f"{path}: it is neither a run (no run.json in it) nor an attempt (no declaration.json): name one that was judged")
     verdict = _verdict(path, "python -m parity.verify", [path])
     fresh = verify_run(path, Settings("log"))
     if fresh.status != "holds":
@@ -88,7 +91,7 @@ def _verdict(path: Path, command: str, runs: list[Path]) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: expected a verdict, found none: judge it with {command} {path}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{name}: expected a verdict, found something else ({type(error).__name__}: {str(error)[:60]}): judge it again "
+        raise InputError(f"{name}: expected a verdict, found something else ({_other(error)}): judge it again "
                          f"with {command} {path}") from None  # fmt: skip
     failing = sorted({rule for part in statuses for rule, (status, _) in part.items() if status == "fails"})
     if failing or said == "fails":
@@ -105,6 +108,15 @@ def _verdict(path: Path, command: str, runs: list[Path]) -> dict[str, Any]:
         raise InputError(f"{name}: expected the verdict on the runs as they are, found that of other logs: judge it again with "
                          f"{command} {path}")  # fmt: skip
     return verdict
+
+
+def _other(error: Exception) -> str:
+    """What a file that is no verdict has, in a few words."""
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror}"
+    if isinstance(error, KeyError):
+        return f"the field {str(error.args[0])[:40]} is missing"
+    return "values of another kind" if isinstance(error, (TypeError, AttributeError)) else fault(error)[:80]
 
 
 def _entry(title: str, runs: list[Evidence], places: dict[str, Path], verdict: dict[str, Any], verdicts: list[dict[str, Any]],

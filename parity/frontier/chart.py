@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.data.files import replacing
-from parity.errors import InputError
+from parity.errors import MOST_NAMED, InputError
 from parity.frontier.entry import Entry
 from parity.frontier.scores import frontier, points
 from parity.track import Track, track_for
@@ -19,8 +19,9 @@ LABELS = {"seconds": "training time (seconds, lower is better)", "steps": "optim
           "tokens": "tokens trained on (lower is better)", "flops": "FLOPs, counted by the harness (lower is better)"}  # fmt: skip
 
 
-def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: str | None = None) -> str:
-    """Draws a track's entries on an axis of cost into an SVG or PNG; returns what it shows, in a sentence.
+def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: str | None = None) -> dict[str, Any]:
+    """Draws a track's entries on an axis of cost into an SVG or PNG; returns what it shows: numbers of verified entries and of reported
+    records, and where it is.
 
     Raises InputError for another kind of file, and where there is nothing to draw.
     """
@@ -33,13 +34,15 @@ def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: 
         known = sorted({entry.hardware for entry in chosen})
         chosen = [entry for entry in chosen if entry.hardware == hardware]
         if not chosen:
-            raise InputError(f"--hardware {hardware}: expected a class that track {of.name} has entries of, found none; known: {'; '.join(known)}")
+            more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+            raise InputError(f"--hardware {hardware}: expected a class that track {of.name} has entries of, found none; known: "
+                             f"{'; '.join(known[:MOST_NAMED])}{more}")  # fmt: skip
     others = _reported(of, axis)
     if not chosen and not others:
         raise InputError(f"track {of.name}: expected entries to draw, found none: add some with python -m parity.frontier add")
     _save(_figure(of, chosen, others, axis, hardware if axis == "seconds" else None), path)
-    said = f"{path}: {len(chosen)} verified entries of track {of.name}"
-    return said + (f", {len(others)} reported by others and not verified here" if others else "")
+    return {"picture": str(path), "track": of.name, "axis": axis, "hardware": hardware if axis == "seconds" else None,
+            "entries": len(chosen), "reported": len(others)}  # fmt: skip
 
 
 def _figure(track: Track, chosen: Sequence[Entry], others: Sequence[tuple[float, float]], axis: str, hardware: str | None) -> Any:
@@ -60,12 +63,26 @@ def _figure(track: Track, chosen: Sequence[Entry], others: Sequence[tuple[float,
         axes.axhline(track.target, color=TARGET, linestyle="--", linewidth=1.2, label=f"target {track.target:g}")
     axes.set(xscale="log", xlabel=LABELS[axis], ylabel="val loss (nats per token, lower is better)",
              title=f"Track {track.name}" + (f", {hardware}" if hardware and chosen else ""))  # fmt: skip
+    if axis != "flops":
+        _plain_ticks(axes.xaxis)
     axes.grid(color="#dddddd", linewidth=0.6, which="both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     named = dict(zip(reversed((shown := axes.get_legend_handles_labels())[1]), reversed(shown[0])))
     axes.legend(named.values(), named.keys(), frameon=False, loc="upper right")
     return figure
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Numbers on a logarithmic axis as people write them, without powers of ten."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Plain(LogFormatterSciNotation):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:,.10g}" if super().__call__(x, pos) else ""  # which ticks have a label is its to say
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def _save(figure: Any, path: Path) -> None:

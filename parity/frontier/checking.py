@@ -15,6 +15,7 @@ from parity.frontier import entry as entries
 from parity.frontier import ledger
 from parity.frontier.adding import OPTIONAL, entry_of, hardware_class
 from parity.frontier.entry import Entry
+from parity.frontier.site.figures import counted
 from parity.frontier.statistics import level
 from parity.frontier.statistics import p_below
 from parity.track import TRACKS
@@ -27,8 +28,12 @@ between machines by a few 1e-4."""
 def check(folder: Path) -> list[str]:
     """What is wrong with a ledger, in sentences; none where all of it holds. Raises InputError where it cannot be read."""
     found = ledger.load(folder)
-    problems = [f"{entry.id}: {problem}" for entry in found for problem in problems_of(entry)]
-    return problems + [f"{a.id}: {reason}: one run counts once" for a, reason in _shared(found)]
+    problems = [f"{_file(folder, entry)}: {problem}: restore it, with git for example" for entry in found for problem in problems_of(entry)]
+    return problems + [f"{_file(folder, entry)}: {reason}: one run counts once, so remove one of the two" for entry, reason in _shared(found)]
+
+
+def _file(folder: Path, entry: Entry) -> Path:
+    return folder / entry.track / f"{entry.id}.json"
 
 
 def problems_of(entry: Entry) -> Iterator[str]:
@@ -47,7 +52,7 @@ def problems_of(entry: Entry) -> Iterator[str]:
         if hardware_class(data["hardware"]["devices"], data["hardware"]["host"]) != entry.hardware:
             yield "its class of hardware does not follow from its devices"
     except (InputError, KeyError, TypeError) as error:
-        yield f"its hardware is unknown ({str(error)[:80]})"
+        yield f"its hardware is unknown ({str(error)[:80] if isinstance(error, InputError) else 'a field is missing, or of another kind'})"
     yield from _verdicts(entry)
     for run in entry.runs:
         yield from (f"{run.name}: {problem}" for problem in _run(run))
@@ -55,13 +60,15 @@ def problems_of(entry: Entry) -> Iterator[str]:
 
 
 def against(path: Path, entry: Entry) -> list[str]:
-    """Fields in which an entry differs from what its evidence gives. Raises InputError and RunFailed as `entry_of` does."""
+    """How an entry differs from what its evidence gives, in sentences. Raises InputError and RunFailed as `entry_of` does."""
     if entry.data["declaration"] is not None:
         fresh = entry_of(path, title=entry.title)
     else:
         data = entry.data
         fresh = entry_of(path, title=entry.title, author=data["author"], kind=data["kind"], techniques=tuple(data["techniques"]), note=data["note"])
-    return [name for name in fresh.data if fresh.data[name] != entry.data[name]]
+    if fresh.id != entry.id:
+        return [f"{entry.id}: it was not made from {path}, which gives {fresh.id}: name its own evidence"]
+    return [f"{entry.id}: {name} is not what {path} gives" for name in fresh.data if fresh.data[name] != entry.data[name]]
 
 
 def _shared(found: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
@@ -107,7 +114,7 @@ def _run(run: entries.Run) -> Iterator[str]:
 
 def _single(entry: Entry) -> Iterator[str]:
     if len(entry.runs) != 1:
-        yield f"it has {len(entry.runs)} runs and no declaration: several runs are an attempt"
+        yield f"it has {counted(len(entry.runs), 'run')} and no declaration: several runs are an attempt"
 
 
 def _attempt(entry: Entry) -> Iterator[str]:
@@ -160,7 +167,7 @@ def _costs(entry: Entry, events: list[dict[str, Any]]) -> Iterator[str]:
     made = runs_of(events)
     cost = {**dataclasses.asdict(spent(made)), "tuning": sum(run.purpose == "tune" for run in made)}
     if cost != entry.data["cost"]:
-        yield f"its record comes to {cost['runs']} runs and {cost['seconds']:.1f} s, the entry says otherwise"
+        yield f"its record comes to {counted(cost['runs'], 'run')} and {cost['seconds']:.1f} s, the entry says otherwise"
     of_name = {run.run.rpartition("/")[2]: run for run in made}
     for run in entry.runs:
         recorded, last = of_name.get(run.name), run.evals[-1]

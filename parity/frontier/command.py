@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parity.cli import dispatch
-from parity.errors import InputError, RunFailed, nearest, run_command
+from parity.errors import InputError, nearest, run_command
 
 COMMAND = "python -m parity.frontier"
 CHEATS = Path(__file__).parent / "matrices" / "cheats.json"
@@ -29,11 +29,11 @@ class Common:
     """Print JSON."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Add(Common):
     """Adds a judged run or attempt to the ledger, as one file to review and merge; says what it adds to the frontier."""
 
-    subject: Subject = Path()
+    subject: Subject
     """An attempt's folder or a run directory, with a verdict that holds."""
     title: str | None = None
     """Its name in lists; by default the folder's, or the recipe's."""
@@ -57,7 +57,7 @@ class Show(Common):
     """Shows an entry, or prints a file that it keeps."""
 
     id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")] = ""
-    """An entry's id, the beginning of one, or a title that only one has."""
+    """An entry's id, or any part of its id or title that only one has."""
     file: str | None = None
     """Print this file alone: its program, declaration.json or attempt.jsonl."""
 
@@ -84,14 +84,16 @@ class Score(Common):
     """One track alone."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """One run's page: its curve, costs and verdict, as HTML beside it or in a file."""
+@dataclass(frozen=True, kw_only=True)
+class Report(Common):
+    """One run's or attempt's page: its curve, costs and verdict, as HTML in a folder."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|ATTEMPT")]
+    run: Subject
     """A judged run directory or attempt, in the ledger or not."""
+    ledger: Path | None = None
+    """Folder of a ledger to show it beside; by default it is shown alone."""
     out: Path | None = None
-    """Folder for the page; by default report/ in the directory itself."""
+    """Folder to write, of which attempt/ID.html is the page; by default report/ in the run's or attempt's own."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Ablate(Common):
     """The effect of single techniques: every two of the entries that differ in one declared technique are compared."""
 
     ids: Names = ()
-    """Entries; none: all of the ledger."""
+    """Entries, by id or by a part of id or title that only one has; none: all of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,13 @@ def _ledger(options: Common) -> Path:
 
 
 def _entries(options: Common) -> list[Any]:
-    """The entries of a ledger that holds. Raises RunFailed where it was edited."""
+    """The entries of a ledger that holds. Raises InputError where it was edited."""
     from parity.frontier import ledger
     from parity.frontier.checking import check
 
     folder = _ledger(options)
     if problems := check(folder):
-        raise RunFailed(f"{folder}: {problems[0]}{f' (and {len(problems) - 1} more)' * (len(problems) > 1)}: restore it, with git for example")
+        raise InputError(problems[0] + f" ({len(problems) - 1} more: {COMMAND} check)" * (len(problems) > 1))
     return ledger.load(folder)
 
 
@@ -187,8 +189,6 @@ def _add(options: Add) -> int:
     from parity.frontier.delta import delta, records
     from parity.track import track_for
 
-    if options.subject == Path():
-        raise InputError(f"expected a run or an attempt, found none: {COMMAND} add RUN|ATTEMPT")
     made = entry_of(options.subject, title=options.title, author=options.author, kind=options.kind, techniques=options.techniques,
                     note=options.note)  # fmt: skip
     folder = _ledger(options)
@@ -245,13 +245,14 @@ def _file(entry: Any, name: str) -> str:
 def _check(options: Check) -> int:
     from parity.frontier import ledger
     from parity.frontier.checking import against, check
+    from parity.frontier.site.figures import counted
 
     folder = _ledger(options)
     entries = ledger.load(folder)
     problems = check(folder)
     if options.evidence is not None:
         one = ledger.one(entries, options.id)
-        problems += [f"{one.id}: {name} is not what {options.evidence} gives" for name in against(options.evidence, one)]
+        problems += against(options.evidence, one)
         problems += _judged(options) if options.judge else []
     elif options.id or options.judge:
         raise InputError(f"{options.id or '--judge'}: expected --evidence DIR with an id, found none: without an id the whole ledger is checked")
@@ -260,7 +261,8 @@ def _check(options: Check) -> int:
     elif problems:
         print("\n".join(problems))
     else:
-        print(f"{len(entries)} entries hold" if entries else f"{folder} has no entries yet: {COMMAND} add RUN|ATTEMPT")
+        holds = counted(len(entries), "entry holds", "entries hold")
+        print(holds if entries else f"{folder} has no entries yet: {ledger.ADD}")
     return 1 if problems else 0
 
 
@@ -279,26 +281,32 @@ def _judged(options: Check) -> list[str]:
 
 def _score(options: Score) -> int:
     from parity.frontier.board import board
+    from parity.frontier.ledger import ADD
     from parity.frontier.tables import scores
     from parity.track import track_for
 
     track = options.track and track_for(options.track).name
     entries = [entry for entry in _entries(options) if track in (None, entry.track)]
     found = board(entries)
-    print(json.dumps(found) if options.json else scores(found))
+    empty = f"track {track} has no entries yet: {ADD}" if track and not entries else ""
+    print(json.dumps(found) if options.json else empty or scores(found))
     return 0
 
 
 def _report(options: Report) -> int:
     from parity.frontier.adding import entry_of
     from parity.frontier.board import board, page
+    from parity.frontier.ledger import same_run
     from parity.frontier.site import build
 
     entry = entry_of(options.run)
-    found = board([entry])
+    others = [other for other in _entries(options) if not same_run(entry, other)] if options.ledger else []
+    entries = sorted([*others, entry], key=lambda one: (one.began_s, one.id))
+    found = board(entries)
     folder = options.out or options.run / "report"
-    build(found, folder, [page(entry, found["entries"][0], [entry])])
-    print(folder / "attempt" / f"{entry.id}.html")
+    build(found, folder, (page(one, row, entries) for one, row in zip(entries, found["entries"])))
+    path = folder / "attempt" / f"{entry.id}.html"
+    print(json.dumps({"id": entry.id, "page": str(path)}) if options.json else path)
     return 0
 
 
@@ -306,6 +314,8 @@ def _site(options: Site) -> int:
     from parity.frontier.board import board, page
     from parity.frontier.reported import reported
     from parity.frontier.site import build
+    from parity.frontier.site.figures import counted
+    from parity.frontier.site.summary import public_records
 
     entries = _entries(options)
     matrices = {"cheats": _matrix(options.cheats or CHEATS, "parity.verify --cheats --json"),
@@ -313,18 +323,21 @@ def _site(options: Site) -> int:
     found = board(entries, reported(), matrices)
     build(found, options.dir, (page(entry, row, entries) for entry, row in zip(entries, found["entries"])))
     index = options.dir / "index.html"
-    print(json.dumps({"index": str(index), "entries": len(entries)}) if options.json else
-          f"{index}: {len(entries)} verified entries, and {len(found['reported']['records'])} reported by others")  # fmt: skip
+    said = f"{counted(len(entries), 'verified entry', 'verified entries')}, and {public_records(found['reported']['records'])} reported by others"
+    print(json.dumps({"index": str(index), "entries": len(entries)}) if options.json else f"{index}: {said}")
     return 0
 
 
 def _matrix(path: Path | None, command: str) -> Any:
     if path is None:
         return None
+    from parity.attempt.strict import fault
+
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected what python -m {command} printed, found something else ({str(error)[:60]}): make it anew") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else fault(error)[:80]
+        raise InputError(f"{path}: expected what python -m {command} printed, found something else ({reason}): make it anew") from None
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError(f"{path}: expected a list of objects, as python -m {command} prints, found another form: make it anew")
     return found
@@ -332,8 +345,12 @@ def _matrix(path: Path | None, command: str) -> Any:
 
 def _plot(options: Plot) -> int:
     from parity.frontier.chart import draw
+    from parity.frontier.site.figures import counted
 
-    print(draw(_entries(options), options.out, options.track, options.axis, options.hardware))
+    found = draw(_entries(options), options.out, options.track, options.axis, options.hardware)
+    others = f", {found['reported']} reported by others and not verified here" if found["reported"] else ""
+    said = f"{options.out}: {counted(found['entries'], 'verified entry', 'verified entries')} of track {found['track']}{others}"
+    print(json.dumps(found) if options.json else said)
     return 0
 
 

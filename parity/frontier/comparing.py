@@ -54,7 +54,9 @@ class Crossed:
 
 def ablations(entries: Sequence[Entry]) -> tuple[list[Effect], list[str]]:
     """The effect of every technique that two comparable entries differ in and in no other, corrected by Holm's method; and why pairs that
-    differ in one were left out."""
+    differ in one were left out. A technique of an entry is held against one baseline, so that it counts once: one made in turns with the
+    entry, else the latest before it."""
+    couples: dict[tuple[str, str], list[tuple[Entry, Entry]]] = {}
     found, skipped = [], []
     for a, b in itertools.combinations(entries, 2):
         different = set(a.techniques) ^ set(b.techniques)
@@ -66,12 +68,22 @@ def ablations(entries: Sequence[Entry]) -> tuple[list[Effect], list[str]]:
             continue
         technique = different.pop()
         new, old = (a, b) if technique in a.techniques else (b, a)
+        couples.setdefault((new.id, technique), []).append((new, old))
+    for (_, technique), rivals in couples.items():
+        new, old = max(rivals, key=_nearness)
+        skipped += [f"{other.id} as a baseline: {new.id} is held against {old.id} alone" for _, other in rivals if other is not old]
         test = statistics.welch(new.losses(), old.losses())
         found.append(Effect(technique, new.id, old.id, test.mean, *test.interval, 2 * min(test.p, 1 - test.p), 1.0, *_seconds(new, old)))
     if found:
         adjusted, _ = statistics.holm([effect.p for effect in found])
         found = [Effect(**(vars(effect) | {"p_holm": p})) for effect, p in zip(found, adjusted)]
     return found, skipped
+
+
+def _nearness(couple: tuple[Entry, Entry]) -> tuple[bool, bool, float]:
+    """How well an entry and a baseline go together: made in turns, the baseline before the entry, and not long before."""
+    new, old = couple
+    return bool(pairs(new, old)[0]), old.began_s < new.began_s, -abs(new.began_s - old.began_s)
 
 
 def pairs_across(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:

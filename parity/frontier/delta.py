@@ -207,12 +207,12 @@ def _concluded(entry: Entry, axis: str, losses: list[LossChange], costs: list[Co
         return Delta("not judged", f"one run has no interval, so chance cannot be ruled out; {said}", None, tuple(losses), tuple(costs), notes)
     adjusted, hold = statistics.holm([change.p for change in (loss, cost) if change is not None], ALPHA)
     if any(hold):
-        verdict, head = "improves", "improves on the frontier"
+        verdict, head = "improves", f"improves on the frontier (p {min(adjusted):.2g})"
     elif max(change.low for change in (loss, cost) if change) > 0 and min(change.high for change in (loss, cost) if change) >= 0:
         verdict, head = "worse", "falls behind the frontier"
     else:
-        verdict, head = "inside the noise", "inside the noise"
-    return Delta(verdict, f"{head} (p {min(adjusted):.2g}); {said}", min(adjusted), tuple(losses), tuple(costs), notes)
+        verdict, head = "inside the noise", f"inside the noise (p of no improvement {min(adjusted):.2g})"
+    return Delta(verdict, f"{head}; {said}", min(adjusted), tuple(losses), tuple(costs), notes)
 
 
 def _of_loss(change: LossChange) -> str:

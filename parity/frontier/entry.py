@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from parity.attempt.strict import fault
 from parity.data.files import replacing
 from parity.errors import InputError
 from parity.frontier import statistics
@@ -171,7 +172,7 @@ def read(path: Path) -> Entry:
     try:
         data = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected one JSON object, found something else ({str(error)[:80]}): restore it, with git for "
+        raise InputError(f"{path}: expected one JSON object, found something else ({fault(error)[:80]}): restore it, with git for "
                          "example") from None  # fmt: skip
     return from_data(data, str(path))
 

@@ -13,6 +13,8 @@ from parity.frontier.entry import Entry
 
 OWN = Path(__file__).parent / "ledger"
 """The project's own ledger."""
+ADD = "python -m parity.frontier add RUN|ATTEMPT"
+FEW = 3  # ids in one message
 
 
 def paths(folder: Path) -> list[Path]:
@@ -44,14 +46,26 @@ def load(folder: Path) -> list[Entry]:
 
 
 def one(ledger: Iterable[Entry], name: str) -> Entry:
-    """The entry of an id, or of the beginning of one, or of a title that only one has; InputError where there is none or several."""
-    ledger = list(ledger)
-    found = [entry for entry in ledger if entry.id == name] or [entry for entry in ledger if entry.id.startswith(name) or entry.title == name]
+    """The entry of an id, of the beginning of one, or of a part of its id or title that only one has; InputError where there is none or
+    several."""
+    ledger, part = list(ledger), name.rstrip("…").lower()  # a list cuts long ids with that sign
+    if not ledger:
+        raise InputError(f"{name or 'ID'}: expected the id of an entry, found a ledger without entries: {ADD}")
+    if not part:
+        raise InputError(f"expected the id of an entry, found none: name an entry, such as {_few(ledger)}")
+    found = ([entry for entry in ledger if entry.id == name] or
+             [entry for entry in ledger if entry.id.startswith(part) or entry.title.lower() == part] or
+             [entry for entry in ledger if part in entry.id or part in entry.title.lower()])  # fmt: skip
     if len(found) == 1:
         return found[0]
-    known = [entry.id for entry in (found or ledger)]
-    hint = f"it may be {', '.join(known[:5])}" if found else nearest(name, known) if known else "the ledger has none"
+    hint = f"it may be {_few(found)}: name more of it" if found else nearest(name, [entry.id for entry in ledger], FEW)
     raise InputError(f"{name}: expected the id of one entry, found {len(found) or 'none'}; {hint}")
+
+
+def _few(entries: list[Entry]) -> str:
+    """The first ids, and how many more there are."""
+    more = f" and {len(entries) - FEW} more (python -m parity.frontier list)" if len(entries) > FEW else ""
+    return ", ".join(entry.id for entry in entries[:FEW]) + more
 
 
 def add(entry: Entry, folder: Path) -> Path:

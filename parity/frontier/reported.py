@@ -254,7 +254,11 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         raise InputError(f"expected one document, docs/history.md, found {len(argv)}: name it")
     path = Path(argv[0])
-    path.write_text(brought_up_to_date(path.read_text(encoding="utf-8"), documented()), encoding="utf-8")
+    try:
+        path.write_text(brought_up_to_date(path.read_text(encoding="utf-8"), documented()), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InputError(f"{path}: expected docs/history.md, found nothing that can be read and written ({reason}): name it") from None
     return 0
 
 

@@ -13,7 +13,7 @@ from parity.track import TRACKS
 from parity.verify.evidence import open_run
 from parity.verify.log_rules import _real, ran
 from parity.verify.rules import STRANGE
-from parity.verify.run import Settings, verify_run
+from parity.verify.run import Settings, _version, verify_run
 from parity.verify.verdict import Judgement, Rule, Verdict
 
 LEVEL = 0.01  # of the one-sided test of a claim, as on the public track
@@ -100,7 +100,7 @@ def judge_attempt(folder: Path, *, depth: str = "replay", data_dir: Path | None 
             status, reason, evidence = "not judged", f"the evidence makes no sense here ({type(error).__name__}: {str(error)[:100]})", {}
         judgements.append(Judgement(name, status, reason, time.monotonic() - begin_s, evidence))
     facts = {"author": attempt.declaration.author, "kind": attempt.declaration.kind, "track": attempt.declaration.track,
-             "backend": attempt.declaration.backend, "started": costs(attempt)}  # fmt: skip
+             "backend": attempt.declaration.backend, "started": costs(attempt), "version": _version()}  # fmt: skip
     if verdicts:
         facts["isolation"] = verdicts[0].facts.get("isolation", "not asked")
     return Verdict(str(folder), settings.depth, tuple(judgements), frozenset(RULES), facts, tuple(verdicts))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.attempt.strict import fault
 from parity.errors import InputError
 from parity.program import BACKENDS
 from parity.recipe import RECIPES, Recipe, from_fields
@@ -184,7 +185,7 @@ def _read_json(path: Path, schema: str, missing: str) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): check its permissions") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected one JSON object, found something else ({str(error)[:80]}): the file was "
+        raise InputError(f"{path}: expected one JSON object, found something else ({fault(error)[:80]}): the file was "
                          "damaged") from None
     version = value.get("schema") if isinstance(value, dict) else None
     if version != schema:

@@ -277,8 +277,8 @@ def _attribution(rng: random.Random, said: str) -> dict[str, Any]:
                 "name": said or name,
                 "entries": rng.randint(1, 20),
                 "records": rng.randint(0, 5),
-                "gain": round(rng.uniform(0, 30), 1),
-                "unit": "s",
+                "gain": round(rng.uniform(0, 0.3), 3),
+                "unit": "ln seconds at the target",
                 "share": round(rng.random(), 2),
             }
             for name in names

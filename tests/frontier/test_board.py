@@ -67,6 +67,15 @@ def test_the_effect_of_a_technique_is_found_with_its_interval(entries):
     assert "inside the noise" in tables.ablation_table(found, skipped)
 
 
+def test_a_change_is_held_against_one_baseline_in_turns_or_else_the_latest(entries):
+    rng = np.random.default_rng(2)
+    late, later = (fake(f"muon {i}", around(SHAPE, rng, 5), began_s=1.8e9 + 90_000 * i) for i in (1, 2))
+    new = fake("new", around(SHAPE, rng, 5), began_s=1.8e9 + 90_000 * 3, techniques=["new"])
+    found, skipped = ablations([*entries, late, later, new])
+    assert {one.technique: one.without for one in found} == {"lower": entries[0].id, "fast": entries[0].id, "new": later.id}
+    assert len(skipped) == 6 and f"{late.id} as a baseline: {new.id} is held against {later.id} alone" in skipped
+
+
 def test_one_seed_has_no_effect_and_that_is_said(entries):
     found, skipped = ablations([entries[0], fake("one", [SHAPE], techniques=["x"])])
     assert not found and "has one run: no interval" in skipped[0]
@@ -94,13 +103,35 @@ def test_tables_fit_100_columns_and_cannot_steer_a_terminal(entries):
     assert tables.scores(board([])) == tables.listing([]) == tables.EMPTY
 
 
+def test_sentences_are_wrapped_and_cuts_are_seen(entries):
+    rng = np.random.default_rng(3)
+    long = fake("a title that is much longer than its column", around(SHAPE, rng, 5), began_s=1.9e9, techniques=["a technique of a very long name"])
+    rows = board([*entries, long])
+    assert "a title that is… jaxrun" in tables.scores(rows) and "a title that is much longer than its column (jaxrun): " in tables.scores(rows)
+    effect = tables.ablation_table(*ablations([entries[0], long]))
+    assert "a technique of a very long na…" in effect and "drifts by several percent" in " ".join(effect.split())
+    assert f"{long.id[:51]}…" in tables.listing([long]) and "jaxrun" in tables.listing(entries)
+
+
+def test_the_ticks_of_the_chart_are_plain_numbers(entries):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from parity.frontier import chart
+
+    figure = chart._figure(chart.track_for("pocket"), entries, [], "seconds", None)
+    FigureCanvasAgg(figure).draw()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels(which="both") if label.get_text()]
+    assert {"40", "60", "100"} <= set(labels) and all(label.replace(",", "").isdigit() for label in labels)
+
+
 def test_the_chart_is_drawn_the_same_each_time(entries, tmp_path):
     said = draw(entries, tmp_path / "a.svg", "pocket", "seconds")
     draw(entries, tmp_path / "b.svg", "pocket", "seconds")
-    assert "4 verified entries" in said and (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (said["entries"], said["reported"], said["hardware"]) == (4, 0, "AMD EPYC, 2 cores")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     text = (tmp_path / "a.svg").read_text()
     assert "training time (seconds, lower is better)" in text and "frontier" in text
-    assert "reported by others and not verified here" in draw([], tmp_path / "small.png", "small", "seconds")
+    assert draw([], tmp_path / "small.png", "small", "seconds")["reported"] > 80
     assert (tmp_path / "small.png").read_bytes()[:4] == b"\x89PNG"
     for wrong, told in ((lambda: draw(entries, tmp_path / "a.pdf", "pocket", "steps"), "ends in .svg or .png"),
                         (lambda: draw(entries, tmp_path / "a.svg", "pocket", "seconds", "a pocket calculator"), "found none; known: AMD EPYC"),

@@ -29,12 +29,13 @@ def test_a_lower_loss_at_equal_cost_improves():
 def test_the_same_again_is_inside_the_noise_and_said_so():
     rng = np.random.default_rng(2)
     found = delta(fake("new", around(SHAPE, rng, 5), **turns(1)), [fake("old", around(SHAPE, rng, 5))])
-    assert found.verdict == "inside the noise" and found.sentence.startswith("inside the noise")
+    assert found.verdict == "inside the noise" and found.sentence.startswith("inside the noise (p of no improvement 0.")
 
 
 def test_a_higher_loss_is_worse():
     rng = np.random.default_rng(3)
-    assert delta(fake("new", around(SHAPE, rng, 5), **turns(1)), [fake("old", around(LOWER, rng, 5))]).verdict == "worse"
+    found = delta(fake("new", around(SHAPE, rng, 5), **turns(1)), [fake("old", around(LOWER, rng, 5))])
+    assert found.verdict == "worse" and found.sentence.startswith("falls behind the frontier; at equal")
 
 
 def test_a_baseline_has_the_benefit_of_its_coarse_evaluations():

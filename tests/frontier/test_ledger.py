@@ -45,6 +45,7 @@ def test_an_entry_is_a_small_text_file_that_says_what_its_evidence_says(original
     assert path.stat().st_size < 60_000 and max(map(len, path.read_text().splitlines())) < 20_000
     entry = entries.read(path)
     assert (entry.title, entry.author, entry.track, entry.backend, entry.techniques) == ("mine", "Ada", "tiny", "torchref", ("small",))
+    assert entry.data["verdict"]["version"] == entry.runs[0].verdict["version"] != "unknown"
     assert entry.steps == (15, 30, 45, 60) and len(entry.runs) == 2 and entry.cost("tokens") == 60 * 512
     started = json.loads((original / "verdict.json").read_text())["facts"]["started"]
     assert entry.cost("flops") == pytest.approx(started["flops"] / 2)
@@ -85,7 +86,8 @@ def change_verdict(attempt: Path, change: Callable[[dict], None]) -> None:
     (lambda v: v.update(depth="probe"), InputError, "expected a verdict of depth replay or deeper, found probe"),
     (lambda v: v["runs"][0]["facts"].update(log_sha256="0" * 64), InputError, "found that of other logs"),
     (lambda v: v.update(schema="verdict.v9"), InputError, "expected schema verdict.v1"),
-    (lambda v: v.pop("status"), InputError, "expected a verdict, found something else"),
+    (lambda v: v.pop("status"), InputError, r"expected a verdict, found something else \(the field status is missing\)"),
+    (lambda v: v.update(runs=[None]), InputError, r"found something else \(values of another kind\)"),
 ])  # fmt: skip
 def test_a_verdict_that_does_not_hold_or_is_of_other_evidence_is_refused(attempt, change, error, told):
     change_verdict(attempt, change)
@@ -171,6 +173,18 @@ def test_two_results_merge_without_conflict_since_each_is_a_file_of_its_own(tmp_
     assert ledger.one(made, "a") is made[1] and ledger.one(made, made[2].id) is made[2]
     with pytest.raises(InputError, match="found 3; it may be"):
         ledger.one(made, "2026")
+
+
+def test_any_part_of_a_title_or_id_that_only_one_has_names_an_entry():
+    made = [fake(title, began_s=1.8e9 + i * 9000) for i, title in enumerate(("muon", "muon, rate 0.03", "Half batch", "other 1", "other 2"))]
+    assert ledger.one(made, "half") is made[2] and ledger.one(made, "rate 0.03") is made[1] and ledger.one(made, "muon") is made[0]
+    assert ledger.one(made, made[3].id[-8:]) is made[3] and ledger.one(made, made[3].id[:-2] + "…") is made[3]
+    with pytest.raises(InputError, match=r"found 2; it may be \S+, \S+: name more"):
+        ledger.one(made, "other")
+    with pytest.raises(InputError, match=r"found none; known: \S+, \S+, \S+ and 2 more$"):
+        ledger.one(made, "xyz")
+    with pytest.raises(InputError, match=r"name an entry, such as .* and 2 more"):
+        ledger.one(made, "")
 
 
 def test_hardware_is_named_and_unknown_hardware_is_a_sentence():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import time
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ import pytest
 
 from parity.errors import InputError
 from parity.frontier import site
-from parity.frontier.site import attempt, columns, figures, markup, verdicts
+from parity.frontier.site import attempt, columns, figures, markup, matrices, summary, verdicts
 
 PLOTLY_SHA256 = "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
 FIRST_PAGE_BYTES = 2_000_000
@@ -268,7 +269,40 @@ def test_changes_in_cost_are_per_cent_of_the_cost_that_they_are_against():
     )
 
 
+def test_a_record_that_was_timed_again_counts_once(tmp_path):
+    board = boards.board(5)
+    for record in board["reported"]["records"][20:23]:
+        record["n"] = 21
+    first = written(tmp_path, board)["index.html"]
+    assert "89 records since" in first.text
+    assert "89 records with their figures, in 91 rows: record 21 was timed 3 times" in first.text
+
+
+def test_the_card_says_why_a_faster_attempt_is_no_record(tmp_path):
+    board = boards.board(12)
+    entry = next(entry for entry in board["entries"] if entry["track"] == "pocket" and entry["target"])
+    line = next(line for line in board["progress"] if line["hardware"] == entry["hardware"])
+    line["points"] = [[entry["date"], entry["target"]["seconds"], entry["id"]]]
+    entry["target"]["seconds"] -= 1
+    card = summary._card(board["tracks"][0], board | {"entries": [entry]})
+    assert "1 attempt reached it in less time and is no record: a record in seconds takes runs made in turns" in card
+    assert "made in turns with those of the one before it" in written(tmp_path, board)["index.html"].text
+
+
+def test_a_cheats_row_names_the_rule_that_caught_it_beside_it():
+    one = boards._cheats("")[0]
+    name, result, said, *_ = matrices._cheat(one, ["a.rule", *one["failing"]])
+    assert name.startswith("cheat-0<br>") and one["sentence"] in said
+    assert f"caught</span> by <code>{one['failing'][0].replace('.', '.<wbr>')}</code>" in result
+    assert ": <code>a</code>, <code>b</code> and 1 more not judged" in matrices._deciding(
+        one | {"failing": [], "not_judged": ["a", "b", "c"], "status": "incomplete"}
+    )
+    assert matrices._deciding(one | {"failing": [], "status": "refused"}) == ""
+
+
 def test_numbers_are_written_for_people():
+    assert figures.saved(math.log(2)) == "50.0%" and figures.saved(0.0) == "0.0%" and figures.saved(-0.1) == "−10.5%"
+    assert figures.counted(1, "entry", "entries") == "1 entry" and figures.counted(2, "line") == "2 lines"
     assert figures.cost(1234.56, "seconds") == "1,234.6 s" and figures.cost(1048576, "tokens") == "1,048,576 tokens"
     assert (
         figures.cost(1.2e13, "flops") == "1.20·10<sup>13</sup> FLOPs" and figures.cost(None, "steps") == markup.UNKNOWN

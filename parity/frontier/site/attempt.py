@@ -13,6 +13,7 @@ from parity.frontier.site.figures import (
     between,
     change,
     cost,
+    counted,
     known,
     loss,
     minus,
@@ -129,7 +130,7 @@ def _result(entry: dict[str, Any], titles: dict[str, str]) -> str:
         ("techniques", ", ".join(name(one) for one in entry["techniques"]) or "none named"),
         (
             "everything started",
-            f"{anything(started['runs'])} runs, {anything(started['tuning'])} for tuning: "
+            f"{anything(started['runs'])} run{'' if started['runs'] == 1 else 's'}, {anything(started['tuning'])} for tuning: "
             f"{cost(started['seconds'], 'seconds')}, {cost(started['flops'], 'flops')}",
         ),
         ("verified at depth", text(entry["depth"])),
@@ -175,7 +176,7 @@ def _delta(delta: dict[str, Any], titles: dict[str, str]) -> str:
     )
     if not rows:
         return below
-    caption = "What it changed; negative is better"
+    caption = "What it changed; negative is better, p is that of no improvement"
     return (
         table(("Change in", "Change", "In per cent", "95% interval", "p", "Against"), rows, caption, (1, 2, 3, 4))
         + below
@@ -251,7 +252,7 @@ def _source(entry: dict[str, Any]) -> str:
     return _section(
         "source",
         "Source",
-        f"<details open><summary>{name(source['file'])}, {lines} lines</summary>"
+        f"<details open><summary>{name(source['file'])}, {counted(lines, 'line')}</summary>"
         f'<pre class="code" tabindex="0"><code>{text(source["text"])}</code></pre></details>',
     )
 

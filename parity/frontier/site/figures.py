@@ -16,6 +16,11 @@ def known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things: 1 entry, 2 entries."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def minus(said: str) -> str:
     """A number's text with a minus sign in place of a hyphen."""
     return said.replace("-", "−")
@@ -60,9 +65,9 @@ def probability(value: float | None) -> str:
     return "p &lt; 0.0001" if value < 1e-4 else f"p {value:.2g}"
 
 
-def gain(value: float | None) -> str:
-    """A gain of unknown unit, with three digits."""
-    return minus(f"{value:.3g}") if known(value) else UNKNOWN
+def saved(gain: float | None) -> str:
+    """A gain, as the logarithm of a cost over a lower one, as the percentage of the cost that it saves."""
+    return minus(f"{-100 * math.expm1(-gain) + 0.0:.1f}%") if known(gain) else UNKNOWN
 
 
 def part(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from parity.frontier.site import summary
-from parity.frontier.site.figures import AXIS_NAMES, cost, known, loss
+from parity.frontier.site.figures import AXIS_NAMES, cost, counted, known, loss
 from parity.frontier.site.markup import page as whole_page
 from parity.frontier.site.markup import table, text
 
@@ -39,7 +39,7 @@ def _table(line: dict[str, Any], titles: dict[str, str], volume: dict[str, Any] 
         for value, reached, identifier in line["points"]
     ]
     below = (
-        f"<p class=hint>Hypervolume {volume['value']:.4g}, of {volume['entries']} attempts; larger is better.</p>"
+        f"<p class=hint>Hypervolume {volume['value']:.4g}, of {counted(volume['entries'], 'attempt')}; larger is better.</p>"
         if volume and known(volume["value"])
         else ""
     )

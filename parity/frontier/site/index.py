@@ -1,9 +1,10 @@
 """The first page: what the record is, the frontier, all attempts, progress, deltas, attribution, and the public history."""
 
+from collections import Counter
 from typing import Any
 
 from parity.frontier.site import columns, matrices, records, summary
-from parity.frontier.site.figures import AXIS_NAMES, anything, cost, gain, loss, part, probability
+from parity.frontier.site.figures import AXIS_NAMES, anything, cost, loss, part, probability, saved
 from parity.frontier.site.markup import UNKNOWN, chart, embedded, name, table, text
 from parity.frontier.site.markup import page as whole_page
 
@@ -155,7 +156,7 @@ def _deltas(board: dict[str, Any]) -> str:
         "deltas",
         "What each attempt added",
         "<p>Each attempt against the best one before it, with the 95% interval of the difference. <strong>Left of zero is better.</strong> "
-        "An interval that crosses zero is inside the noise, and drawn hollow.</p>"
+        "Hollow circles are inside the noise, hollow squares were not judged.</p>"
         f'<form id="delta-form" class="js-only">{measures}{pages}</form>{chart("delta-chart", label)}',
     )
 
@@ -170,14 +171,17 @@ def _attribution(board: dict[str, Any]) -> str:
                 text(one["track"]),
                 anything(one["entries"]),
                 anything(one["records"]),
-                f"{gain(one['gain'])} {text(one['unit'])}",
+                saved(one["gain"]),
                 part(one["share"]),
             )
             for one in board["attribution"][key]
         ]
         if rows:
-            found.append(table(("Name", "Track", "Attempts", "Records", "Gain", "Share"), rows, caption, (2, 3, 4, 5)))
-    about = "<p>Who and what the gains came from: a gain is by how much a record improved on the one before it.</p>"
+            found.append(table(("Name", "Track", "Attempts", "Records", "Cost saved", "Share"), rows, caption, (2, 3, 4, 5)))
+    about = (
+        "<p>Who and what the gains came from: how much of the cost at the target their records saved, each against the record before it, and "
+        "which share of all that was gained on the track that is.</p>"
+    )
     return _section(
         "attribution",
         "Attribution",
@@ -216,8 +220,16 @@ def _history(board: dict[str, Any]) -> str:
         "Public history",
         f'<p><strong class="reported-mark">△ {text(reported["note"])}.</strong> Source: {name(reported["source"])}. Never mixed '
         f"with the verified results: no frontier, record or attribution above counts any of it.</p>"
-        f"<details><summary>{len(rows)} records with their figures</summary>{below}</details>",
+        f"<details><summary>{summary.public_records(reported['records'])} with their figures{_again(reported['records'])}</summary>"
+        f"{below}</details>",
     )
+
+
+def _again(records: list[dict[str, Any]]) -> str:
+    """Which records have several rows."""
+    times = Counter(record["n"] for record in records)
+    said = ", ".join(f"record {number} was timed {count} times" for number, count in times.items() if count > 1)
+    return f", in {len(records)} rows: {said}" if said else ""
 
 
 def _reported(record: dict[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ KINDS = {
     "train": "in how it is started",
     "attempt": "in the attempt",
 }
+MOST_RULES = 2  # named beside a result
 MARKS = {"F": "fails, as it must", "f": "fails too", "!": "must fail and does not", "?": "could not be judged"}
 
 
@@ -57,10 +58,9 @@ def _cheats(cheats: list[dict[str, Any]]) -> str:
             rules = sorted({rule for one in group for key in ("expected", "failing", "not_judged") for rule in one[key]})
             head = [
                 "Cheat",
-                "Backend",
                 "Result",
-                *(f'<span class="up">{text(rule)}</span>' for rule in rules),
                 "What it does, what was said",
+                *(f'<span class="up">{text(rule)}</span>' for rule in rules),
             ]
             title = f"Cheats {KINDS.get(kind, kind)}"
             parts.append(
@@ -71,6 +71,7 @@ def _cheats(cheats: list[dict[str, Any]]) -> str:
 
 def _cheat(one: dict[str, Any], rules: list[str]) -> tuple[str, ...]:
     result, tone = ("open", "unsure") if one["open"] else ("caught", "good") if one["right"] else ("WRONG", "bad")
+    by = "" if one["open"] else _deciding(one)
     reasons = one["reasons"] if isinstance(one["reasons"], dict) else {"": one["reasons"]}
     said = "".join(f"<li>{text(rule)}: {text(reason)}</li>" for rule, reason in reasons.items() if reason)
     said = said and f"<details><summary>what was said</summary><ul>{said}</ul></details>"
@@ -80,12 +81,20 @@ def _cheat(one: dict[str, Any], rules: list[str]) -> tuple[str, ...]:
         for rule in rules
     ]
     return (
-        text(one["cheat"]),
-        text(one["backend"]),
-        f'<span class="{tone}">{result}</span><br><small>{text(one["status"])} at {text(one["depth"])}</small>',
-        *cells,
+        f"{text(one['cheat'])}<br><small>{text(one['backend'])}</small>",
+        f'<span class="{tone}">{result}</span>{by}<br><small>{text(one["status"])} at {text(one["depth"])}</small>',
         f'<div class="said">{text(one["sentence"])}{still}{said}</div>',
+        *cells,
     )
+
+
+def _deciding(one: dict[str, Any]) -> str:
+    """The rules that decided a result: those that had to fail and do, else those that fail, else those that could not be judged."""
+    failing = [rule for rule in one["failing"] if rule in one["expected"]] or one["failing"]
+    found = failing or (one["not_judged"] if one["status"] == "incomplete" else [])
+    more = f" and {len(found) - MOST_RULES} more" if len(found) > MOST_RULES else ""
+    named = ", ".join(f"<code>{text(rule).replace('.', '.<wbr>')}</code>" for rule in found[:MOST_RULES])
+    return f"{' by' if failing else ':'} {named}{more}{'' if failing else ' not judged'}" if found else ""
 
 
 def _mark(one: dict[str, Any], rule: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from parity.frontier.site.figures import cost, known, loss, spread
+from parity.frontier.site.figures import cost, counted, known, loss, spread
 from parity.frontier.site.markup import name, text
 
 MOST_RECORDS = 3  # lines of a track's card, one a class of hardware
@@ -11,18 +11,21 @@ MOST_RECORDS = 3  # lines of a track's card, one a class of hardware
 def first_screen(board: dict[str, Any]) -> str:
     """The heading, one sentence, a card for every track that has results, and the last attempt."""
     cards = "".join(_card(track, board) for track in board["tracks"] if _has_results(track, board))
-    waiting = [text(track["name"]) for track in board["tracks"] if not _has_results(track, board)]
-    rest = f'<p class="hint">No verified attempt yet on: {", ".join(waiting)}.</p>' if waiting else ""
     return (
         f'<h1>Efficiency frontier</h1><p class="lede">The lowest loss that language-model training reaches for a given cost, from '
         f"verified attempts only, and what each attempt added to it.</p>{_last(board)}"
-        f'<div class="cards">{cards}{_reported_card(board)}</div>{rest}'
+        f'<div class="cards">{cards}{_reported_card(board)}</div>'
     )
 
 
 def titles(board: dict[str, Any]) -> dict[str, str]:
     """Each entry's title by its id."""
     return {entry["id"]: entry["title"] for entry in board["entries"]}
+
+
+def public_records(records: list[dict[str, Any]]) -> str:
+    """How many public records there are; one that was timed again has a row each time, and counts once."""
+    return counted(len({record["n"] for record in records}), "record")
 
 
 def link(known_titles: dict[str, str], identifier: str, folder: str = "attempt/") -> str:
@@ -61,7 +64,7 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
         where = f" on {name(line['hardware'])}" if line["hardware"] else ""
         said.append(
             f'<li><b class="big">{cost(value, line["scored"])}</b> to loss {track["target"]:g}{where}: {link(titles(board), identifier)}, '
-            f"<time>{text(date)}</time></li>"
+            f"<time>{text(date)}</time>{_faster(entries, line, value)}</li>"
         )
     if len(lines) > MOST_RECORDS:
         said.append(f"<li>and {len(lines) - MOST_RECORDS} more classes of hardware</li>")
@@ -84,11 +87,29 @@ def _card(track: dict[str, Any], board: dict[str, Any]) -> str:
         if known(one["value"]) and one["axis"] == track["scored"]
     )
     volume = f'<p class="hint">Hypervolume under the frontier (larger is better): {volumes}.</p>' if volumes else ""
-    count = f"{len(entries)} attempt{'s' if len(entries) > 1 else ''}"
+    count = counted(len(entries), "attempt")
     return (
         f'<div class="card"><h3>{text(track["name"])} <small>{count} · {text(track["purpose"])}</small></h3><ul>{"".join(said)}</ul>'
         f"{volume}</div>"
     )
+
+
+def _faster(entries: list[dict[str, Any]], line: dict[str, Any], record: float) -> str:
+    """Why attempts that took less time than a record are none."""
+    if line["scored"] != "seconds":
+        return ""
+    less = [
+        entry
+        for entry in entries
+        if entry["hardware"] == line["hardware"]
+        and entry["target"]
+        and known(entry["target"]["seconds"])
+        and entry["target"]["seconds"] < record
+    ]
+    if not less:
+        return ""
+    said = f"{counted(len(less), 'attempt')} reached it in less time and {'is no record' if len(less) == 1 else 'are no records'}"
+    return f'<p class="hint">{said}: a record in seconds takes runs made in turns with those of the one before it.</p>'
 
 
 def _on(volume: dict[str, Any]) -> str:
@@ -103,5 +124,5 @@ def _reported_card(board: dict[str, Any]) -> str:
     return (
         f'<div class="card reported"><h3>public history <small>{text(board["reported"]["note"])}</small></h3><ul><li>'
         f'<b class="big">{cost(best["seconds"], "seconds")}</b> on {text(best["hardware"])}: record {text(best["label"])}, '
-        f"<time>{text(best['date'])}</time></li><li>{len(reported)} records since <time>{text(reported[0]['date'])}</time></li></ul></div>"
+        f"<time>{text(best['date'])}</time></li><li>{public_records(reported)} since <time>{text(reported[0]['date'])}</time></li></ul></div>"
     )

@@ -75,9 +75,9 @@ site.frontier = (() => {
     const said = [
       !finals.length && "Nothing to draw: no result with a loss and a cost on this axis passes the filters.",
       outside && `${outside} of the ${finals.length} results lie above the part shown: “all” shows them.`,
-      unknown && `${unknown} attempts have no ${cost} or no loss and are not drawn.`,
+      unknown && `${unknown} ${unknown === 1 ? "attempt has" : "attempts have"} no ${cost} or no loss and are not drawn.`,
       missing &&
-        `${missing} reported records are not drawn: no loss${axis === "seconds" ? "" : ` or no ${cost}`} was reported.`,
+        `${missing} ${missing === 1 ? "reported record is" : "reported records are"} not drawn: no loss${axis === "seconds" ? "" : ` or no ${cost}`} was reported.`,
     ];
     return said.filter(Boolean).join(" ");
   }
