@@ -72,8 +72,7 @@ class JaxProgram(Inspection):
         if len(inputs_BT) % self.mesh.size:
             raise InputError(f"a batch of {len(inputs_BT)} rows cannot be split over {self.mesh.size} devices: "
                              "choose --devices that divides the rows of a batch")
-        rows = sharding.by_row(self.mesh)
-        return jax.device_put(inputs_BT, rows), jax.device_put(targets_BT, rows)
+        return sharding.placed_whole(self.mesh, inputs_BT), sharding.placed_whole(self.mesh, targets_BT)
 
     def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         return sharding.placed(self.mesh, inputs_BT), sharding.placed(self.mesh, targets_BT)

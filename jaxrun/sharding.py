@@ -5,6 +5,7 @@ along `data`. So each device keeps one part of the state, gathers the weights fo
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def join(device: str = "auto") -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     own = int(os.environ["LOCAL_RANK"]) if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and device != "cpu" else None
     jax.distributed.initialize(f"{os.environ['MASTER_ADDR']}:{_port()}", count, int(os.environ["RANK"]), local_device_ids=own)
+    if jax.default_backend() == "cpu":
+        _first_exchange()
+
+
+def _first_exchange() -> None:
+    """Gloo tells of its connections on the standard output, which is for results: on the standard error instead."""
+    from jax.experimental import multihost_utils
+
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        multihost_utils.sync_global_devices("join")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _port() -> int:
@@ -103,12 +120,16 @@ def over_rows(mesh: Mesh, function: Callable, outputs: Any) -> Callable:
 def reduce_gradients(mesh: Mesh, loss, grads: dict[str, Any]):
     """Sums over the devices, inside `over_rows`: of the loss, and of the gradients, each in its own type; a device gets its part."""
 
-    def summed(g):
-        if part(mesh, g.shape) == WHOLE:
-            return jax.lax.psum(g, ("data", "weights"))
-        return jax.lax.psum(jax.lax.psum_scatter(g, "weights", scatter_dimension=0, tiled=True), "data")
+    def summed(x, *axes):
+        axes = [axis for axis in axes if mesh.shape[axis] > 1]
+        return jax.lax.psum(x, axes) if axes else x
 
-    return jax.lax.psum(loss, ("data", "weights")), {name: summed(g) for name, g in grads.items()}
+    def own_part(g):
+        if part(mesh, g.shape) == WHOLE:
+            return summed(g, "data", "weights")
+        return summed(jax.lax.psum_scatter(g, "weights", scatter_dimension=0, tiled=True), "data")
+
+    return summed(loss, "data", "weights"), {name: own_part(g) for name, g in grads.items()}
 
 
 def by_matrix(mesh: Mesh, function: Callable) -> Callable:
@@ -151,6 +172,13 @@ def fetched(tree: Any) -> Any:
     whole = jax.tree.map(lambda x: x if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
                          else multihost_utils.process_allgather(x, tiled=True), tree)
     return jax.device_get(whole)
+
+
+def placed_whole(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """A batch that every process has whole."""
+    if jax.process_count() == 1:
+        return jax.device_put(rows, by_row(mesh))
+    return jax.make_array_from_callback(rows.shape, by_row(mesh), lambda own: rows[own])  # device_put would exchange all, from any thread
 
 
 def placed(mesh: Mesh, rows: np.ndarray) -> jax.Array:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8, "c64": 8, "token": 0, "s4": 0.5, "u4": 0.5}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 MOVES_NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "iota",
@@ -88,13 +90,19 @@ class Product(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """An exchange between devices: bytes of what the largest side holds, devices in a group, whether it runs beside other work."""
+    """An exchange between devices: bytes of what the largest side holds, the first group of devices, whether it runs beside other work."""
 
     kind: str
     bytes: int
-    group: int
+    group: tuple[int, ...]
     is_async: bool
     runs: int
+
+    @property
+    def sent_bytes(self) -> int:
+        """What each device must send at least."""
+        share = 1 - 1 / max(1, len(self.group))
+        return int(self.bytes * share * {"all-reduce": 2, "collective-permute": 1 / max(share, 0.5)}.get(self.kind, 1))
 
 
 class Compiled:
@@ -158,9 +166,8 @@ class Compiled:
             kind = one.op.removesuffix("-start")
             if kind in COLLECTIVES:
                 given = sum(array.bytes for name in one.operands for array in computation.arrays(name))
-                groups = re.search(r"replica_groups=\{\{([\d,]+)\}", one.rest) or re.search(r"replica_groups=\[\d+,(\d+)\]", one.rest)
-                size = (len(groups[1].split(",")) if "{{" in groups[0] else int(groups[1])) if groups else 1
-                found.append(Collective(kind, given * (size if kind == "all-gather" else 1), size, one.op.endswith("-start"), runs))
+                group = _first_group(one.rest)
+                found.append(Collective(kind, given * (len(group) if kind == "all-gather" else 1), group, one.op.endswith("-start"), runs))
         return found
 
     @cached_property
@@ -179,9 +186,18 @@ class Compiled:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @cached_property
-    def traffic_bytes(self) -> int:
-        """Bytes that kernels read and write, each operand once, as if no cache kept anything from one kernel to the next."""
-        return sum(runs * sum(self._moved(computation, one)) for computation, one, runs, fused in self.walk() if not fused)
+    def traffic_bytes(self) -> dict[str, int]:
+        """Bytes that kernels read and write, each operand once, as if no cache kept anything from one kernel to the next: of those that
+        compute products, and of the others."""
+        found = {"products": 0, "others": 0}
+        for computation, one, runs, fused in self.walk():
+            if not fused and not one.op.removesuffix("-start").startswith(COLLECTIVES):
+                found["products" if self._multiplies(one) else "others"] += runs * sum(self._moved(computation, one))
+        return found
+
+    def _multiplies(self, one: Instruction) -> bool:
+        inner = [inside for name in one.called() if name in self.computations for inside in self.computations[name].instructions.values()]
+        return one.op in ("dot", "fusion", "custom-call") and any(x.op == "dot" or x.target.startswith(("__cublas", "__cudnn")) for x in (one, *inner))
 
     def traffic_by_place(self, depth: int = 6) -> dict[str, int]:
         """The traffic by the beginning of the names of the operations that it is for."""
@@ -223,6 +239,26 @@ def _read(inner: Computation, parameter: Instruction) -> int:
             elif not (user.op == "dynamic-update-slice" and user.operands[0] == one.name):
                 return sum(array.bytes for array in parameter.makes)
     return size
+
+
+def _first_group(rest: str) -> tuple[int, ...]:
+    """The first group of devices of an exchange: written out, as an array of numbers that is turned and cut, or as axes of a mesh."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        ids = _turned(found[2] or str(math.prod(sizes.values())), found[3]).reshape([*sizes.values()])
+        among = re.findall(r"'(\w+)'", found[4])
+        return tuple(ids[tuple(slice(None) if name in among else 0 for name in sizes)].ravel().tolist())
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return tuple(map(int, found[1].split(",")))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        return tuple(_turned(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0].tolist())
+    return ()
+
+
+def _turned(shape: str, order: str | None) -> np.ndarray:
+    """The numbers from 0 as an array of a shape, its axes in an order."""
+    sizes = [int(size) for size in shape.split(",")]
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose([int(axis) for axis in order.split(",")] if order else None)
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -8,6 +8,7 @@ from parity import weights as canonical
 from parity.devices import peak_flops
 from parity.harness import fingerprint
 from parity.harness.curve import draw_curve
+from parity.harness.loop import watched
 from parity.harness.runlog import read
 from parity.harness.sampling import sample
 from parity.harness.session import Run, python
@@ -19,12 +20,15 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
     """Writes weights.safetensors and curve.png, samples, logs the totals, and shows the summary; returns the totals."""
     run.guard.phase = "finish"
     final = run.program.export(state)
-    canonical.save(run.place.weights, final)
+    if run.team.first:
+        canonical.save(run.place.weights, final)
     run.log.event("state", name="final weights", digest=canonical.digest(final))
-    run.log.event("guard", step=run.recipe.steps, **run.guard.found())
+    run.log.event("guard", step=run.recipe.steps, **watched(run))
     run.guard.stop()
     lines = _samples(run, state)
     found = totals(run)
+    if not run.team.first:
+        return found
     draw_curve(run.place.curve, list(run.losses), list(run.losses.values()), list(run.evaluations),
                [event["val_loss"] for event in run.evaluations.values()], target=run.track.target,
                floor=run.slice.manifest.entropy_nats,

@@ -33,6 +33,13 @@ def count_step(program: Program, state: State, batch: Batch, notes: list[str] | 
 # JAX: the equations of the jaxpr
 
 
+def count(function: Any, *args: Any) -> int:
+    """FLOPs of the products of a JAX function of arrays or their shapes, over all devices."""
+    import jax
+
+    return _in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, [])
+
+
 def _count_jax(program: Program, state: State, batch: Batch, notes: list[str]) -> int:
     import jax
 

@@ -17,6 +17,7 @@ from parity.harness.session import LARGE_STATE_WEIGHTS, Run
 from parity.own import explained
 
 State = Any
+ASK_S = 0.5  # about how often several processes ask one another for a wish to stop
 
 
 def train(run: Run, stop: StopRequest) -> State:
@@ -29,10 +30,11 @@ def train(run: Run, stop: StopRequest) -> State:
     try:
         state, done = begin(run)
         state = warm_up(run, state)
-        if done == 0 and not checkpoints.latest(run.place, run.identity):
+        if done == 0 and run.team.share(not checkpoints.latest(run.place, run.identity)):
             pause(run, state, done)
-        with Reader(run.slice.train, spans(run.slice.train_lengths, run.recipe.plan, done),
-                    vocab_size=run.slice.manifest.vocab_size, place=lambda *batch: (run.program.place(*batch), None)) as reader:
+        team = run.team
+        with Reader(run.slice.train, spans(run.slice.train_lengths, run.recipe.plan, done), team.rank, team.size,
+                    vocab_size=run.slice.manifest.vocab_size, place=lambda *batch: (place(run, *batch), None), digests=team.first) as reader:
             stops = {*run.recipe.eval_steps(), *run.recipe.checkpoint_steps()}
             unread = None
             if done < run.recipe.steps:
@@ -41,16 +43,18 @@ def train(run: Run, stop: StopRequest) -> State:
                 # Step n + 1 is dispatched before step n's metrics are read, so that the device never waits for the log.
                 state, metrics = run.program.step(state, batch.inputs)
                 done = batch.step + 1
+                team.mark()
                 if unread:
                     record(run, *unread)
                 unread = batch.step, batch.digest, metrics
-                if done in stops or stop.signal_number:
+                asked = stop.signal_number if team.size == 1 else team.any(stop.signal_number) if done % run.ask_every == 0 else None
+                if done in stops or asked:
                     run.program.wait(state)
                     halt(run)
                     record(run, *unread)
                     record_norms(run, batch.step, metrics)
                     unread = None
-                    pause(run, state, done, stop.signal_number)
+                    pause(run, state, done, asked)
                     if done < run.recipe.steps:
                         start(run)
         return state
@@ -62,9 +66,16 @@ def train(run: Run, stop: StopRequest) -> State:
         raise
 
 
+def place(run: Run, inputs: np.ndarray, targets: np.ndarray) -> Any:
+    """A batch, or this process' rows of one, on the devices."""
+    return (run.program.place if run.team.size == 1 else run.program.place_part)(inputs, targets)
+
+
 def start(run: Run) -> None:
     """The clock runs from here; the log has a phase for it, so that its time can be held against the log's own clock."""
     run.guard.phase = "train"
+    if run.team.size > 1 and run.losses:  # an exchange for words takes a millisecond: not at every one of many short steps
+        run.ask_every = run.team.share(max(1, int(ASK_S * len(run.losses) / max(run.clock.seconds, 1e-9))))
     run.log.event("phase", name="train", edge="begin", at_s=run.clock.start())
 
 
@@ -76,9 +87,12 @@ def halt(run: Run) -> None:
 
 def begin(run: Run) -> tuple[State, int]:
     """The state to go on from, and how many updates it has had."""
-    if run.resumed and (found := checkpoints.latest(run.place, run.identity)):
+    found = checkpoints.latest(run.place, run.identity) if run.resumed else None
+    run.team.agree({"newest checkpoint": found and found[0].name})
+    if found:
         path, facts = found
-        checkpoints.check_files(path, facts)
+        if run.team.first:
+            checkpoints.check_files(path, facts)
         state = run.program.restore(path)
         digest = run.program.digest(state)
         if digest != facts["digest"]:
@@ -109,11 +123,13 @@ def warm_up(run: Run, state: State) -> State:
         before = run.program.digest(state)
         run.log.event("state", name="before warm-up", digest=before)
         kept = run.program.snapshot(state)
-        batch, eval_batch = (run.program.place(*[np.zeros((tokens // run.recipe.context, run.recipe.context), np.int32)] * 2)
-                             for tokens in (run.recipe.batch_tokens, run.eval_batch_tokens))
+        rows, eval_rows = (tokens // run.recipe.context for tokens in (run.recipe.batch_tokens, run.eval_batch_tokens))
+        empty = np.zeros((max(rows, eval_rows), run.recipe.context), np.int32)
+        batch, eval_batch = place(run, *[empty[: rows // run.team.size]] * 2), run.program.place(*[empty[:eval_rows]] * 2)
         run.flops_per_step, state = count(run, state, batch)
         state, metrics = run.program.step(state, batch)
         run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
+        run.team.mark()
         state = run.program.reset(state, kept)
         after = run.program.digest(state)
         run.log.event("state", name="after warm-up", digest=after)
@@ -133,13 +149,13 @@ def count(run: Run, state: State, batch: Any) -> tuple[int, State]:
 
 def pause(run: Run, state: State, done: int, signal_number: int | None = None) -> None:
     """What happens between two steps while the clock stands: evaluation, checkpoint, and stopping where that is asked."""
-    run.log.event("guard", step=done, **run.guard.found())
+    run.log.event("guard", step=done, **watched(run))
     if done in run.recipe.eval_steps():
         validate(run, state, done)
     if done in run.recipe.checkpoint_steps() or signal_number:
         with run.phase("checkpoint"):
             run.log.sync()  # what the log says of a checkpoint's steps is on the disk before the checkpoint is
-            path, digest = checkpoints.save(run.place, run.program, state, done, run.identity)
+            path, digest = checkpoints.save(run.place, run.program, state, done, run.identity, run.team)
             run.log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
             run.log.sync()
     if signal_number and done < run.recipe.steps:
@@ -148,16 +164,23 @@ def pause(run: Run, state: State, done: int, signal_number: int | None = None) -
                           f"  {run.resume_command}", signal_number)  # fmt: skip
 
 
+def watched(run: Run) -> dict[str, list[Any]]:
+    """What own code was seen to do since this was last asked, in all processes."""
+    everyone = run.team.gather(run.guard.found())
+    return {kind: [one for i, one in enumerate(found) if one not in found[:i]] for kind in everyone[0]
+            for found in [[one for part in everyone for one in part[kind]]]}
+
+
 def validate(run: Run, state: State, done: int) -> None:
     """Takes the val loss after `done` updates and logs it."""
     begin_s = now_s()
-    watched = done in run.recipe.checkpoint_steps() or run.recipe.product_weights() < LARGE_STATE_WEIGHTS
+    digested = done in run.recipe.checkpoint_steps() or run.recipe.product_weights() < LARGE_STATE_WEIGHTS
     with run.phase("evaluate"):
-        if watched:
+        if digested:
             run.log.event("state", name="before evaluation", step=done, digest=run.program.digest(state))
         found = evaluate(run.program, state, run.slice, "val", run.track.val_tokens, run.eval_batch_tokens,
-                         run.recipe.context)  # fmt: skip
-        if watched:
+                         run.recipe.context, run.team.mark)  # fmt: skip
+        if digested:
             run.log.event("state", name="after evaluation", step=done, digest=run.program.digest(state))
     event = {"step": done, "val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte, "tokens": found.tokens,
              "train_s": run.clock.seconds, "eval_s": now_s() - begin_s, "batches": found.batches,

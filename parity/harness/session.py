@@ -300,8 +300,8 @@ def _devices(backend: str, said: list[str]) -> list[dict[str, Any]]:
     Raises InputError for devices that are not there, whatever a program says.
     """
     machines = int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if backend == "torchref" else 1
-    there = {"cpu": {"kind": "cpu", "platform": "cpu", "count": len(said)}} | {
-        found["kind"]: found | {"count": found["count"] * machines} for found in fingerprint.devices(backend)}
+    there = {found["kind"]: found | {"count": found["count"] * machines} for found in fingerprint.devices(backend)}
+    there |= {"cpu": {"kind": "cpu", "platform": "cpu", "count": len(said)}}
     for kind in sorted(set(said)) or ["nothing"]:
         if not 0 < said.count(kind) <= there.get(kind, {"count": 0})["count"]:
             names = ", ".join(f"{count} x {name}" for name, count in ((name, found["count"]) for name, found in there.items()))

@@ -87,10 +87,10 @@ class Team:
         for rank in list(self._links):
             with contextlib.suppress(OSError):
                 self._send(rank, {"bye": reason})
-        if self.first and not reason:
+        if self.first:
             end_s = time.monotonic() + SILENT_S
             while len(self._left) < self.size - 1 and time.monotonic() < end_s:
-                time.sleep(0.01)  # for the others to have read it
+                time.sleep(0.01)  # frameworks end the others in their own words when the first is gone
         for link in self._links.values():
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,7 @@
 """The command that both trainers are: `python -m jaxrun.train` and `python -m torchref.train`."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 from parity.errors import run_command
@@ -8,7 +10,12 @@ from parity.harness.options import parse
 
 def main(backend: str, argv: Sequence[str] | None = None) -> int:
     """Trains with a backend as the command line says; returns the exit code."""
-    return run_command(lambda: train(backend, argv))
+    code = run_command(lambda: train(backend, argv))
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # frameworks would wait for processes that are gone, and end with codes of their own
+    return code
 
 
 def train(backend: str, argv: Sequence[str] | None) -> None:

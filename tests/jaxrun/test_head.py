@@ -1,0 +1,85 @@
+"""jaxrun.head: losses and gradients in blocks are those of the whole batch at once, and no memory holds its logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrun import head, model
+from jaxrun.attention import compiling_for
+
+B, T, D, V = 3, 8, 16, 40
+HEADS = {
+    "plain": lambda scores: scores,
+    "capped": lambda scores: model.capped(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), 15.0),
+    "padded": lambda scores: jnp.where(jnp.arange(V) < V - 3, scores, -1e30),
+}
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+def made(kind: str, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    weights = {"head.weight": jnp.asarray(rng.standard_normal((V, D)), dtype), "head.bias": jnp.asarray(rng.standard_normal(V), dtype),
+               "other": jnp.ones(3, dtype)}
+    scores = lambda weights, x: model.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)  # noqa: E731
+    x, targets = jnp.asarray(3 * rng.standard_normal((B, T, D)), dtype), jnp.asarray(rng.integers(0, V - 3, (B, T)))
+    return head.Head(scores, HEADS[kind]), weights, x, targets
+
+
+def plain(one, weights, x, targets):
+    logits = one.squash(one.scores(weights, x))
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("limit", [V, 5 * V, 8 * V, 10**6])  # a token a block, odd sizes, a row, all at once
+@pytest.mark.parametrize("kind", HEADS)
+def test_losses_and_gradients_are_those_of_the_whole_batch(kind, limit, platform, monkeypatch):
+    """Float64 sums of up to 40 terms, twice over 24 tokens: 1e-16 x 1e3 is 1e-13 of the largest entry."""
+    monkeypatch.setattr(head, "BLOCK_LOGITS", {"cpu": limit, "gpu": limit})
+    one, weights, x, targets = made(kind)
+    counted = jnp.asarray(np.random.default_rng(1).integers(0, 2, (B, T)))
+    with compiling_for(platform):
+        np.testing.assert_allclose(head.token_losses(one, weights, x, targets), plain(one, weights, x, targets), rtol=1e-12)
+        for some in (None, counted):
+            ours = jax.jit(jax.value_and_grad(lambda w, x: 0.3 * head.total_loss(one, w, x, targets, some), (0, 1)))(weights, x)
+            theirs = jax.value_and_grad(lambda w, x: 0.3 * jnp.sum(plain(one, w, x, targets) * (1 if some is None else some)), (0, 1))(weights, x)
+            for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+                assert got.dtype == expected.dtype
+                np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1, float(jnp.abs(expected).max())))
+
+
+def test_the_head_knows_which_weights_it_uses():
+    one, weights, x, _ = made("plain")
+    assert head.names_of(one, weights, x) == ["head.bias", "head.weight"]
+
+
+def test_narrow_gradients_are_summed_wide_over_blocks(monkeypatch):
+    """In bfloat16 a sum of 24 blocks' gradients, were it narrow, would lose up to 24 x 2^-9 of the largest; kept wide it is rounded once."""
+    one, weights, x, targets = made("capped", jnp.bfloat16)
+    weights = {name: w.astype(jnp.float32) for name, w in weights.items()}
+    found = {}
+    for limit in (V, 10**6):
+        monkeypatch.setattr(head, "BLOCK_LOGITS", {"cpu": limit})
+        found[limit] = jax.grad(lambda w: head.total_loss(one, w, x, targets))(weights)["head.weight"]
+    assert found[V].dtype == jnp.float32
+    assert float(jnp.abs(found[V] - found[10**6]).max() / jnp.abs(found[10**6]).max()) < 2 * 2**-8
+
+
+def test_no_array_of_the_program_has_the_size_of_the_whole_batchs_logits(monkeypatch):
+    monkeypatch.setattr(head, "BLOCK_LOGITS", {"cpu": 4 * V})
+    one, weights, x, targets = made("capped")
+    text = jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1))).lower(weights, x).compile().as_text()
+    assert f"[{B},{T},{V}]" not in text and f"[{B * T},{V}]" not in text and f"[4,{V}]" in text
+
+
+@pytest.mark.parametrize("cap", [5.0, 15.0, 30.0])
+def test_the_caps_gradient_is_its_slope(cap):
+    x, h = jnp.linspace(-100, 100, 41), 1e-6
+    slope = (model.capped(x + h, cap) - model.capped(x - h, cap)) / (2 * h)
+    np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: model.capped(x, cap)))(x), slope, atol=1e-8)  # h^2 and 1e-16 cap / h

@@ -1,0 +1,89 @@
+"""jaxrun.sharding: any number of devices, any division of the state and any microbatches make the same numbers, and compile once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import dataclasses, json, sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from jaxrun.program import JaxProgram
+from parity import weights
+from parity.recipe import recipe_for
+
+recipe = dataclasses.replace(recipe_for(sys.argv[1], "tiny"), precision="float64", layers=2, dim=32, head_dim=16, context=32, batch_tokens=512)
+rng = np.random.default_rng(0)
+start = {name: w + rng.normal(0, 0.1, w.shape) for name, w in weights.initial_weights(recipe, 0).items()}
+batches = rng.integers(0, 500, (3, 2, 16, 32)).astype(np.int32)
+found = []
+for devices, shards, microbatches in json.loads(sys.argv[2]):
+    program = JaxProgram(recipe, jax.devices()[:devices], microbatches=microbatches, shards=shards)
+    state, metrics = program.load(start), []
+    for batch in batches:
+        state, values = program.step(state, program.place(*batch))
+        metrics.append(program.fetch(values))
+    scored = program.fetch(program.token_losses(state, program.place(*batches[0])))
+    prefix = program.fetch(program.loss_and_grads(state, program.place(*batches[0]), prefix=5))
+    pieces = {len(x.addressable_shards[0].data) / max(1, len(x)) for x in state["weights"].values() if x.ndim == 2}
+    found.append({"values": [metrics, program.export(state), scored, prefix], "compiled": program._step._cache_size(), "pieces": pieces})
+    program.loss_and_grads(state, program.place(*batches[0]))
+first = found[0]["values"]
+print(json.dumps([{"apart": max(float(np.abs(np.asarray(a) - b).max() / max(1e-3, np.abs(b).max()))
+                                for a, b in zip(jax.tree.leaves(one["values"]), jax.tree.leaves(first))),
+                   "compiled": one["compiled"], "pieces": sorted(one["pieces"])} for one in found]))
+"""
+LAYOUTS = [(1, 1, 1), (1, 1, 4), (2, 2, 1), (4, 4, 2), (4, 2, 1), (8, 8, 1), (8, 2, 2), (8, 1, 1)]
+
+
+@pytest.mark.parametrize("recipe, layouts", [("muon", LAYOUTS[:1] + LAYOUTS[-2:-1]), *(pytest.param(name, LAYOUTS, marks=pytest.mark.slow)
+                                                                                for name in ("muon", "nanogpt"))])  # fmt: skip
+def test_every_layout_makes_the_same_numbers_and_is_compiled_once(recipe, layouts):
+    """Float64 sums in another order through three steps: 1e-16 x sqrt(500) terms x some thirty layers is below 1e-12; AdamW divides small
+    gradients by their own size, for which a hundred times as much is allowed."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, recipe, json.dumps(layouts)], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rematerialization" not in done.stderr  # XLA's word for gathering all where a part would do
+    for layout, found in zip(layouts, json.loads(done.stdout), strict=True):
+        assert found["apart"] < 1e-10, layout
+        assert found["compiled"] == 1, layout
+        assert 1 / layout[1] in found["pieces"], layout
+
+
+def test_devices_that_do_not_divide_are_refused():
+    import jax
+
+    from jaxrun.sharding import make_mesh
+    from parity.errors import InputError
+
+    with pytest.raises(InputError, match="state divided over 3 devices: expected a divisor of the 1 devices"):
+        make_mesh(jax.devices()[:1], 3)
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_microbatches_must_divide_the_rows_of_a_device(backend):
+    from parity.errors import InputError
+    from parity.program import build
+    from parity.recipe import recipe_for
+
+    with pytest.raises(InputError, match="--microbatches 3: expected a divisor of the 16 rows that each of 1 devices has"):
+        build(backend, recipe_for("muon", "tiny"), device="cpu", microbatches=3)
+
+
+def test_a_gpu_without_its_plugin_is_told(monkeypatch, tmp_path):
+    from jaxrun import sharding
+    from parity.errors import InputError
+
+    (tmp_path / "version").write_text("NVRM")
+    monkeypatch.setattr(sharding, "NVIDIA", tmp_path / "version")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(InputError, match="this machine has an NVIDIA GPU, and JAX has no plugin for it: pip install 'jaxrun.cuda.'"):
+        sharding.pick_devices()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert sharding.pick_devices()[0].platform == "cpu"
