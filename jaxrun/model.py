@@ -4,7 +4,9 @@ NNX, because its modules read like PyTorch's: attribute paths are the canonical 
 model is built once, empty; `apply` runs it on a flat mapping of weights. Letters: parity/recipe.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
@@ -122,9 +124,7 @@ class NanoModel(nnx.Module):
 
     def __call__(self, tokens_BT):
         x_BTD = self.embed(tokens_BT) + self.positions(jnp.arange(tokens_BT.shape[1]))
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.norm_out(x_BTD)
+        return self.norm_out(through(self.blocks, x_BTD))
 
     def scores(self, x_BTD):
         return product(x_BTD, self.embed.weight[...], self.dtypes.products)
@@ -195,9 +195,7 @@ class MuonModel(nnx.Module):
 
     def __call__(self, tokens_BT):
         x_BTD = self.norm_in(self.embed(tokens_BT))
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.norm_out(x_BTD)
+        return self.norm_out(through(self.blocks, x_BTD))
 
     def scores(self, x_BTD):
         return self.head(x_BTD)
@@ -207,6 +205,27 @@ class MuonModel(nnx.Module):
 
     def logits(self, x_BTD):
         return self.squash(self.scores(x_BTD))
+
+
+def through(blocks, x_BTD):
+    """Through blocks one after the other; for the gradient all that they compute is kept, or their inputs alone (see `remat`)."""
+    for block in blocks:
+        x_BTD = jax.checkpoint(lambda x, block=block: block(x))(x_BTD) if _remat.get() == "blocks" else block(x_BTD)
+    return x_BTD
+
+
+_remat: ContextVar[str] = ContextVar("remat", default="none")
+REMAT = ("none", "blocks")
+
+
+@contextmanager
+def remat(policy: str) -> Iterator[None]:
+    """What is traced inside keeps for its gradient: "none" is computed again, or all inside "blocks" is."""
+    token = _remat.set(policy)
+    try:
+        yield
+    finally:
+        _remat.reset(token)
 
 
 MODELS = {"nanogpt": NanoModel, "muon": MuonModel}

@@ -34,12 +34,13 @@ class JaxProgram(Inspection):
     framework = "jax"
 
     def __init__(self, recipe: Recipe, devices: list, optimizer: optax.GradientTransformation | None = None,
-                 make_model: Callable[[Recipe], nnx.Module] | None = None, microbatches: int = 1, shards: int | None = None):
+                 make_model: Callable[[Recipe], nnx.Module] | None = None, microbatches: int = 1, shards: int | None = None,
+                 remat: str = "none"):
         self.recipe = recipe
         self.devices = [d.device_kind for d in devices]
         self.platform = "cpu" if devices[0].platform == "cpu" else "gpu"
         self.mesh = sharding.make_mesh(devices, shards)
-        self.microbatches = microbatches
+        self.microbatches, self.remat = microbatches, remat
         self.optimizer = optimizer or optim.make_optimizer(recipe, lambda function: sharding.by_matrix(self.mesh, function))
         self.groups = optim.group_of(recipe)
         self.definition, _ = model.make_model(recipe, make_model)
@@ -115,6 +116,16 @@ class JaxProgram(Inspection):
     def restore(self, directory: Path) -> State:
         return checkpoint.restore(directory, self._placed(self.shapes, self.shardings))
 
+    def memory(self) -> tuple[dict[str, int], int] | None:
+        """Bytes that a step takes on each device (arguments, temporaries, results), by the compiled program, and what a device has;
+        None where that is not known, as on CPUs."""
+        limit = (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+        if not limit:
+            return None
+        found = self.lowered(self.recipe.batch_tokens // self.recipe.context).compile().memory_analysis()
+        return {"arguments": found.argument_size_in_bytes, "temporaries": found.temp_size_in_bytes,
+                "results": found.output_size_in_bytes - found.alias_size_in_bytes}, limit
+
     def lowered(self, rows: int, what: str = "step") -> Any:
         """The `step`, or the `evaluation`, of a batch of so many rows, lowered for the program's devices, which need not be there."""
         batch = [jax.ShapeDtypeStruct((rows, self.recipe.context), np.int32, sharding=sharding.by_row(self.mesh))] * 2
@@ -126,7 +137,7 @@ class JaxProgram(Inspection):
 
         @functools.wraps(function)
         def traced(*args):
-            with compiling_for(self.platform):
+            with compiling_for(self.platform), model.remat(self.remat):
                 return function(*args)
 
         return jax.jit(traced, **options)
@@ -196,9 +207,10 @@ class JaxProgram(Inspection):
 
 
 def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None,
-          microbatches: int = 1, shards: int | None = None) -> JaxProgram:
+          microbatches: int = 1, shards: int | None = None, remat: str = "none") -> JaxProgram:
     """The recipe in JAX on the chosen devices; `optimizer` is module:function, called with the recipe, an optax transform.
-    Gradients are summed over `microbatches` equal parts of a batch; the state is divided over `shards` devices, or all of them.
+    Gradients are summed over `microbatches` equal parts of a batch; the state is divided over `shards` devices, or all of them;
+    `remat` says what is computed again for the gradient ("none", "blocks").
 
     Raises InputError for devices that are not there, rows that they do not divide, and an optimizer that is none.
     """
@@ -217,7 +229,7 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
         if not isinstance(transform, optax.GradientTransformation):
             raise InputError(f"--optimizer {optimizer}: expected an optax.GradientTransformation, found "
                              f"{type(transform).__name__}: return what optax's optimizers return")
-    return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards)
+    return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards, remat=remat)
 
 
 def keep_compiled() -> None:

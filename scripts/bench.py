@@ -1,6 +1,9 @@
 """Measures what docs/performance.md states: `python scripts/bench.py WHAT [--json FILE]`.
 
     step     tokens/s of jaxrun against torchref, eager and compiled, in turns on one machine, as ratios
+    plain    torchref's nanogpt against GPT-2 as PyTorch's users write it, in turns
+    growth   tokens/s against batch, context, width and depth, both backends, and what the FLOPs foretell; draws a chart with --chart
+    loader   tokens/s of the reader from a warm page cache
     parts    where a step's time goes in both backends: forward, backward, optimizer, attention
     start    seconds until --help answers, and until the first step, with and without the compilation cache
     first    the README's first line after the install, from nothing: data, compilation, training, memory
@@ -35,7 +38,7 @@ VARIANTS = {"jaxrun": ("jaxrun", {}), "torchref eager": ("torchref", {"compile":
 class Bench:
     """Benchmarks of the trainers."""
 
-    what: tyro.conf.Positional[Literal["step", "parts", "start", "first", "verify", "seeds"]]
+    what: tyro.conf.Positional[Literal["step", "plain", "growth", "loader", "parts", "start", "first", "verify", "seeds"]]
     """Which figures."""
     recipes: tuple[str, ...] = ("muon", "nanogpt")
     """Recipes to measure."""
@@ -43,6 +46,10 @@ class Bench:
     """Backends for `seeds` and `first`."""
     scale: str = "pocket"
     """Sizes of the recipe for `step` and `parts`."""
+    fields: tuple[str, ...] = ()
+    """Other fields of the recipe for `step` and `plain`, such as dim=256 vocab_size=50304."""
+    chart: Path | None = None
+    """Where `growth` draws its chart."""
     turns: int = 7
     """How often each variant has its turn."""
     steps: int = 5
@@ -58,7 +65,7 @@ class Bench:
 
 
 def main(options: Bench) -> None:
-    figures = {"step": bench_step, "parts": bench_parts, "start": bench_start, "first": bench_first,
+    figures = {"step": bench_step, "plain": bench_plain, "growth": bench_growth, "loader": bench_loader, "parts": bench_parts, "start": bench_start, "first": bench_first,
                "verify": bench_verify, "seeds": bench_seeds}[options.what](options)  # fmt: skip
     from parity.harness import fingerprint
 
@@ -74,14 +81,7 @@ def bench_step(options: Bench) -> dict[str, Any]:
     """Each variant in a process of its own; the processes take turns, so that the machine's drift meets all alike."""
     found = {}
     for recipe in options.recipes:
-        workers = {name: Worker(recipe, options.scale, *VARIANTS[name]) for name in VARIANTS}
-        times: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(options.turns):
-            for name, worker in workers.items():
-                times[name].append(statistics.median(worker.steps(options.steps)[1:]))
-        tokens = workers["jaxrun"].tokens
-        for worker in workers.values():
-            worker.close()
+        tokens, times = in_turns(options, recipe, VARIANTS, fields_of(options.fields))
         medians = {name: statistics.median(values) for name, values in times.items()}
         best = min(("torchref eager", "torchref compiled"), key=medians.get)
         ratios = sorted(other / own for own, other in zip(times["jaxrun"], times[best]))
@@ -95,11 +95,128 @@ def bench_step(options: Bench) -> dict[str, Any]:
     return found
 
 
+def fields_of(texts: tuple[str, ...]) -> dict[str, int]:
+    return {name: int(value) for name, _, value in (text.partition("=") for text in texts)}
+
+
+def in_turns(options: Bench, recipe: str, variants: dict[str, Any], fields: dict[str, int]) -> tuple[int, dict[str, list[float]]]:
+    """Tokens of a step, and the median seconds of each turn of each variant."""
+    workers = {name: Worker(recipe, options.scale, *variant, fields) for name, variant in variants.items()}
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(options.turns):
+        for name, worker in workers.items():
+            times[name].append(statistics.median(worker.steps(options.steps)[1:]))
+    tokens = next(iter(workers.values())).tokens
+    for worker in workers.values():
+        worker.close()
+    return tokens, times
+
+
+def bench_plain(options: Bench) -> dict[str, Any]:
+    """torchref's nanogpt and the plain model, eager and compiled each, as the ratio of their better forms."""
+    variants = {f"{name} {form}": (backend, {"compile": form == "compiled"}) for name, backend in (("torchref", "torchref"), ("plain", "plain"))
+                for form in ("eager", "compiled")}
+    tokens, times = in_turns(options, "nanogpt", variants, fields_of(options.fields))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = {name: min((f"{name} eager", f"{name} compiled"), key=medians.get) for name in ("torchref", "plain")}
+    ratios = sorted(b / a for a, b in zip(times[best["torchref"]], times[best["plain"]]))
+    return {"tokens_per_s": {name: round(tokens / median) for name, median in medians.items()}, "better": best,
+            "torchref_over_plain": {"median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3), "most": round(ratios[-1], 3)}}  # fmt: skip
+
+
+GROWTH = {"batch (rows of 256)": [{"batch_tokens": rows * 256} for rows in (4, 16, 64)],
+          "context (4,096 tokens a batch)": [{"context": T} for T in (256, 512, 1024, 2048, 4096)],
+          "width": [{"dim": D} for D in (128, 256, 512)], "depth": [{"layers": L} for L in (2, 4, 8)]}  # fmt: skip
+
+
+def bench_growth(options: Bench) -> dict[str, Any]:
+    """Tokens/s of both backends as one size grows, and what the model's FLOPs foretell from the smallest."""
+    from dataclasses import replace
+
+    from parity.recipe import recipe_for
+
+    base, seen = recipe_for(options.recipes[0], options.scale), {}
+    found: dict[str, Any] = {"recipe": base.name}
+    for axis, points in GROWTH.items():
+        rows = found.setdefault(axis, [])
+        for fields in points:
+            recipe = replace(base, **fields)
+            key = (recipe.batch_tokens, recipe.context, recipe.dim, recipe.layers)
+            if key not in seen:
+                tokens, times = in_turns(options, base.name, {"jaxrun": VARIANTS["jaxrun"], "torchref": VARIANTS["torchref eager"]}, fields)
+                seen[key] = {name: tokens / statistics.median(values) for name, values in times.items()}
+            row = {"at": next(iter(fields.values())), **{name: round(speed) for name, speed in seen[key].items()},
+                   "flops_per_token": recipe.model_flops_per_token()}  # fmt: skip
+            rows.append(row)
+            print(axis, row, file=sys.stderr, flush=True)
+    if options.chart:
+        draw_growth(found, options.chart)
+    return found
+
+
+def draw_growth(found: dict[str, Any], path: Path) -> None:
+    """Four charts side by side: tokens/s against each size, with the line that the FLOPs foretell from the smallest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), constrained_layout=True)
+    for place, axis in zip(axes, GROWTH):
+        rows = found[axis]
+        xs = [row["at"] // 256 if axis.startswith("batch") else row["at"] for row in rows]
+        for name, colour, marker in (("jaxrun", "#0072b2", "o"), ("torchref", "#d55e00", "s")):
+            place.plot(xs, [row[name] for row in rows], marker=marker, color=colour, label=name)
+        place.plot(xs, [rows[0]["jaxrun"] * rows[0]["flops_per_token"] / row["flops_per_token"] for row in rows], ":", color="grey",
+                   label="as FLOPs foretell")
+        place.set(xscale="log", yscale="log", xlabel=axis, xticks=xs, xticklabels=[f"{x:,}" for x in xs])
+        place.minorticks_off()
+        place.grid(alpha=0.3)
+    axes[0].set_ylabel("tokens/s (log), higher is better")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"{found['recipe']} at pocket's sizes but for one, 2 CPU cores, float32")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def bench_loader(options: Bench) -> dict[str, Any]:
+    """The reader over shards of 100M tokens that the page cache holds: batches of 524,288 tokens in rows of 1,024, for one process that takes
+    all of it, and for one of 8 that takes its part."""
+    import hashlib
+
+    import numpy as np
+
+    from parity.data.shards import open_shard, write_shard
+    from parity.data.stream import Reader, Segment, spans
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.bin"
+        write_shard(path, np.random.default_rng(0).integers(0, 50257, 100_000_000).astype(np.uint16))
+        shard = open_shard(path)
+        _ = int(np.asarray(shard).max())  # now it is in the page cache
+        plan = [Segment(180, 524_288, 1024)]
+        for name, options_ in (("one process", {}), ("one of 8, the first", {"ranks": 8}), ("one of 8, another", {"rank": 1, "ranks": 8, "digests": False})):
+            speeds = []
+            for _ in range(options.turns):
+                begin_s = time.perf_counter()
+                with Reader([shard], spans([len(shard)], plan), vocab_size=50257, **options_) as reader:
+                    count = sum(1 for _ in reader)
+                speeds.append(count * 524_288 / (time.perf_counter() - begin_s))
+            found[name] = {"tokens_per_s": round(statistics.median(speeds))}
+        data = np.asarray(shard[:524_289]).tobytes()
+        begin_s = time.perf_counter()
+        for _ in range(50):
+            hashlib.sha256(data).hexdigest()
+        found["sha256 alone"] = {"tokens_per_s": round(50 * 524_288 / (time.perf_counter() - begin_s))}
+    return found
+
+
 class Worker:
     """A process that holds one compiled program and makes steps when it is told to."""
 
-    def __init__(self, recipe: str, scale: str, backend: str, build: dict[str, Any]):
-        command = [sys.executable, __file__, "--worker", json.dumps([recipe, scale, backend, build])]
+    def __init__(self, recipe: str, scale: str, backend: str, build: dict[str, Any], fields: dict[str, int]):
+        command = [sys.executable, __file__, "--worker", json.dumps([recipe, scale, backend, build, fields])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.tokens = int(self.process.stdout.readline())
 
@@ -130,14 +247,21 @@ def worker(spec: str) -> None:
         print(json.dumps(seconds), flush=True)
 
 
-def prepared(name: str, scale: str, backend: str, build: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+def prepared(name: str, scale: str, backend: str, build: dict[str, Any], fields: dict[str, int] | None = None) -> tuple[Any, Any, Any, Any]:
+    from dataclasses import replace
+
     import numpy as np
 
     from parity.program import build as build_program
     from parity.recipe import recipe_for
 
-    recipe = recipe_for(name, scale)
-    program = build_program(backend, recipe, **build)
+    recipe = replace(recipe_for(name, scale), **(fields or {}))
+    if backend == "plain":
+        from plain_gpt import Plain
+
+        program = Plain(recipe, **build)
+    else:
+        program = build_program(backend, recipe, **build)
     tokens = np.random.default_rng(0).integers(0, recipe.tokenizer_size, recipe.batch_tokens + 1).astype(np.int32)
     shape = (-1, recipe.context)
     return recipe, program, program.init(0), program.place(tokens[:-1].reshape(shape), tokens[1:].reshape(shape))

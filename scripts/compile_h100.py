@@ -54,6 +54,10 @@ class Options:
     """Parts that a GPU takes its rows in."""
     shards: int | None = None
     """GPUs that the state is divided over; by default all of one machine."""
+    fields: tuple[str, ...] = ()
+    """Other fields of the recipe, such as dim=1600 layers=48."""
+    remat: str = "none"
+    """What is computed again for the gradient: none or blocks."""
     json: bool = False
     """Print JSON."""
     save: Path | None = None
@@ -77,7 +81,8 @@ def report(options: Options) -> dict[str, Any]:
         raise InputError(f"--devices {n}: expected 1 to {GPUS_A_MACHINE}, or a multiple of it: choose another")
     recipe = dataclasses.replace(default_recipe(track, options.recipe), precision="bfloat16")
     rows = options.rows or min(65_536 // recipe.context, max(1, recipe.batch_tokens // recipe.context))
-    recipe = dataclasses.replace(recipe, batch_tokens=rows * n * recipe.context)
+    others = {name: int(value) for name, _, value in (text.partition("=") for text in options.fields)}
+    recipe = dataclasses.replace(recipe, **{"batch_tokens": rows * n * recipe.context} | others)
     try:
         described = topologies.get_topology_desc("", platform="cuda", target_config=(ROOT / "scripts" / "h100.txtpb").read_text(),
                                                  topology=f"1x{max(1, n // GPUS_A_MACHINE)}x{min(n, GPUS_A_MACHINE)}")
@@ -85,7 +90,7 @@ def report(options: Options) -> dict[str, Any]:
         raise InputError(f"compiling for H100s needs JAX's CUDA plugin, expected jax[cuda13], found none that works ({str(error)[:200]}): "
                          "pip install 'jaxrun[cuda]'") from error
     shards = options.shards or min(n, GPUS_A_MACHINE)
-    program = JaxProgram(recipe, list(described.devices), microbatches=options.microbatches, shards=shards)
+    program = JaxProgram(recipe, list(described.devices), microbatches=options.microbatches, shards=shards, remat=options.remat)
     tokens = {"step": rows * recipe.context,
               "evaluation": largest_batch(track.val_tokens, EVAL_TOKENS_PER_DEVICE * n, recipe.context, n) // n}
     found = {}
@@ -101,7 +106,7 @@ def report(options: Options) -> dict[str, Any]:
     batch = [jax.ShapeDtypeStruct((rows * n, recipe.context), "int32")] * 2
     counted = count(program._step, state, *batch) / n
     return {"recipe": recipe.name, "track": track.name, "devices": n, "shards": shards, "rows": rows, "microbatches": options.microbatches,
-            "tokens": tokens, "versions": fingerprint.versions(), "model_flops": model, "counted_flops": counted,
+            "remat": options.remat, "tokens": tokens, "versions": fingerprint.versions(), "model_flops": model, "counted_flops": counted,
             "flops_over_model": counted / model, **found, "estimate": estimate(found["step"], model, tokens["step"], recipe.steps)}  # fmt: skip
 
 

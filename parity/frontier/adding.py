@@ -149,7 +149,8 @@ def hardware_class(devices: list[dict[str, Any]], host: dict[str, Any]) -> str:
         raise InputError("hardware: expected the kind and number of the devices, found none: seconds cannot be compared without them")
     if all(device["platform"] == "cpu" for device in devices):
         simulated = f", as {devices[0]['count']} devices" if devices[0]["count"] > 1 else ""
-        return f"{host['cpu'] or 'unknown CPU'}, {host['cores']} core{'s' * (host['cores'] != 1)}{simulated}"
+        machines = f"{host['machines']} x " if host.get("machines", 1) > 1 else ""
+        return f"{machines}{host['cpu'] or 'unknown CPU'}, {host['cores']} core{'s' * (host['cores'] != 1)}{simulated}"
     return " + ".join(f"{device['count']} x {device['kind']}" for device in devices)
 
 

@@ -13,7 +13,7 @@ from parity.harness import checkpoints, fingerprint, flops
 from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
 from parity.harness.interrupts import StopRequest
-from parity.harness.session import LARGE_STATE_WEIGHTS, Run
+from parity.harness.session import LARGE_STATE_WEIGHTS, Run, host
 from parity.own import explained
 
 State = Any
@@ -60,6 +60,12 @@ def train(run: Run, stop: StopRequest) -> State:
         return state
     except (RunFailed, Interrupted):
         raise
+    except Exception as error:
+        if "OutOfMemory" not in type(error).__name__ and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        run.log.event("failure", step=done, reason=str(error).splitlines()[0][:300])
+        raise InputError(f"a device's memory does not hold {run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)} rows in "
+                         f"{run.options.microbatches} parts ({str(error).splitlines()[0][:120]}): choose more --microbatches") from error
     except BaseException as error:
         with suppress(InputError):  # the log itself may be what went wrong, as on a full disk
             run.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
@@ -112,7 +118,7 @@ def begin(run: Run) -> tuple[State, int]:
 def log_resume(run: Run, step: int, checkpoint: str, digest: str) -> None:
     """Logs where a run goes on, with what: the code, the packages and the machine may be others than at its start."""
     run.log.event("resume", step=step, checkpoint=checkpoint, digest=digest, source_sha256=run.source_sha256,
-                  devices=run.program.devices, host=fingerprint.host(), versions=fingerprint.versions(),
+                  devices=run.program.devices, host=host(run.team), versions=fingerprint.versions(),
                   environment=fingerprint.environment())  # fmt: skip
 
 
@@ -120,6 +126,7 @@ def warm_up(run: Run, state: State) -> State:
     """Compiles the step and the evaluation on dummy data, counts the step's FLOPs, and puts the state back."""
     run.screen.phase("compiling")
     with run.phase("warm-up"):
+        check_memory(run)
         before = run.program.digest(state)
         run.log.event("state", name="before warm-up", digest=before)
         kept = run.program.snapshot(state)
@@ -137,6 +144,27 @@ def warm_up(run: Run, state: State) -> State:
         blame = RunFailed if run.options.program or run.options.optimizer else RuntimeError
         raise blame(f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did")
     return state
+
+
+def check_memory(run: Run) -> None:
+    """Raises InputError where the compiled step needs more memory than a device has, with the microbatches that would fit."""
+    found = run.program.memory() if hasattr(run.program, "memory") else None
+    if found is not None:
+        rows = run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)
+        if problem := too_little(*found, rows, run.options.microbatches):
+            raise InputError(problem)
+
+
+def too_little(needed: dict[str, int], there: int, rows: int, microbatches: int) -> str:
+    """What to say of a step whose bytes (arguments, temporaries, results) are more than are `there`; "" where they fit. Temporaries
+    shrink with the rows that are computed at once."""
+    if sum(needed.values()) <= there:
+        return ""
+    still = needed["arguments"] + needed["results"]
+    fitting = [n for n in range(microbatches + 1, rows + 1) if rows % n == 0 and still + needed["temporaries"] * microbatches / n <= there]
+    advice = f"--microbatches {fitting[0]} would fit" if fitting else "no number of microbatches would fit: use more devices or a smaller model"
+    return (f"the step needs {sum(needed.values()) / 1e9:.1f} GB of a device's memory with {rows // microbatches} rows at once, found "
+            f"{there / 1e9:.1f} GB: {advice}")
 
 
 def count(run: Run, state: State, batch: Any) -> tuple[int, State]:

@@ -64,6 +64,8 @@ class JaxOptions(Options):
 
     shards: int | None = None
     """How many devices the weights and the optimizer's state are divided over; all of them by default."""
+    remat: Literal["none", "blocks"] = "none"
+    """What is computed again for the gradient and not kept: none, or all that is inside blocks."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
 KEPT = ("optimizer", "compile")  # options that a resumed run must share with the run it goes on with
 EVAL_TOKENS_PER_DEVICE = 65_536  # so that the logits of an evaluation fit beside the training state
 LARGE_STATE_WEIGHTS = 32_000_000  # of a larger state digests are taken at checkpoints only: each reads all of it
-LAYOUT = ("devices", "microbatches", "shards")  # options that change what is computed where, and a result by rounding only
+LAYOUT = ("devices", "microbatches", "shards", "remat")  # options that change what is computed where, and a result by rounding only
 FREE_ON_RESUME = {"resume", "device", *LAYOUT, "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"}
 
 
@@ -148,7 +149,10 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
                              f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice")
         _agree(team, backend, options, identity)
         if not team.first:
-            place, log = place or rundir.RunDir(Path(team.share(None))), NoLog()
+            if place is None:
+                host(team)
+                place = rundir.RunDir(Path(team.share(None)))
+            log = NoLog()
         elif place is None:
             place = rundir.create(options.runs, track.name, options.name,
                                   default=rundir.default_name(recipe.name, backend, seed))  # fmt: skip
@@ -254,8 +258,8 @@ def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
 
 def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Program:
     if module is not None:
-        if options.microbatches != 1 or getattr(options, "shards", None):
-            raise InputError("--microbatches and --shards are for the recipes' own programs: a program of your own divides its batch itself")
+        if options.microbatches != 1 or getattr(options, "shards", None) or getattr(options, "remat", "none") != "none":
+            raise InputError("--microbatches, --shards and --remat are for the recipes' own programs: a program of your own divides its batch itself")
         program = own.build(module, recipe, device=options.device, devices=options.devices)
         with own.explained(module.__file__, "init"):
             program.init(options.seed)
@@ -264,7 +268,7 @@ def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Progr
                              "it with the other trainer")  # fmt: skip
         return program
     chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
-    chosen |= {name: getattr(options, name) for name in ("microbatches", "shards", "compile") if hasattr(options, name)}
+    chosen |= {name: getattr(options, name) for name in ("microbatches", "shards", "remat", "compile") if hasattr(options, name)}
     program = programs.build(backend, recipe, **chosen)
     if options.optimizer:
         program.init(options.seed)  # what is wrong with an own optimizer is said before there is a run directory
@@ -287,11 +291,17 @@ def _write_run_json(place: RunDir, backend: str, program: Program, track: Track,
         "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
         "devices": _devices(backend, program.devices), "processes": team.size,
         "layout": {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)} | {"devices": len(program.devices)},
-        "host": fingerprint.host(), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
+        "host": host(team), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
         "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
         "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
         "malloc": SETTINGS if keep_freed_memory() else {}, "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
     })  # fmt: skip
+
+
+def host(team: Team) -> dict[str, Any]:
+    """The machine of the first process, and how many there are where the others run on more. All processes call."""
+    machines = len(set(team.gather(socket.gethostname())))
+    return fingerprint.host() | ({"machines": machines} if machines > 1 else {})
 
 
 def _devices(backend: str, said: list[str]) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ class Team:
         self.rank, self.size, self.hang_s = rank, size, hang_s
         self.resume_command = ""
         self._progress = 0
-        self._closing = threading.Event()
+        self._closing, self._ending = threading.Event(), False
         self._replies: list[list[Any]] = []
         self._arrived = threading.Condition()
         self._lock = threading.Lock()  # one line at a time on a socket
@@ -79,10 +79,13 @@ class Team:
 
     def close(self, reason: str = "") -> None:
         """Leaves the team; with a reason, such as an error, for which the others end too."""
-        if self.size == 1 or self._closing.is_set():
+        if self.size == 1:
             return
         if reason:
             time.sleep(BEAT_S)  # where another's death is what went wrong here, its connection tells, and ends this process
+        if self._closing.is_set():
+            time.sleep(SILENT_S if self._ending else 0)  # a thread is about to end this process, in its own words
+            return
         self._closing.set()
         for rank in list(self._links):
             with contextlib.suppress(OSError):
@@ -217,6 +220,7 @@ class Team:
         """Ends this process from whatever thread, since its own may wait in an exchange that never ends; the first tells the others."""
         if self._closing.is_set():
             return
+        self._ending = True
         self._closing.set()
         for other in self._links:
             with contextlib.suppress(OSError):

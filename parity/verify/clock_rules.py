@@ -162,9 +162,12 @@ def speed(context: Context) -> Found:
     else:
         return fails(f"the finish says {totals.get('flops_per_step')} FLOPs a step, of a program that must multiply matrices")
     limit, basis = 0.0, []
+    again = log.of("resume")  # a run may go on with more devices or machines than it began with
     for device in evidence.run["devices"]:
         one, why = speed_limit(device["kind"], device["platform"], evidence.run["host"]["cores"], evidence.precision)
-        limit += one * (device["count"] if device["platform"] != "cpu" else 1)
+        counts = [device["count"], *(list(event.get("devices") or []).count(device["kind"]) for event in again)]
+        machines = [host.get("machines", 1) for host in (evidence.run["host"], *(event.get("host") or {} for event in again))]
+        limit += one * max(counts if device["platform"] != "cpu" else machines)
         basis.append(why)
     seconds = float(log.columns["train_s"][-1])
     reached = flops / max(seconds, 1e-9)

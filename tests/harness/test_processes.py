@@ -1,5 +1,6 @@
 """Runs of several processes: the numbers of one process, and what a death in any phase leaves."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,9 @@ def several(commands, tmp_path, monkeypatch):
 
 
 def losses(path: Path) -> list[float]:
-    return [event["loss"] for event in read(path / "log.jsonl") if event["event"] == "step"]
+    """By step; one that was made again after a resume counts once."""
+    found = {event["step"]: event["loss"] for event in read(path / "log.jsonl") if event["event"] == "step"}
+    return [found[step] for step in sorted(found)]
 
 
 def same(path: Path, other: Path) -> None:
@@ -101,28 +104,53 @@ def test_torchrun_starts_the_processes(several, finished):
     same(path, finished("torchref").path)
 
 
+@pytest.fixture(scope="module")
+def whole(commands, tmp_path_factory):
+    """An undisturbed run of four processes, once a backend."""
+    made = {}
+
+    def get(backend: str) -> Path:
+        if backend not in made:
+            made[backend], ends = Several(commands, tmp_path_factory.mktemp("whole")).new(backend, 4, backend)
+            assert [done.code for done in ends] == [0] * 4, ends
+        return made[backend]
+
+    return get
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("where", ["record", "evaluate", "save"])
-@pytest.mark.parametrize("rank", [0, 3])
-def test_a_process_killed_in_any_phase_ends_the_others_and_the_run_resumes_to_the_same_numbers(backend, where, rank, several):
+@pytest.mark.parametrize("rank, where", [(3, "record"), (3, "evaluate"), (3, "save"), (0, "record")])
+def test_a_process_killed_in_any_phase_ends_the_others_and_the_run_resumes_to_the_same_numbers(backend, where, rank, several, whole):
     path, ends = several.new(backend, 4, "killed", dying=(rank, where))
     others = [done for i, done in enumerate(ends) if i != rank]
     assert ends[rank].code == -9 and [done.code for done in others] == [2, 2, 2], ends
     for done in others:
         assert f"process {rank} of 4 died" in done.err and "--resume" in done.err
     assert [done.code for done in several.resume(backend, 4, path)] == [0, 0, 0, 0]
-    whole, _ = several.new(backend, 4, "whole")
-    assert losses(path)[-1] == losses(whole)[-1]
-    assert (path / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+    assert losses(path)[-1] == losses(whole(backend))[-1]
+    assert (path / "weights.safetensors").read_bytes() == (whole(backend) / "weights.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def saved(commands, tmp_path_factory):
+    """A run of four processes that was cut off, once a backend."""
+    made = {}
+
+    def get(backend: str) -> Path:
+        if backend not in made:
+            made[backend], ends = Several(commands, tmp_path_factory.mktemp("saved")).new(backend, 4, backend, dying=(1, "record"))
+            assert [done.code for done in ends] == [2, -9, 2, 2], ends
+        return made[backend]
+
+    return get
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_what_four_saved_any_number_goes_on_with(backend, count, several, finished):
-    path, ends = several.new(backend, 4, "saved", dying=(1, "record"))
-    assert [done.code for done in ends] == [2, -9, 2, 2]
+def test_what_four_saved_any_number_goes_on_with(backend, count, several, saved, finished, tmp_path):
+    path = shutil.copytree(saved(backend), tmp_path / "tiny" / "copy")
     ends = several.resume(backend, 1, path, devices=8) if backend == "jaxrun" and count == 8 else several.resume(backend, count, path)
     assert [done.code for done in ends] == [0] * len(ends), ends
     same(path, finished(backend).path)

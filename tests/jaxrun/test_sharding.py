@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,28 @@ def test_a_gpu_without_its_plugin_is_told(monkeypatch, tmp_path):
         sharding.pick_devices()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert sharding.pick_devices()[0].platform == "cpu"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", ["muon", "nanogpt"])
+def test_nothing_wider_than_the_recipe_says_is_in_the_program(recipe, precision):
+    """With 64-bit types allowed, a number without a type of its own would come out as float64."""
+    import dataclasses
+
+    import jax
+
+    from jaxrun.program import JaxProgram
+    from parity.recipe import recipe_for
+
+    with jax.enable_x64(True):
+        program = JaxProgram(dataclasses.replace(recipe_for(recipe, "tiny"), precision=precision), jax.devices()[:1])
+        for what in ("step", "evaluation"):
+            assert not re.search(r"tensor<[0-9x]+xf64>", program.lowered(16, what).as_text()), what  # scalars on their way to float32 aside
+        assert not any(x.weak_type for x in jax.tree.leaves(program.shapes))
+
+
+def test_a_run_compiles_its_step_once(commands, tmp_path):
+    done = commands.run(*commands.small("jaxrun", tmp_path, "counted"), env={"JAX_LOG_COMPILES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "none")})
+    assert done.code == 0, done.err
+    compiled = [line for line in done.err.splitlines() if "Finished XLA compilation" in line]
+    assert sum("jit(_update)" in line for line in compiled) == 1 and sum("jit(_token_losses)" in line for line in compiled) == 1, compiled
