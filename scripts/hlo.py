@@ -128,7 +128,7 @@ class Compiled:
         for one in computation.instructions.values():
             yield computation, one, runs, fused
             rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)
-            inside = one.op in ("fusion", "reduce", "scatter", "sort", "select-and-scatter", "map", "reduce-window") or one.op in COLLECTIVES
+            inside = one.op in ("fusion", "reduce", "scatter", "sort", "select-and-scatter", "map", "reduce-window") or one.op.removesuffix("-start") in COLLECTIVES
             for called in one.called():
                 if called in self.computations:
                     yield from self.walk(called, runs * (int(rounds[1]) if rounds else 1), fused or inside)

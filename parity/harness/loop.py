@@ -60,15 +60,13 @@ def train(run: Run, stop: StopRequest) -> State:
         return state
     except (RunFailed, Interrupted):
         raise
-    except Exception as error:
-        if "OutOfMemory" not in type(error).__name__ and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        run.log.event("failure", step=done, reason=str(error).splitlines()[0][:300])
-        raise InputError(f"a device's memory does not hold {run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)} rows in "
-                         f"{run.options.microbatches} parts ({str(error).splitlines()[0][:120]}): choose more --microbatches") from error
     except BaseException as error:
         with suppress(InputError):  # the log itself may be what went wrong, as on a full disk
             run.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
+        if "OutOfMemory" in type(error).__name__ or "RESOURCE_EXHAUSTED" in str(error):
+            rows = run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)
+            raise InputError(f"a device's memory does not hold {rows} rows in {run.options.microbatches} parts "
+                             f"({str(error).splitlines()[0][:120]}): choose more --microbatches") from error  # fmt: skip
         raise
 
 

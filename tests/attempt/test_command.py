@@ -115,7 +115,7 @@ def test_wrong_command_lines_are_one_sentence(capsys, arguments, told):
     ("arguments", "told"),
     [
         (["--stepz", "3"], "arguments: unknown option --stepz of python -m torchref.train: did you mean --steps?"),
-        (["--steps", "x"], "declaration.json: arguments: Value error"),
+        (["--steps", "x"], "declaration.json: arguments: --steps: expected a whole number, found 'x'"),
         (["--head-dim", "7"], "arguments: recipe muon: --head-dim must be"),
         (["--seed=3"], "arguments: expected no --seed"),
         (["--data_dir", "x"], "arguments: expected no --data_dir"),

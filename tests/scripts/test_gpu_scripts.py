@@ -104,6 +104,7 @@ def test_what_is_compiled_for_eight_h100s_keeps_its_bounds(recipe):
     step, evaluation = found["step"], found["evaluation"]
     assert step["bytes"]["peak"] < 40e9 and evaluation["bytes"]["peak"] < 20e9
     assert found["flops_over_model"] < 1.10
+    assert "bf16[8192,50304]" in step["largest_buffers"]  # an eighth of the batch's scores at a time
     for one in (step, evaluation):
         assert all(types.startswith("bf16 x bf16") for types in one["products"])
         assert all(row["async"] == row["count"] for row in one["collectives"].values())
