@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxrun import model
 from jaxrun.attention import target_platform
 
-BLOCK_LOGITS = {"cpu": 1 << 21, "gpu": 1 << 29}
-"""Logits in a block: on the CPU so many that they stay in its caches, on a GPU enough to fill it."""
+BLOCK_TOKENS = {"cpu": 512, "gpu": 8192}
+"""Tokens in a block: on the CPU so few that their logits stay in its caches where the vocabulary is small, on a GPU enough to fill it."""
 
 Weights = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Head(NamedTuple):
 
 def token_losses(head: Head, weights: Weights, x_BTD, targets_BT):
     """-log softmax(logits)[target]: (B, T), nats, in the type of the logits."""
-    blocks = in_blocks(head, weights, x_BTD, targets_BT)
+    blocks = in_blocks(x_BTD, targets_BT)
     losses = each(lambda x, targets: model.token_losses(head.scores(weights, x), targets, head.squash), blocks)
     return losses.reshape(targets_BT.shape)
 
@@ -50,7 +50,7 @@ def _total(head, weights, x_BTD, targets_BT, counted_BT):
 
 
 def _total_forward(head, weights, x_BTD, targets_BT, counted_BT):
-    blocks = in_blocks(head, weights, x_BTD, targets_BT, *([] if counted_BT is None else [counted_BT]))
+    blocks = in_blocks(x_BTD, targets_BT, *([] if counted_BT is None else [counted_BT]))
 
     def block(x, targets, *counted):
         def loss(weights, x):
@@ -81,12 +81,10 @@ def _total_backward(head, kept, scale):
 _total.defvjp(_total_forward, _total_backward)
 
 
-def in_blocks(head: Head, weights: Weights, x_BTD, *others_BT) -> tuple:
+def in_blocks(x_BTD, *others_BT) -> tuple:
     """The tokens of a batch in equal blocks: x (blocks, 1, N, D) and whatever else each token has (blocks, 1, N)."""
     count = x_BTD.shape[0] * x_BTD.shape[1]
-    columns = jax.eval_shape(head.scores, weights, x_BTD[:1, :1]).shape[-1]
-    fits = BLOCK_LOGITS[target_platform()] // columns
-    blocks = next(n for n in range(1, count + 1) if count % n == 0 and (count // n <= fits or n == count))
+    blocks = next(n for n in range(1, count + 1) if count % n == 0 and count // n <= BLOCK_TOKENS[target_platform()])
     return x_BTD.reshape(blocks, 1, count // blocks, -1), *(x.reshape(blocks, 1, count // blocks) for x in others_BT)
 
 

@@ -228,6 +228,8 @@ def remat(policy: str) -> Iterator[None]:
         _remat.reset(token)
 
 
+TRANSPOSED_ROWS = 8192  # from about there on the copy costs less than the result's
+
 MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
 
 
@@ -248,7 +250,7 @@ def _product_forward(x, weight):
 def _product_backward(kept, dy):
     x, weight = kept
     rows = tuple(range(x.ndim - 1))
-    if weight.shape[0] > weight.shape[1]:  # XLA on the CPU copies the left side transposed: let it be the narrower one
+    if weight.shape[1] < weight.shape[0] <= TRANSPOSED_ROWS:  # XLA on the CPU copies the left side transposed: let it be the narrower one
         dweight = jax.lax.optimization_barrier(_dot(x, dy, rows, rows)).T  # without the barrier XLA turns it back
     else:
         dweight = _dot(dy, x, rows, rows)
