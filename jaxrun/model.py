@@ -23,12 +23,10 @@ class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, dtypes: Dtypes):
         self.weight = _empty((outputs, inputs), dtypes.weights)
         self.bias = _empty((outputs,), dtypes.weights)
-        self.dtype, self.wide = dtypes.products, dtypes.wide
+        self.dtype = dtypes.products
 
     def __call__(self, x):
-        # Added in the wide type, so that the bias' gradient is summed there: a sum of narrow numbers loses most of it.
-        y = product(x, self.weight[...], self.dtype).astype(self.wide)
-        return (y + self.bias[...].astype(self.dtype).astype(self.wide)).astype(self.dtype)
+        return plus(product(x, self.weight[...], self.dtype), self.bias[...].astype(self.dtype))
 
 
 class Embedding(nnx.Module):
@@ -228,7 +226,7 @@ def remat(policy: str) -> Iterator[None]:
         _remat.reset(token)
 
 
-TRANSPOSED_ROWS = 8192  # from about there on the copy costs less than the result's
+WIDE_ROWS = 8192  # columns of logits from which on XLA's ways on the CPU change places
 
 MODELS = {"nanogpt": NanoModel, "muon": MuonModel}
 
@@ -250,7 +248,7 @@ def _product_forward(x, weight):
 def _product_backward(kept, dy):
     x, weight = kept
     rows = tuple(range(x.ndim - 1))
-    if weight.shape[1] < weight.shape[0] <= TRANSPOSED_ROWS:  # XLA on the CPU copies the left side transposed: let it be the narrower one
+    if weight.shape[1] < weight.shape[0] <= WIDE_ROWS:  # XLA on the CPU copies the left side transposed: let it be the narrower one
         dweight = jax.lax.optimization_barrier(_dot(x, dy, rows, rows)).T  # without the barrier XLA turns it back
     else:
         dweight = _dot(dy, x, rows, rows)
@@ -262,6 +260,25 @@ _product.defvjp(_product_forward, _product_backward)
 
 def _dot(a, b, a_axes, b_axes):
     return jax.lax.dot_general(a, b, ((a_axes, b_axes), ((), ())), precision="highest", preferred_element_type=a.dtype)
+
+
+@jax.custom_vjp
+def plus(y, bias):
+    """y + bias over the last axis, of one type; the bias' gradient is summed in float32 or wider."""
+    return y + bias
+
+
+def _plus_backward(_, dy):
+    rows, wide = dy.reshape(-1, dy.shape[-1]), jnp.promote_types(dy.dtype, jnp.float32)
+    if target_platform() == "cpu" and rows.shape[1] > WIDE_ROWS:  # XLA's sum over so long rows takes ten times as long as a product with ones
+        ones = jnp.ones(len(rows), dy.dtype)
+        total = jax.lax.dot_general(ones, rows, (((0,), (0,)), ((), ())), precision="highest", preferred_element_type=wide)
+    else:
+        total = jnp.sum(rows, axis=0, dtype=wide)
+    return dy, total.astype(dy.dtype)
+
+
+plus.defvjp(lambda y, bias: (plus(y, bias), None), _plus_backward)
 
 
 @partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the gradient

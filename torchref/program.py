@@ -204,6 +204,7 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
         raise InputError(f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
                          "it in CXX, or leave --compile out")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
+    distributed.join(chosen)
     return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile,
                         microbatches=microbatches)
 
