@@ -179,7 +179,8 @@ class Reader:
     """Iterates over the batches of `spans`, made ready ahead of time in a thread; use it as a context manager.
 
     `prefetch` batches at most wait; each has its digest computed, every token of the global batch checked against
-    `vocab_size`, and its arrays handed to `place`, in the thread. Without `digests` only the rank's part is read and checked. What goes wrong there is raised by `next`. `close`
+    `vocab_size`, and its arrays handed to `place`, in the thread. Without `digests` only the rank's part is read and
+    checked. What goes wrong there is raised by `next`. `close`
     stops and joins the thread, also when batches are left.
     """
 

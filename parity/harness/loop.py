@@ -192,9 +192,12 @@ def pause(run: Run, state: State, done: int, signal_number: int | None = None) -
 
 def watched(run: Run) -> dict[str, list[Any]]:
     """What own code was seen to do since this was last asked, in all processes."""
-    everyone = run.team.gather(run.guard.found())
-    return {kind: [one for i, one in enumerate(found) if one not in found[:i]] for kind in everyone[0]
-            for found in [[one for part in everyone for one in part[kind]]]}
+    found: dict[str, list[Any]] = {}
+    for seen in run.team.gather(run.guard.found()):
+        for kind, events in seen.items():
+            known = found.setdefault(kind, [])
+            known += [one for one in events if one not in known]
+    return found
 
 
 def validate(run: Run, state: State, done: int) -> None:
