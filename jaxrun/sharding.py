@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from parity.errors import InputError
 
 NVIDIA = Path("/proc/driver/nvidia/version")  # there where a driver is
+MACHINE = 8  # devices that are well connected
 ROWS = PartitionSpec(("data", "weights"))
 WHOLE = PartitionSpec()
 
@@ -76,13 +77,14 @@ def _port() -> int:
 
 
 def make_mesh(devices: list, weights: int | None = None) -> Mesh:
-    """A mesh (data, weights) over the devices; the state is divided over `weights` of them (None: over all).
+    """A mesh (data, weights) over the devices; the state is divided over `weights` of them (None: over all, or those of one machine).
 
     Raises InputError where that many do not divide the devices.
     """
-    weights = len(devices) if weights is None else weights
+    if weights is None:
+        weights = MACHINE if len(devices) > MACHINE and len(devices) % MACHINE == 0 else len(devices)
     if weights < 1 or len(devices) % weights:
-        raise InputError(f"state divided over {weights} devices: expected a divisor of the {len(devices)} devices: choose another")
+        raise InputError(f"--shards {weights}: expected a divisor of the number of devices, {len(devices)}, found another: choose one")
     return Mesh(np.array(devices).reshape(-1, weights), ("data", "weights"))
 
 

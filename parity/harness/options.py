@@ -31,7 +31,8 @@ class Options:
     microbatches: int = 1
     """Parts that each device takes its rows of a batch in, one after the other: less memory, the same gradient."""
     coordinator: str | None = None
-    """HOST:PORT of the first of several processes, where torchrun or SLURM do not start them; it uses that port and the next."""
+    """HOST:PORT of the first of several processes, where torchrun or SLURM do not start them; it uses that port and the next. Give
+    --processes and --process too."""
     processes: int | None = None
     """How many processes there are."""
     process: int | None = None
@@ -63,9 +64,9 @@ class JaxOptions(Options):
     """What to run and where."""
 
     shards: int | None = None
-    """How many devices the weights and the optimizer's state are divided over; all of them by default."""
+    """How many devices the weights and the optimizer's state are divided over; by default all, and of more than 8 the 8 of one machine."""
     remat: Literal["none", "blocks"] = "none"
-    """What is computed again for the gradient and not kept: none, or all that is inside blocks."""
+    """blocks: keep each block's input alone, and compute the rest again for the gradient: less memory, more time."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ BEAT_S = 1.0
 SILENT_S = 20.0  # without a beat: its machine or its whole process stands still
 HANG_S = 300.0  # alive, but no further although others wait: longer than a large program takes to compile
 JOIN_S = 120.0  # for all to come together
+PATIENT_S = 3.0  # before it is said that others are waited for
 PORT = 29_400  # where SLURM gives none
 
 
@@ -70,8 +71,9 @@ class Team:
         for rank, found in enumerate(everyone := self.gather(facts)):
             for name, value in everyone[0].items():
                 if found.get(name) != value:
-                    raise InputError(f"process {rank} of {self.size} has another {name} than process 0: expected {_short(value)}, found "
-                                     f"{_short(found.get(name))}: start all with the same command, code, data and packages")
+                    where, ours, theirs = _parted(name, value, found.get(name))
+                    raise InputError(f"process {rank} of {self.size} has another {where} than process 0: expected {_short(ours)}, found "
+                                     f"{_short(theirs)}: start all with the same command, code, data and packages")
 
     def any(self, value: int | None) -> int | None:
         """The first value that is not None, by rank; the same on all processes."""
@@ -108,7 +110,7 @@ class Team:
         else:
             self._links[0] = _reach(address, self.rank, self.size)
             self._send(0, {"rank": self.rank, "size": self.size})
-            hello = self._links[0].makefile("rb").readline()
+            hello = _greeting(self._links[0])
             if b"welcome" not in hello:
                 raise InputError(f"process {self.rank}: expected {self.size} processes at {address[0]}:{address[1]}, found another run's "
                                  f"({hello.decode(errors='replace').strip()[:100] or 'closed'}): start each process once, with its own number")
@@ -125,15 +127,20 @@ class Team:
             raise InputError(f"port {address[1]} of {address[0]} cannot be used ({error.strerror}): another run may have it; choose another "
                              "--coordinator HOST:PORT, or MASTER_PORT") from None
         with server:
-            end_s = time.monotonic() + JOIN_S
+            begin_s = time.monotonic()
+            said, end_s = False, begin_s + JOIN_S
             while len(self._links) < self.size - 1:
-                server.settimeout(max(0.01, end_s - time.monotonic()))
+                if not said and time.monotonic() > begin_s + PATIENT_S:
+                    said = _waiting(f"{self.size - 1 - len(self._links)} more of {self.size} processes at port {address[1]}")
+                server.settimeout(max(0.01, (end_s if said else begin_s + PATIENT_S) - time.monotonic()))
                 try:
                     link, _ = server.accept()
                     link.settimeout(5)
                     hello = json.loads(link.makefile("rb").readline())
                     rank = hello["rank"]
                 except TimeoutError:
+                    if time.monotonic() < end_s:
+                        continue
                     missing = ", ".join(str(i) for i in range(1, self.size) if i not in self._links)
                     raise InputError(f"expected {self.size} processes at {address[0]}:{address[1]}, found {len(self._links) + 1} after "
                                      f"{JOIN_S:.0f} s, without {missing}: start one process for each number") from None
@@ -162,6 +169,7 @@ class Team:
             for line in link.makefile("rb"):
                 message = json.loads(line)
                 if "end" in message:
+                    self._left.add(rank)
                     return self._end(message["end"])
                 if "bye" in message:
                     return self._gone(rank, message["bye"] and f"ended: {message['bye']}")
@@ -225,7 +233,7 @@ class Team:
         for other in self._links:
             with contextlib.suppress(OSError):
                 self._send(other, {"end": reason})
-        go_on = f"; go on with\n  {self.resume_command}" if self.resume_command else ""
+        go_on = f"; go on with\n  {self.resume_command}\n(alone, or in as many processes as you like, started as before)" if self.resume_command else ""
         print(f"error: {reason}; what was saved is safe{go_on}", file=sys.stderr, flush=True)
         if self.first:
             time.sleep(BEAT_S / 2)  # frameworks end the others in their own words when the first is gone: let them read ours before
@@ -242,9 +250,12 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     if not env or env["WORLD_SIZE"] == "1":
         return Team()
     rank, size, port = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["MASTER_PORT"])
-    if not 0 <= rank < size or not 0 < port < 65_535:
-        raise InputError(f"expected a process number from 0 to {size - 1} and a port from 1 to 65534, found {rank} and {port}: number the "
-                         "processes from 0")
+    if not 0 <= rank < size:
+        raise InputError(f"process {rank} of {size}: expected a number from 0 to {size - 1}: number the processes from 0")
+    if not 0 < port < 65_535:
+        raise InputError(f"port {port} of {env['MASTER_ADDR']}: expected one from 1 to 65534, since the next one is used too: choose another")
+    if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        _check_free(env["MASTER_ADDR"], port)
     os.environ.update(env)
     team = Team(rank, size, float(os.environ.get("JAXRUN_HANG_S", HANG_S)))
     team.connect((env["MASTER_ADDR"], port + 1))
@@ -256,8 +267,8 @@ def _asked_for(coordinator: str | None, processes: int | None, process: int | No
     if all(value is None for value in given.values()):
         return None
     if missing := [name for name, value in given.items() if value is None]:
-        raise InputError(f"{missing[0]}: expected with the other two of --coordinator HOST:PORT, --processes N and --process I, found none: "
-                         "give all three")
+        raise InputError(f"{' and '.join(missing)}: expected with the rest of --coordinator HOST:PORT, --processes N and --process I, found "
+                         "none: give all three")
     found = re.fullmatch(r"\[?([^\[\]]+)\]?:(\d+)", str(coordinator))
     if not found:
         raise InputError(f"--coordinator {coordinator}: expected HOST:PORT of the first process, for example node1:29400")
@@ -287,17 +298,51 @@ def _of_slurm() -> dict[str, str] | None:
             "MASTER_PORT": env.get("MASTER_PORT", str(PORT + 2 * (int(env.get("SLURM_JOB_ID", "0")) % 10_000)))}
 
 
+def _check_free(host: str, port: int) -> None:
+    """Raises InputError where the port for the frameworks is taken: they would say so in their own words."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise InputError(f"port {port} of {host} cannot be used ({error.strerror}): another run may have it; choose another --coordinator "
+                         "HOST:PORT, or MASTER_PORT") from None
+
+
+def _greeting(link: socket.socket) -> bytes:
+    """What the first process answers; nothing, where whoever listens there says nothing."""
+    link.settimeout(JOIN_S)
+    with contextlib.suppress(OSError):
+        hello = link.makefile("rb").readline(200)
+        link.settimeout(None)
+        return hello
+    return b"nothing"
+
+
+def _waiting(what: str) -> bool:
+    print(f"waiting for {what}", file=sys.stderr, flush=True)
+    return True
+
+
+def _parted(name: str, ours: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Where two facts part: the first field that differs, in whatever they are made of."""
+    where = name
+    while isinstance(ours, dict) and isinstance(theirs, dict):
+        key = next(key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key))
+        where, ours, theirs = f"{key} ({name})", ours.get(key), theirs.get(key)
+    return where, ours, theirs
+
+
 def _reach(address: tuple[str, int], rank: int, size: int) -> socket.socket:
     """A connection to the first process, which may not listen yet."""
-    end_s = time.monotonic() + JOIN_S
+    begin_s, said = time.monotonic(), False
     while True:
         try:
             link = socket.create_connection(address, timeout=5)
-            link.settimeout(None)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return link
         except OSError as error:
-            if time.monotonic() > end_s:
+            if not said and time.monotonic() > begin_s + PATIENT_S:
+                said = _waiting(f"process 0 at {address[0]}:{address[1]}")
+            if time.monotonic() > begin_s + JOIN_S:
                 raise InputError(f"process {rank} of {size}: expected process 0 at {address[0]}:{address[1]} within {JOIN_S:.0f} s, found none "
                                  f"({error}): start it, or name its host") from None
             time.sleep(0.2)

@@ -20,7 +20,7 @@ def main(backend: str, argv: Sequence[str] | None = None) -> int:
 
 def train(backend: str, argv: Sequence[str] | None) -> None:
     arguments = parse(backend, argv)  # before the imports below, so that --help and mistakes answer at once
-    from parity.errors import Interrupted, RunFailed
+    from parity.errors import InputError, Interrupted, RunFailed
     from parity.harness.finish import finish
     from parity.harness.interrupts import StopRequest
     from parity.harness.loop import train as loop
@@ -35,7 +35,7 @@ def train(backend: str, argv: Sequence[str] | None) -> None:
     except (Interrupted, RunFailed):  # all processes end so, at the same step
         raise
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise
     finally:
         team.close(reason)

@@ -164,5 +164,5 @@ def test_a_process_with_another_recipe_is_found_before_the_first_step(backend, s
     team = ["--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process"]
     processes = [several.commands.start(*small, *team, 0), several.commands.start(*small, "--muon-rate", "0.5", *team, 1)]
     for done in map(several.commands.finish, processes):
-        assert done.code == 2 and "process 1 of 2 has another recipe than process 0" in done.err
+        assert done.code == 2 and "process 1 of 2 has another muon_rate (recipe) than process 0: expected 0.025, found 0.5" in done.err
     assert not (several.folder / "tiny").exists()

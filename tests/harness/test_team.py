@@ -148,10 +148,23 @@ def test_a_first_process_that_does_not_come_is_said(start):
     assert code == 2 and "process 1 of 2: expected process 0 at 127.0.0.1:" in err
 
 
+def test_a_port_that_somebody_else_has_is_said_by_both(tmp_path):
+    """Of the two ports, the second is where processes meet: a listener there that says nothing holds nobody for long."""
+    code = SCRIPT.format(body="        pass", silent=20, join=2)
+    for taken in (0, 1):
+        port = free_port()
+        with socket.create_server(("127.0.0.1", port + taken)) as _:
+            for rank in (0, 1)[: 1 + taken]:
+                done = subprocess.run([sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(rank)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+                assert done.returncode == 2
+                expected = "found another run's (nothing)" if rank else f"port {port + taken} of 127.0.0.1 cannot be used"
+                assert expected in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("given, said", [
-    ({"coordinator": "node1:29400"}, "--processes: expected with the other two"),
+    ({"coordinator": "node1:29400"}, "--processes and --process: expected with the rest"),
     ({"coordinator": "node1", "processes": 2, "process": 0}, "--coordinator node1: expected HOST:PORT"),
-    ({"coordinator": "node1:29400", "processes": 2, "process": 2}, "expected a process number from 0 to 1"),
+    ({"coordinator": "node1:29400", "processes": 2, "process": 2}, "process 2 of 2: expected a number from 0 to 1"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_together_are_said(given, said):
     with pytest.raises(InputError, match=said):

@@ -63,7 +63,7 @@ def test_devices_that_do_not_divide_are_refused():
     from jaxrun.sharding import make_mesh
     from parity.errors import InputError
 
-    with pytest.raises(InputError, match="state divided over 3 devices: expected a divisor of the 1 devices"):
+    with pytest.raises(InputError, match="--shards 3: expected a divisor of the number of devices, 1"):
         make_mesh(jax.devices()[:1], 3)
 
 
