@@ -148,22 +148,7 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
             raise InputError(f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
                              f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice")
         _agree(team, backend, options, identity)
-        if not team.first:
-            if place is None:
-                host(team)
-                place = rundir.RunDir(Path(team.share(None)))
-            log = NoLog()
-        elif place is None:
-            place = rundir.create(options.runs, track.name, options.name,
-                                  default=rundir.default_name(recipe.name, backend, seed))  # fmt: skip
-            guard.allow(place.path)
-            _write_run_json(place, backend, program, track, identity, options, base, team)
-            log = RunLog(place.log)
-            team.share(str(place.path))
-            log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")},
-                      run_json=sha256_file(place.run_json))
-        else:
-            log = RunLog.resume(place.log)
+        place, log = _opened(team, place, program, track, identity, options, base, guard)
         shown = sys.stderr if options.json else None
         screen = Screen(recipe.name, track.name, recipe.steps, stream=shown if team.first else open(os.devnull, "w"))  # noqa: SIM115
         run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity, guard, team)
@@ -183,6 +168,31 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
             guard.stop()
         if place is not None:
             place.release()
+
+
+def _opened(team: Team, place: RunDir | None, program: Program, track: Track, identity: dict[str, Any], options: Options, base: Recipe,
+            guard: Guard) -> tuple[RunDir, RunLog | NoLog]:  # fmt: skip
+    """The run directory and its log: a new one, or the one that is there, which the first process keeps and the others read."""
+    if place is not None:
+        log = RunLog.resume(place.log) if team.first else NoLog()
+        team.gather("the log is whole")  # before the others read it
+        return place, log
+    if not team.first:
+        host(team)
+        return RunDir(Path(team.share(None))), NoLog()
+    name = rundir.default_name(program.recipe.name, identity["backend"], identity["seed"])
+    place = rundir.create(options.runs, track.name, options.name, default=name)
+    try:
+        guard.allow(place.path)
+        _write_run_json(place, identity["backend"], program, track, identity, options, base, team)
+        log = RunLog(place.log)
+        log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")},
+                  run_json=sha256_file(place.run_json))  # fmt: skip
+        team.share(str(place.path))
+    except BaseException:
+        place.release()
+        raise
+    return place, log
 
 
 def _guard(track: Track, options: Options, place: RunDir | None) -> Guard:
