@@ -296,8 +296,8 @@ def test_weights_that_are_not_finite_are_never_saved(commands, tmp_path):
 def test_a_checkpoint_that_does_not_fit_the_disk_ends_the_run_and_harms_nothing(backend, commands, finished, tmp_path):
     path = tmp_path / "tiny" / "full"
     process = commands.start(*commands.small(backend, tmp_path, "full"))
-    wait_for(path / "log.jsonl", process, lambda lines: any(b'"event":"checkpoint"' in line for line in lines))
-    # The log has some 40,000 bytes at its end, a checkpoint's largest file more.
+    wait_for(path / "log.jsonl", process, lambda lines: any(b'"event":"state"' in line for line in lines))
+    # Before anything is compiled, since sixty steps are over at once. The log has some 40,000 bytes at its end, a checkpoint's largest file more.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
     done = commands.finish(process)
     assert done.code == 2
