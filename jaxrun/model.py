@@ -213,7 +213,6 @@ def through(blocks, x_BTD):
 
 
 _remat: ContextVar[str] = ContextVar("remat", default="none")
-REMAT = ("none", "blocks")
 
 
 @contextmanager

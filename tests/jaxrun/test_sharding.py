@@ -113,3 +113,27 @@ def test_a_run_compiles_its_step_once(commands, tmp_path):
     assert done.code == 0, done.err
     compiled = [line for line in done.err.splitlines() if "Finished XLA compilation" in line]
     assert sum("jit(_update)" in line for line in compiled) == 1 and sum("jit(_token_losses)" in line for line in compiled) == 1, compiled
+
+
+def test_what_is_computed_again_for_the_gradient_is_the_same_and_takes_more_products():
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from jaxrun.program import JaxProgram
+    from parity import weights as canonical
+    from parity.harness.flops import count
+    from parity.recipe import recipe_for
+
+    recipe = dataclasses.replace(recipe_for("muon", "tiny"), layers=2, dim=32, head_dim=16, context=32, batch_tokens=128)
+    batch = np.random.default_rng(0).integers(0, 500, (2, 4, 32)).astype(np.int32)
+    kept, again = (JaxProgram(recipe, jax.devices()[:1], remat=policy) for policy in ("none", "blocks"))
+    grads, flops = [], []
+    for program in (kept, again):
+        state = program.load(canonical.initial_weights(recipe, 0))
+        grads.append(program.fetch(program.loss_and_grads(state, program.place(*batch)))[1])
+        flops.append(count(program._grads, state["weights"], *program.place(*batch)))
+    assert flops[1] > 1.1 * flops[0]
+    for name, grad in grads[0].items():  # float32, the same operations, perhaps fused in another way
+        np.testing.assert_allclose(grads[1][name], grad, rtol=0, atol=1e-5 * max(1.0, np.abs(grad).max()))

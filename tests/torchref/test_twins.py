@@ -26,7 +26,8 @@ ONLY = {
     "SMALLEST_BLOCK", "MOST_BLOCKS",  # XLA is told to skip what the mask hides; PyTorch's attention does by itself
     "matmul",  # the precision that JAX must be told at each product
     "apply", "torch_dtype",  # flax runs a definition on weights; torch's types are objects
-    "NVIDIA", "MACHINE", "ROWS", "WHOLE", "placed", "placed_whole", "fetched", "through", "WIDE_ROWS", "plus", "remat", "REMAT", "memory", "make_mesh", "replicated", "part", "parts", "over_rows", "in_microbatches", "lowered",  # a mesh
+    "through", "remat", "memory", "WIDE_ROWS", "plus",  # what XLA must be told of memory, and of sums on a CPU
+    "NVIDIA", "MACHINE", "ROWS", "WHOLE", "placed", "placed_whole", "fetched", "make_mesh", "replicated", "part", "parts", "over_rows", "in_microbatches", "lowered",  # a mesh
     "compiling_for", "target_platform",  # JAX may compile for devices that are not there
     "join", "rank", "world_size", "gather_rows", "reduce_gradients", "KINDS",  # mesh or processes
     "State", "MakeOptimizer", "Tensors",  # types
