@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrun import model
+from jaxrun import layers
 from jaxrun.attention import target_platform
 
 BLOCK_TOKENS = {"cpu": 512, "gpu": 8192}
@@ -23,29 +23,31 @@ Weights = dict[str, Any]
 class Head(NamedTuple):
     """What makes logits of a model's last activations: products, then what is done to each number by itself.
 
-    `scores(weights, x)`: (B, T, D) to (B, T, V), in the type of products; `squash(scores)`: logits, in the wide type.
+    `scores(weights, x)`: (B, T, D) to (B, T, V), in the type of products; `training_scores`: the same as training computes them;
+    `squash(scores)`: logits, in the wide type.
     """
 
     scores: Callable[[Weights, Any], Any]
+    training_scores: Callable[[Weights, Any], Any]
     squash: Callable[[Any], Any]
 
 
 def token_losses(head: Head, weights: Weights, x_BTD, targets_BT):
     """-log softmax(logits)[target]: (B, T), nats, in the type of the logits."""
     blocks = in_blocks(x_BTD, targets_BT)
-    losses = each(lambda x, targets: model.token_losses(head.scores(weights, x), targets, head.squash), blocks)
+    losses = each(lambda x, targets: layers.token_losses(head.scores(weights, x), targets, head.squash), blocks)
     return losses.reshape(targets_BT.shape)
 
 
 def total_loss(head: Head, weights: Weights, x_BTD, targets_BT, counted_BT=None):
-    """The sum of the losses, in nats, each times its number in `counted` (None: all of them once)."""
+    """The sum of the losses as training computes them, in nats, each times its number in `counted` (None: all of them once)."""
     named = names_of(head, weights, x_BTD)
     return _total(head, {name: weights[name] for name in named}, x_BTD, targets_BT, counted_BT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _total(head, weights, x_BTD, targets_BT, counted_BT):
-    losses = token_losses(head, weights, x_BTD, targets_BT)
+    losses = token_losses(head._replace(scores=head.training_scores), weights, x_BTD, targets_BT)
     return jnp.sum(losses if counted_BT is None else losses * counted_BT)
 
 
@@ -54,7 +56,7 @@ def _total_forward(head, weights, x_BTD, targets_BT, counted_BT):
 
     def block(x, targets, *counted):
         def loss(weights, x):
-            losses = model.token_losses(head.scores(weights, x), targets, head.squash)
+            losses = layers.token_losses(head.training_scores(weights, x), targets, head.squash)
             return jnp.sum(losses * counted[0] if counted else losses)
 
         return jax.value_and_grad(loss, (0, 1))(weights, x)

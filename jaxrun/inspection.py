@@ -1,7 +1,8 @@
 """What only the comparison of two programs asks of one: activations, optimizer state, single updates, in JAX."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxrun import model, optim
+from jaxrun import model, optim, parts
 from parity.program import Outputs
 
 
@@ -19,7 +20,7 @@ class Inspection:
     """Implements parity.program.Inspected beside a program."""
 
     def activations(self, state, batch) -> dict[str, Any]:
-        return dict(zip(*self._named(self._outputs, state["weights"], batch[0])))
+        return dict(zip(*self._named(self._outputs, state["weights"], batch[0], self.window(state["step"]))))
 
     def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
         largest = getattr(self.recipe, "clip_norm", None)
@@ -41,7 +42,12 @@ class Inspection:
         return [(name, group) for group, part in self._parts(state) for name in part[1]]
 
     def rates(self) -> dict[str, np.ndarray]:
-        return {group: optim.rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+        found = {group: optim.rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+        if hasattr(self.recipe, "momentum"):
+            found["momentum"] = optim.momenta(self.recipe)
+        if windows := self.window(jnp.arange(self.recipe.steps + 1)):
+            found["window"] = np.asarray(windows[0], np.float64)
+        return found
 
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
         found = Outputs()
@@ -69,12 +75,12 @@ class Inspection:
 
         return names, jax.jit(values)(*args)
 
-    def _outputs(self, weights, inputs_BT) -> Outputs:
+    def _outputs(self, weights, inputs_BT, window) -> Outputs:
         found = Outputs()
 
         def run(net):
             with recorded(net, found):
-                return net.logits(net(inputs_BT))
+                return net.logits(net(inputs_BT, *window))
 
         found["logits"] = model.apply(self.definition, weights, run)
         return found
@@ -91,18 +97,18 @@ def recorded(net: nnx.Module, found: Outputs) -> Iterator[None]:
             inside.append(paths[id(module)])
             found.note(f"{inside[-1]}:in", x)
             y = original(module, x, *args)
-            found.note(inside.pop(), y)
+            found.note(inside.pop(), y[0] if isinstance(y, tuple) else y)
             return y
 
         return call
 
     kinds = {type(module) for _, module in nnx.iter_modules(net) if paths[id(module)] and callable(module)}
     before = {kind: kind.__call__ for kind in kinds}
-    with patch.object(model, "causal_attention", found.attending(model.causal_attention, inside)):
-        try:
-            for kind in kinds:
-                kind.__call__ = noting(before[kind])
-            yield
-        finally:
-            for kind, call in before.items():
-                kind.__call__ = call
+    with ExitStack() as patches:
+        for place in (parts, sys.modules[type(net).__module__]):  # own models have their own names for it
+            for name in ("causal_attention", "window_attention"):
+                if hasattr(place, name):
+                    patches.enter_context(patch.object(place, name, found.attending(getattr(place, name), inside)))
+        for kind in kinds:
+            patches.enter_context(patch.object(kind, "__call__", noting(before[kind])))
+        yield

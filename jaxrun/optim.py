@@ -4,6 +4,7 @@ Weights and gradients are flat mappings from canonical name to array. Arithmetic
 has the type of its weight.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from parity.recipe import Muon, NanoGPT, Recipe
+from parity.recipe import Recipe
 
 Divide = Callable[[Callable], Callable]
 
@@ -57,31 +58,40 @@ def adamw(rates: np.ndarray, betas: tuple[float, float], eps: float, decay: floa
     return optax.GradientTransformation(init, update)
 
 
-def muon(rates: np.ndarray, decay: float, momentum: float, steps: int, coefficients: tuple[float, float, float],
-         dtype: str, divide: Divide = lambda function: function) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for matrices (out, in), orthogonalised in `dtype`; rates (steps,). `divide` may spread a function
-    of a stack of matrices over devices.
+def muon(rates: np.ndarray, decay: float, momentum: float | np.ndarray, steps: int, coefficients: tuple[float, float, float],
+         dtype: str, divide: Divide = lambda function: function, summed: bool = False) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for matrices (out, in) and stacks of them, orthogonalised in `dtype`; rates (steps,), momentum one number
+    or one a step. `divide` may spread a function of a stack of matrices over devices.
 
-    m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), orthogonalised, times sqrt(max(1, rows / columns));
-    p *= 1 - rate decay; p -= rate u.
+    m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), or, `summed`, m = momentum m + g; u = g + momentum m. Then u,
+    orthogonalised, times sqrt(max(1, rows / columns)); p *= 1 - rate decay; p -= rate u.
     """
+    momenta = np.broadcast_to(momentum, len(rates))
 
     def init(weights):
         return MuonState(jnp.zeros((), jnp.int32), {name: jnp.zeros_like(w) for name, w in weights.items()})
 
+    def averaged(m, g, share):
+        return share * m + g if summed else m + (1 - share) * (g - m)
+
+    def looked_ahead(m, g, share):
+        return g + share * m if summed else g + share * (m - g)
+
     def update(grads, state, weights):
-        kept = {name: m + (1 - momentum) * (grads[name] - m) for name, m in state.momentum.items()}
-        ahead = {name: g + momentum * (kept[name] - g) for name, g in grads.items()}
+        shares = {name: _at(momenta, state.count, m.dtype) for name, m in state.momentum.items()}
+        kept = {name: averaged(m, grads[name], shares[name]) for name, m in state.momentum.items()}
+        ahead = {name: looked_ahead(kept[name], g, shares[name]) for name, g in grads.items()}
         updates = {}
-        for shape in sorted({g.shape for g in grads.values()}):  # equal shapes as one batch
-            names = [name for name, g in grads.items() if g.shape == shape]
+        for shape in sorted({g.shape[-2:] for g in grads.values()}):  # equal shapes as one batch
+            names = [name for name, g in grads.items() if g.shape[-2:] == shape]
             turned = divide(lambda x_NRC: orthogonalize(x_NRC, steps, coefficients, dtype))(
-                jnp.stack([ahead[name] for name in names]).astype(dtype))
+                jnp.concatenate([ahead[name].reshape(-1, *shape) for name in names]).astype(dtype))
             aspect = max(1.0, shape[0] / shape[1]) ** 0.5
-            for name, u in zip(names, turned):
+            sizes = [ahead[name].size // (shape[0] * shape[1]) for name in names]
+            for name, u in zip(names, jnp.split(turned, np.cumsum(sizes)[:-1])):
                 w = weights[name]
                 rate = _at(rates, state.count, wider(w))
-                updates[name] = -rate * (u.astype(w.dtype) * aspect + decay * w)
+                updates[name] = -rate * (u.reshape(w.shape).astype(w.dtype) * aspect + decay * w)
         return updates, MuonState(state.count + 1, kept)
 
     return optax.GradientTransformation(init, update)
@@ -140,27 +150,23 @@ def by_group(transforms: dict[str, optax.GradientTransformation], groups: dict[s
 
 
 def make_optimizer(recipe: Recipe, divide: Divide = lambda function: function) -> optax.GradientTransformation:
-    """The recipe's optimizer: every weight in exactly one group, every group with its rates. `divide`: see `muon`."""
-    return OPTIMIZERS[recipe.name](recipe, divide)
+    """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and its rates. `divide`: see `muon`."""
+    groups = {group: OPTIMIZERS[kind](recipe, group, divide) for group, kind in recipe.optimizers.items()}
+    together = by_group(groups, group_of(recipe))
+    clip_norm = getattr(recipe, "clip_norm", None)
+    return together if clip_norm is None else optax.chain(clip_by_global_norm(clip_norm), together)
 
 
-def nanogpt_optimizer(recipe: NanoGPT, divide: Divide) -> optax.GradientTransformation:
-    """Clipping, then AdamW with decay on tensors of two or more dimensions."""
-    decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
-    groups = {group: adamw(rates(recipe, group), recipe.betas, recipe.adam_eps, decay) for group, decay in decays.items()}
-    return optax.chain(clip_by_global_norm(recipe.clip_norm), by_group(groups, group_of(recipe)))
+def _adamw_of(recipe: Recipe, group: str, divide: Divide) -> optax.GradientTransformation:
+    return adamw(rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.decay(group))
 
 
-def muon_optimizer(recipe: Muon, divide: Divide) -> optax.GradientTransformation:
-    """Muon on the blocks' matrices, AdamW on the rest."""
-    groups = {group: adamw(rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
-              for group in ("embed", "head", "vector")}
-    groups["matrix"] = muon(rates(recipe, "matrix"), recipe.muon_decay, recipe.momentum, recipe.newton_schulz_steps,
-                            recipe.newton_schulz, recipe.dtypes.newton_schulz, divide)
-    return by_group(groups, group_of(recipe))
+def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -> optax.GradientTransformation:
+    return muon(rates(recipe, group), recipe.decay(group), momenta(recipe), recipe.newton_schulz_steps, recipe.newton_schulz,
+                recipe.dtypes.newton_schulz, divide, summed)
 
 
-OPTIMIZERS = {"nanogpt": nanogpt_optimizer, "muon": muon_optimizer}
+OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "SummedMuon": functools.partial(_muon_of, summed=True)}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:
@@ -171,6 +177,11 @@ def group_of(recipe: Recipe) -> dict[str, str]:
 def rates(recipe: Recipe, group: str) -> np.ndarray:
     """(steps,) float64: the group's rate at every step of the plan."""
     return np.array([recipe.rates(step)[group] for step in range(recipe.steps)])
+
+
+def momenta(recipe: Recipe) -> np.ndarray:
+    """(steps,) float64: Muon's momentum at every step of the plan."""
+    return np.array([recipe.momenta(step) for step in range(recipe.steps)])
 
 
 def global_norm(tensors: dict[str, jax.Array]) -> jax.Array:

@@ -51,9 +51,10 @@ class JaxProgram(Inspection):
         state, weights = self.shardings, self.shardings["weights"]
         whole, rows = sharding.replicated(self.mesh), sharding.by_row(self.mesh)
         self._step = self._compiled(self._update, in_shardings=(state, rows, rows), out_shardings=(state, whole), donate_argnums=0)
-        self._grads = self._compiled(self._loss_and_grads, in_shardings=(weights, rows, rows), out_shardings=(whole, weights))
-        self._prefix_grads = self._compiled(self._loss_and_grads, in_shardings=(weights, rows, rows, whole), out_shardings=(whole, weights))
-        self._losses = self._compiled(self._token_losses, in_shardings=(weights, rows, rows), out_shardings=rows)
+        self._grads = self._compiled(self._loss_and_grads, in_shardings=(weights, whole, rows, rows), out_shardings=(whole, weights))
+        self._prefix_grads = self._compiled(self._loss_and_grads, in_shardings=(weights, whole, rows, rows, whole),
+                                            out_shardings=(whole, weights))  # fmt: skip
+        self._losses = self._compiled(self._token_losses, in_shardings=(weights, whole, rows, rows), out_shardings=rows)
         self._log_probs = self._compiled(self._row_log_probs)
         self._given = self._compiled(lambda grads, state: self._apply(grads, state)[1], out_shardings=state)
         self._fresh = self._compiled(self._first_state, out_shardings=state)
@@ -64,6 +65,9 @@ class JaxProgram(Inspection):
     def load(self, weights: canonical.Weights) -> State:
         canonical.check(weights, self.recipe, "weights")
         return self._fresh({name: weights[name] for name in self.recipe.parameters()})
+
+    def at(self, state: State, step: int) -> State:
+        return state | {"step": jax.device_put(jnp.asarray(step, jnp.int32), sharding.replicated(self.mesh))}
 
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
@@ -82,14 +86,15 @@ class JaxProgram(Inspection):
         return self._step(state, *batch)
 
     def token_losses(self, state: State, batch):
-        return self._losses(state["weights"], *batch)
+        return self._losses(state["weights"], state["step"], *batch)
 
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
         positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
-        return self._log_probs(state["weights"], inputs_BT, positions)
+        return self._log_probs(state["weights"], state["step"], inputs_BT, positions)
 
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
-        return self._grads(state["weights"], *batch) if prefix is None else self._prefix_grads(state["weights"], *batch, prefix)
+        weights, step = state["weights"], state["step"]
+        return self._grads(weights, step, *batch) if prefix is None else self._prefix_grads(weights, step, *batch, prefix)
 
     def fetch(self, values):
         return sharding.fetched(values)
@@ -128,9 +133,17 @@ class JaxProgram(Inspection):
 
     def lowered(self, rows: int, what: str = "step") -> Any:
         """The `step`, or the `evaluation`, of a batch of so many rows, lowered for the program's devices, which need not be there."""
-        batch = [jax.ShapeDtypeStruct((rows, self.recipe.context), np.int32, sharding=sharding.by_row(self.mesh))] * 2
+        length = self.recipe.context if what == "step" else self.recipe.val_row
+        batch = [jax.ShapeDtypeStruct((rows, length), np.int32, sharding=sharding.by_row(self.mesh))] * 2
         state = self._placed(self.shapes, self.shardings)
-        return self._step.lower(state, *batch) if what == "step" else self._losses.lower(state["weights"], *batch)
+        return self._step.lower(state, *batch) if what == "step" else self._losses.lower(state["weights"], state["step"], *batch)
+
+    def window(self, step) -> tuple:
+        """What the model is told of the number of updates so far: nothing, or the window of its attention, int32."""
+        if self.recipe.windows(0) is None:
+            return ()
+        table = np.array([self.recipe.windows(n) for n in range(self.recipe.steps + 1)], np.int32)
+        return (jnp.asarray(table)[jnp.minimum(step, self.recipe.steps)],)
 
     def _compiled(self, function: Callable, **options: Any) -> Callable:
         """jit for the program's own devices, wherever it is traced."""
@@ -147,13 +160,11 @@ class JaxProgram(Inspection):
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
 
     def _first_state(self, weights) -> State:
-        dtypes = self.recipe.dtypes
-        stored = {name: jnp.asarray(w).astype(dtypes.embedding if name == "embed.weight" else dtypes.weights)
-                  for name, w in weights.items()}
+        stored = {name: jnp.asarray(w).astype(self.recipe.stored(name)) for name, w in weights.items()}
         return {"weights": stored, "optimizer": self.optimizer.init(stored), "step": jnp.zeros((), jnp.int32)}
 
     def _update(self, state: State, inputs_BT, targets_BT):
-        loss, grads = self._loss_and_grads(state["weights"], inputs_BT, targets_BT)
+        loss, grads = self._loss_and_grads(state["weights"], state["step"], inputs_BT, targets_BT)
         updates, state = self._apply(grads, state)
         mean = loss if self.recipe.loss_reduction == "mean" else loss / targets_BT.size
         norms = {"weights": state["weights"], "grads": grads, "updates": updates}
@@ -166,43 +177,51 @@ class JaxProgram(Inspection):
         weights = optax.apply_updates(state["weights"], updates)
         return updates, {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}
 
-    def _loss_and_grads(self, weights, inputs_BT, targets_BT, prefix=None):
+    def _loss_and_grads(self, weights, step, inputs_BT, targets_BT, prefix=None):
         """The recipe's loss, or the sum of the losses at the first `prefix` positions of every row; each device for its own rows."""
         mean = prefix is None and self.recipe.loss_reduction == "mean"
         scale = 1 / inputs_BT.size if mean else 1.0
+        window = self.window(step)
         counted_BT = jnp.ones_like(inputs_BT) if prefix is None else jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]) < prefix, inputs_BT.shape)
 
         def own(weights, *rows):
             def part(inputs_BT, targets_BT, counted_BT):
-                return jax.value_and_grad(lambda w: scale * self._total_loss(w, inputs_BT, targets_BT, None if prefix is None else counted_BT))(weights)
+                return jax.value_and_grad(lambda w: scale * self._total_loss(
+                    w, window, inputs_BT, targets_BT, None if prefix is None else counted_BT))(weights)
 
             return sharding.reduce_gradients(self.mesh, *sharding.in_microbatches(self.microbatches, part, *rows))
 
         outputs = sharding.WHOLE, {name: sharding.part(self.mesh, w.shape) for name, w in weights.items()}
         return sharding.over_rows(self.mesh, own, outputs)(weights, inputs_BT, targets_BT, counted_BT)
 
-    def _total_loss(self, weights, inputs_BT, targets_BT, counted_BT):
-        return head.total_loss(self.head, weights, self._hidden(weights, inputs_BT), targets_BT, counted_BT)
+    def _total_loss(self, weights, window, inputs_BT, targets_BT, counted_BT):
+        return head.total_loss(self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT, counted_BT)
 
-    def _token_losses(self, weights, inputs_BT, targets_BT):
+    def _token_losses(self, weights, step, inputs_BT, targets_BT):
+        window = self.window(step)
+
         def own(weights, inputs_BT, targets_BT):
-            return head.token_losses(self.head, weights, self._hidden(weights, inputs_BT), targets_BT)
+            return head.token_losses(self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT)
 
         return sharding.over_rows(self.mesh, own, sharding.ROWS)(weights, inputs_BT, targets_BT)
 
-    def _hidden(self, weights, inputs_BT):
-        return model.apply(self.definition, weights, lambda m: m(inputs_BT))
+    def _hidden(self, weights, window, inputs_BT):
+        return model.apply(self.definition, weights, lambda m: m(inputs_BT, *window))
 
     def _head(self) -> head.Head:
         """The model's head. An own model may have logits alone."""
         empty = self.shapes["weights"]
         net = model.apply(self.definition, empty, lambda m: m)
-        name, squash = ("scores", net.squash) if hasattr(net, "squash") else ("logits", lambda logits: logits)
-        # weights that the head does not use may be missing
-        return head.Head(lambda weights, x_BTD: model.apply(self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD)), squash)
 
-    def _row_log_probs(self, weights, inputs_BT, positions):
-        logits_BPV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT)[:, positions]))
+        def method(name: str) -> Callable:  # weights that the head does not use may be missing
+            return lambda weights, x_BTD: model.apply(self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD))
+
+        if not hasattr(net, "squash"):
+            return head.Head(method("logits"), method("logits"), lambda logits: logits)
+        return head.Head(method("scores"), method("training_scores" if hasattr(net, "training_scores") else "scores"), net.squash)
+
+    def _row_log_probs(self, weights, step, inputs_BT, positions):
+        logits_BPV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT, *self.window(step))[:, positions]))
         return jax.nn.log_softmax(logits_BPV, axis=-1)
 
 

@@ -99,9 +99,11 @@ def by_row(mesh: Mesh) -> NamedSharding:
 
 
 def part(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """How a tensor of the state is divided: matrices by rows where the devices divide them, all else whole on every device."""
+    """How a tensor of the state is divided: matrices by rows where the devices divide them, else by columns; all else is whole on every
+    device."""
     count = mesh.shape["weights"]
-    return PartitionSpec("weights") if count > 1 and len(shape) > 1 and shape[0] % count == 0 else WHOLE
+    axis = next((i for i in range(len(shape) - 2, len(shape)) if shape[i] % count == 0), None) if len(shape) > 1 and count > 1 else None
+    return WHOLE if axis is None else PartitionSpec(*[None] * axis, "weights")
 
 
 def parts(mesh: Mesh, tree: Any) -> Any:
@@ -127,9 +129,10 @@ def reduce_gradients(mesh: Mesh, loss, grads: dict[str, Any]):
         return jax.lax.psum(x, axes) if axes else x
 
     def own_part(g):
-        if part(mesh, g.shape) == WHOLE:
+        spec = part(mesh, g.shape)
+        if spec == WHOLE:
             return summed(g, "data", "weights")
-        return summed(jax.lax.psum_scatter(g, "weights", scatter_dimension=0, tiled=True), "data")
+        return summed(jax.lax.psum_scatter(g, "weights", scatter_dimension=len(spec) - 1, tiled=True), "data")
 
     return summed(loss, "data", "weights"), {name: own_part(g) for name, g in grads.items()}
 

@@ -42,6 +42,10 @@ class Program(Protocol):
     def load(self, weights: Weights) -> State:
         """A state with these canonical weights and empty optimizer state; InputError where names or shapes differ."""
 
+    def at(self, state: State, step: int) -> State:
+        """The state as if so many updates had been made, as far as something depends on their number alone, such as a window that
+        grows; the weights stay. Uses the state up. Only programs of which that is so need it."""
+
     def export(self, state: State) -> Weights:
         """Canonical weights of a state: float32, or float64 at that precision."""
 
@@ -57,7 +61,7 @@ class Program(Protocol):
         update), "grads", "updates"} -> {group: L2 norm}."""
 
     def token_losses(self, state: State, batch: Batch) -> Any:
-        """(B, T) negative log-likelihood of each target in nats, float32 (float64 at that precision)."""
+        """(B, T) negative log-likelihood of each target in nats, float32 (float64 at that precision). T may be that of evaluation."""
 
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None) -> Any:
         """(B, P, V) log-probabilities of the next token at the given positions of every row (None: at all of them)."""
@@ -112,7 +116,8 @@ class Inspected(Protocol):
         """(canonical name, optimizer group) for every weight that a group updates."""
 
     def rates(self) -> dict[str, np.ndarray]:
-        """(steps,) float64 rates of every optimizer group over the whole plan."""
+        """(steps,) float64 rates of every optimizer group over the whole plan; and "momentum" (steps,) and "window" (steps + 1,),
+        where the recipe has them."""
 
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
         """Newton-Schulz on one matrix: "Gram matrix of step k" (1, min(R, C), min(R, C)) and "result" (1, R, C)."""
@@ -129,10 +134,10 @@ class Outputs(dict[str, Any]):
     def attending(self, attend: Callable, inside: list[str]) -> Callable:
         """Attention, with its q, k, v and its result y kept below the path of the module that is `inside` last."""
 
-        def attention(q: Any, k: Any, v: Any, scale: float) -> Any:
+        def attention(q: Any, k: Any, v: Any, *others: Any) -> Any:
             for name, x in zip("qkv", (q, k, v)):
                 self.note(f"{inside[-1]}:{name}", x)
-            y = attend(q, k, v, scale)
+            y = attend(q, k, v, *others)
             self.note(f"{inside[-1]}:y", y)
             return y
 
@@ -148,6 +153,11 @@ class Outputs(dict[str, Any]):
             return value
 
         return noting
+
+
+def at(program: Program, state: State, step: int) -> State:
+    """The state as if so many updates had been made, where the program tells a difference."""
+    return program.at(state, step) if hasattr(program, "at") else state
 
 
 def build(backend: str, recipe: Recipe, **options: Any) -> Program:

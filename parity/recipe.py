@@ -18,25 +18,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from parity import parts, schedules
 from parity.data.stream import Segment
 from parity.errors import InputError, nearest
+from parity.parts import Parameter
 
 Precision = Literal["float32", "bfloat16", "float64"]
 RMS_EPS = 1.1920929e-07  # float32 machine epsilon, the same number in every precision
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One weight by its canonical name: shape (matrices as (out, in)), first value, and the optimizer group it is in.
-
-    `std` is the standard deviation of the normal distribution it is drawn from; None means the constant `value`.
-    """
-
-    shape: tuple[int, ...]
-    group: str
-    std: float | None = None
-    value: float = 0.0
-    embedding: bool = False
+QUINTIC = (3.4445, -4.7750, 2.0315)  # the public speedrun's Newton-Schulz coefficients
 
 
 @dataclass(frozen=True)
@@ -44,18 +33,30 @@ class Dtypes:
     """Which type each part of a program computes in. The one switch for precision, read by both backends."""
 
     weights: str  # as stored, with their optimizer state
-    embedding: str  # the token embedding's weight as stored
+    embedding: str  # the embeddings' weights as stored
     products: str  # operands and results of matrix products and of attention
     stream: str  # the activations between the blocks
     newton_schulz: str
     wide: str  # norms, softmax, rotary, logits, loss
+    scalars: str = "float32"  # learned factors as stored
+    tables: str = "float32"  # rotary's cosines and sines
+    capped: str = "float32"  # logits as the cap leaves them, before they are widened
+    fp8: bool = False  # whether an FP8 head rounds to 8 bits
 
 
 @dataclass(frozen=True)
 class Recipe(abc.ABC):
-    """What every recipe has: sizes, batch plan, evaluation and checkpoint steps, precision."""
+    """What every recipe has: its parts, sizes, batch plan, evaluation and checkpoint steps, precision.
+
+    `parts` names a part (parity/parts.py) for each slot; `groups` the optimizer group of each kind of weight (embedding, head, matrix,
+    vector, scalar); `optimizers` the optimizer of each group.
+    """
 
     name: ClassVar[str] = ""
+    parts: ClassVar[dict[str, str]] = {}
+    biases: ClassVar[bool] = False
+    groups: ClassVar[dict[str, str]] = {}
+    optimizers: ClassVar[dict[str, str]] = {}
     bfloat16: ClassVar[Dtypes]
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
 
@@ -101,6 +102,17 @@ class Recipe(abc.ABC):
                    "a replay needs the start, the end and three between")
         self._need(self.precision in ("float32", "bfloat16", "float64"), "precision",
                    "float32, bfloat16 or float64", "no other precision is described by the recipes")
+        for field in ("norm_eps", "adam_eps", "logit_cap", "logit_slope", "rotary_base", "clip_norm", "block", *self._rates):
+            self._need(getattr(self, field, 1) > 0, field, "positive", "it divides, or scales the update")
+        for field in ("weight_decay", "adam_decay", "muon_decay"):
+            self._need(getattr(self, field, 0) >= 0, field, "not negative", "decay shrinks weights")
+        self._need(all(0 <= beta < 1 for beta in getattr(self, "betas", ())), "betas", "two numbers in [0, 1)", "they are averaging factors")
+        for field in ("momentum", "momentum_start"):
+            self._need(0 <= getattr(self, field, 0) < 1, field, "in [0, 1)", "it is an averaging factor")
+        self._need(0 < getattr(self, "cooldown", 1) <= 1, "cooldown", "in (0, 1]", "it is the fraction of the run over which rates fall")
+        self._need(getattr(self, "newton_schulz_steps", 1) > 0, "newton_schulz_steps", "positive", "without it nothing is orthogonalised")
+        self._need(0 <= getattr(self, "final_fraction", 0) <= 1, "final_fraction", "in [0, 1]", "it is a fraction of the peak")
+        parts.check(self)
 
     def _need(self, holds: bool, field: str, expected: str, reason: str) -> None:
         if not holds:
@@ -115,8 +127,59 @@ class Recipe(abc.ABC):
         return cls(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name not in given})
 
     @property
+    def _rates(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self) if field.name.endswith("_rate")]
+
+    @property
     def heads(self) -> int:
         return self.dim // self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """Factor of q k^T before the softmax."""
+        return self.head_dim**-0.5
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding."""
+        return self.vocab_size
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that a document starts with: the tokenizer's last."""
+        return self.tokenizer_size - 1
+
+    @property
+    def bare(self) -> int | None:
+        """The block that has no attention."""
+        return None
+
+    @property
+    def val_row(self) -> int:
+        """Tokens of a row in evaluation."""
+        return self.context
+
+    @property
+    def separate_documents(self) -> bool:
+        """Whether no position sees another document."""
+        return self.parts.get("mask") == "DocumentWindow"
+
+    def stages(self) -> list[int]:
+        """The steps at which something is compiled anew for a wider window: the first, and each whose window passes a power of two."""
+        widths = {step: ((self.windows(step) or 1) - 1).bit_length() for step in range(self.steps)}
+        return [step for step, width in widths.items() if step == 0 or width > widths[step - 1]]
+
+    def windows(self, step: int) -> int | None:
+        """The window of attention, in blocks, after so many updates; None where attention has none."""
+        return None
+
+    def momenta(self, step: int) -> float:
+        """Muon's momentum at a step."""
+        return self.momentum
+
+    def decay(self, group: str) -> float:
+        """Weight decay of an optimizer group."""
+        return 0.0
 
     @property
     def plan(self) -> tuple[Segment, ...]:
@@ -127,7 +190,12 @@ class Recipe(abc.ABC):
     def dtypes(self) -> Dtypes:
         if self.precision == "bfloat16":
             return self.bfloat16
-        return Dtypes(*[self.precision] * len(dataclasses.fields(Dtypes)))
+        return Dtypes(**{field.name: self.precision for field in dataclasses.fields(Dtypes) if field.name != "fp8"})
+
+    def stored(self, name: str) -> str:
+        """The type that a weight is stored in."""
+        parameter = self.parameters()[name]
+        return self.dtypes.embedding if parameter.embedding else self.dtypes.scalars if parameter.scalar else self.dtypes.weights
 
     def eval_steps(self) -> tuple[int, ...]:
         """Numbers of updates after which the val loss is taken: 0, every val_every, denser in the last tenth, the last."""
@@ -139,9 +207,16 @@ class Recipe(abc.ABC):
         """Numbers of updates after which a checkpoint is kept, evenly spaced from 0 to the last."""
         return tuple(sorted({round(i * self.steps / (self.checkpoints - 1)) for i in range(self.checkpoints)}))
 
-    @abc.abstractmethod
     def parameters(self) -> dict[str, Parameter]:
         """Every weight by its canonical name, in the model's order."""
+        return parts.weights(self)
+
+    def group(self, kind: str) -> str:
+        """The optimizer group of a kind of weight. InputError where the recipe's parts have a kind that it gives no group."""
+        if kind not in self.groups:
+            raise InputError(f"recipe {self.name}: its parts have weights of the kind {kind}, for which `groups` has no optimizer group: "
+                             "name one")
+        return self.groups[kind]
 
     @abc.abstractmethod
     def rates(self, step: int) -> dict[str, float]:
@@ -149,11 +224,15 @@ class Recipe(abc.ABC):
 
     def product_weights(self) -> int:
         """Weights that take part in a matrix product for every token: all matrices, the tied or untied head once."""
-        return sum(math.prod(p.shape) for p in self.parameters().values() if len(p.shape) == 2 and not p.embedding)
+        return sum(math.prod(p.shape) for p in self.parameters().values() if len(p.shape) > 1 and not p.embedding)
+
+    def spans(self) -> list[int]:
+        """How many positions attention sees at most, for every block that has it."""
+        return [self.context for i in range(self.layers) if i != self.bare]
 
     def model_flops_per_token(self) -> float:
-        """6 N + 12 L D T: forward and backward of the matrix products and of unmasked attention (PaLM, appendix B)."""
-        return 6 * self.product_weights() + 12 * self.layers * self.dim * self.context
+        """6 N + 12 D (sum of `spans`): forward and backward of the matrix products and of unmasked attention (PaLM, appendix B)."""
+        return 6 * self.product_weights() + 12 * self.dim * sum(self.spans())
 
 
 @dataclass(frozen=True)
@@ -161,6 +240,12 @@ class NanoGPT(Recipe):
     """`nanogpt`: GPT-2 as in nanoGPT, trained with AdamW."""
 
     name: ClassVar[str] = "nanogpt"
+    parts: ClassVar[dict[str, str]] = {
+        "init": "GPT2Init", "positions": "LearnedPositions", "norm": "LayerNorm", "qkv": "MergedQKV", "mask": "Causal", "mlp": "GELU",
+        "head": "TiedHead", "cap": "MaskedPadding"}  # fmt: skip
+    biases: ClassVar[bool] = True
+    groups: ClassVar[dict[str, str]] = {"embedding": "decay", "matrix": "decay", "vector": "no_decay"}
+    optimizers: ClassVar[dict[str, str]] = {"decay": "AdamW", "no_decay": "AdamW"}
     bfloat16: ClassVar[Dtypes] = Dtypes("float32", "float32", "bfloat16", "float32", "bfloat16", "float32")
 
     gelu: Literal["exact", "tanh"] = "exact"
@@ -189,34 +274,14 @@ class NanoGPT(Recipe):
         self._need(self.gelu in ("exact", "tanh"), "gelu", "exact or tanh", "these are the two forms in use")
         self._need(0 <= self.warmup_steps < self.steps, "warmup_steps", f"from 0 to steps - 1 = {self.steps - 1}",
                    "the rate must reach its peak before the run ends")
-        self._need(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", "they are averaging factors")
         self._need(self.init_std >= 0, "init_std", "not negative", "it is a standard deviation")
-        for field in ("peak_rate", "clip_norm", "norm_eps", "adam_eps"):
-            self._need(getattr(self, field) > 0, field, "positive", "it divides, or scales the update")
-        self._need(self.weight_decay >= 0, "weight_decay", "not negative", "decay shrinks weights")
-        self._need(0 <= self.final_fraction <= 1, "final_fraction", "in [0, 1]", "it is a fraction of the peak")
 
-    def parameters(self) -> dict[str, Parameter]:
-        d, matrix, residual = self.dim, self.init_std, self.init_std / math.sqrt(2 * self.layers)
-        table = {"embed.weight": Parameter((self.vocab_size, d), "decay", matrix),  # the head too, so not a mere lookup
-                 "positions.weight": Parameter((self.context, d), "decay", matrix, embedding=True)}
-        for i in range(self.layers):
-            block = f"blocks.{i}."
-            for norm, layers in (("norm1", (("attn.qkv", (3 * d, d), matrix), ("attn.proj", (d, d), residual))),
-                                 ("norm2", (("mlp.fc", (4 * d, d), matrix), ("mlp.proj", (d, 4 * d), residual)))):
-                table |= _norm(block + norm, d, "no_decay")
-                for name, shape, std in layers:
-                    table |= _linear(block + name, shape, std, "decay", "no_decay")
-        return table | _norm("norm_out", d, "no_decay")
+    def decay(self, group: str) -> float:
+        return self.weight_decay if group == "decay" else 0.0
 
     def rates(self, step: int) -> dict[str, float]:
-        if step < self.warmup_steps:
-            rate = self.peak_rate * (step + 1) / self.warmup_steps
-        else:
-            progress = (step - self.warmup_steps) / max(1, self.steps - 1 - self.warmup_steps)
-            fraction = self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-            rate = self.peak_rate * fraction
-        return {"decay": rate, "no_decay": rate}
+        rate = self.peak_rate * schedules.warmup_cosine(step, self.steps, self.warmup_steps, self.final_fraction)
+        return dict.fromkeys(self.optimizers, rate)
 
 
 @dataclass(frozen=True)
@@ -224,6 +289,12 @@ class Muon(Recipe):
     """`muon`: the public optimization track's baseline, rotary and ReLU squared, trained with Muon and AdamW."""
 
     name: ClassVar[str] = "muon"
+    parts: ClassVar[dict[str, str]] = {
+        "init": "NormalInit", "norm_in": "RMSNorm", "norm": "RMSNorm", "qkv": "SeparateQKV", "turn": "HalfRotary", "mask": "Causal",
+        "mlp": "ReLUSquared", "head": "Head", "cap": "RationalCap"}  # fmt: skip
+    biases: ClassVar[bool] = True
+    groups: ClassVar[dict[str, str]] = {"embedding": "embed", "head": "head", "vector": "vector", "matrix": "matrix"}
+    optimizers: ClassVar[dict[str, str]] = {"embed": "AdamW", "head": "AdamW", "vector": "AdamW", "matrix": "Muon"}
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "sum"
     bfloat16: ClassVar[Dtypes] = Dtypes("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "float32")
 
@@ -235,6 +306,7 @@ class Muon(Recipe):
     """The slowest rotating pair turns by 1 / rotary_base a token."""
     logit_cap: float = 15.0
     """Logits z become c z / sqrt(z^2 + c^2)."""
+    init_variance: ClassVar[float] = 0.33
     embed_rate: float = 0.7
     """Peak rate of the embedding (AdamW)."""
     head_rate: float = 0.004
@@ -262,55 +334,211 @@ class Muon(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._need(self.head_dim % 4 == 0, "head_dim", "a multiple of 4", "rotary turns a quarter of the head against another")
-        self._need(self.head_dim >= 8, "head_dim", "at least 8", "rotary's frequencies need two or more pairs")
-        self._need(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", "they are averaging factors")
-        self._need(0 <= self.momentum < 1, "momentum", "in [0, 1)", "it is an averaging factor")
-        self._need(0 < self.cooldown <= 1, "cooldown", "in (0, 1]", "it is the fraction of the run over which rates fall")
-        self._need(self.newton_schulz_steps > 0, "newton_schulz_steps", "positive", "without it nothing is orthogonalised")
-        for field in ("embed_rate", "head_rate", "vector_rate", "muon_rate", "logit_cap", "norm_eps", "adam_eps",
-                      "rotary_base"):
-            self._need(getattr(self, field) > 0, field, "positive", "it divides, or scales the update")
         self._need(self.scale > 0, "attention_scale", "positive", "it scales the scores")
-        for field in ("adam_decay", "muon_decay"):
-            self._need(getattr(self, field) >= 0, field, "not negative", "decay shrinks weights")
 
     @property
     def scale(self) -> float:
         """Factor of q k^T before the softmax."""
-        return self.attention_scale if self.attention_scale is not None else 0.12 * math.sqrt(128 / self.head_dim)
+        return _scale(self)
 
-    def parameters(self) -> dict[str, Parameter]:
-        d = self.dim
-        table = {"embed.weight": Parameter((self.vocab_size, d), "embed", 1.0, embedding=True)}
-        table |= _gain("norm_in", d)
-        for i in range(self.layers):
-            block = f"blocks.{i}."
-            table |= _gain(block + "norm1", d)
-            for name in ("q", "k", "v"):
-                table |= _linear(f"{block}attn.{name}", (d, d), math.sqrt(0.33 / d), "matrix", "vector")
-            table |= _linear(block + "attn.proj", (d, d), None, "matrix", "vector")
-            table |= _gain(block + "norm2", d)
-            table |= _linear(block + "mlp.fc", (4 * d, d), math.sqrt(0.33 / d), "matrix", "vector")
-            table |= _linear(block + "mlp.proj", (d, 4 * d), None, "matrix", "vector")
-        return table | _gain("norm_out", d) | _linear("head", (self.vocab_size, d), None, "head", "vector")
+    def decay(self, group: str) -> float:
+        return self.muon_decay if group == "matrix" else self.adam_decay
 
     def rates(self, step: int) -> dict[str, float]:
-        fraction = min(1.0, (1 - step / self.steps) / self.cooldown)
+        fraction = schedules.cooldown(step, self.steps, self.cooldown)
         peaks = {"embed": self.embed_rate, "head": self.head_rate, "vector": self.vector_rate, "matrix": self.muon_rate}
         return {group: peak * fraction for group, peak in peaks.items()}
 
 
-def _linear(name: str, shape: tuple[int, int], std: float | None, matrix: str, bias: str) -> dict[str, Parameter]:
-    return {f"{name}.weight": Parameter(shape, matrix, std), f"{name}.bias": Parameter(shape[:1], bias)}
+@dataclass(frozen=True)
+class Record11(Recipe):
+    """`record-11`: the public speedrun's record of 2024-11-10, with U-net skips, value and embedding residuals, and Muon."""
+
+    name: ClassVar[str] = "record-11"
+    parts: ClassVar[dict[str, str]] = {
+        "init": "UniformInit", "norm_in": "Norm", "norm": "Norm", "qkv": "SeparateQKV", "turn": "FullRotary", "values": "FirstValues",
+        "mask": "Causal", "mlp": "ReLUSquared", "residual": "InputResidual", "skips": "UNet", "head": "Head", "cap": "TanhCap"}  # fmt: skip
+    groups: ClassVar[dict[str, str]] = {"embedding": "embed", "head": "head", "scalar": "scalar", "matrix": "matrix"}
+    optimizers: ClassVar[dict[str, str]] = {"embed": "AdamW", "head": "AdamW", "scalar": "AdamW", "matrix": "SummedMuon"}
+    bfloat16: ClassVar[Dtypes] = Dtypes("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "float32", scalars="bfloat16",
+                                        tables="bfloat16", capped="bfloat16")  # fmt: skip
+    init_bound: ClassVar[float] = 1.0
+
+    norm_eps: float = RMS_EPS
+    """Epsilon of every norm."""
+    rotary_base: float = 10_000.0
+    """The slowest pair turns by about 1 / rotary_base a token."""
+    logit_cap: float = 30.0
+    """Logits z become c tanh(z / c)."""
+    embed_rate: float = 0.6
+    """Peak rate of the embedding (Adam)."""
+    head_rate: float = 0.008
+    """Peak rate of the head (Adam)."""
+    scalar_rate: float = 0.04
+    """Peak rate of the learned factors (Adam)."""
+    muon_rate: float = 0.04
+    """Peak rate of the blocks' matrices (Muon)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's averaging factors."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon, outside the root."""
+    momentum_start: float = 0.85
+    """Muon's momentum at the first step."""
+    momentum: float = 0.95
+    """Muon's momentum, as a sum, after the first momentum_steps, and Nesterov's look ahead with the same factor."""
+    momentum_steps: int = 500
+    """Steps over which the momentum rises in a line."""
+    newton_schulz_steps: int = 5
+    """Steps of the orthogonalisation."""
+    newton_schulz: tuple[float, float, float] = QUINTIC
+    """Its coefficients a, b, c."""
+    cooldown: float = 0.3
+    """Every rate is its peak times min(1, (1 - step / steps) / cooldown)."""
+
+    def momenta(self, step: int) -> float:
+        return schedules.warmed(step, self.momentum_steps, self.momentum_start, self.momentum)
+
+    def rates(self, step: int) -> dict[str, float]:
+        fraction = schedules.cooldown(step, self.steps, self.cooldown)
+        peaks = {"embed": self.embed_rate, "head": self.head_rate, "scalar": self.scalar_rate, "matrix": self.muon_rate}
+        return {group: peak * fraction for group, peak in peaks.items()}
 
 
-def _gain(name: str, dim: int, group: str = "vector") -> dict[str, Parameter]:
-    return {f"{name}.weight": Parameter((dim,), group, value=1.0)}
+@dataclass(frozen=True)
+class Record21(Recipe):
+    """`record-21`: the public speedrun's record of January 2025, with document masks, growing windows and value embeddings."""
+
+    name: ClassVar[str] = "record-21"
+    parts: ClassVar[dict[str, str]] = {
+        "init": "UniformInit", "norm_in": "Norm", "norm": "Norm", "qkv": "StackedQKV", "turn": "HalfRotary", "values": "ValueEmbeddings",
+        "mask": "DocumentWindow", "mlp": "ReLUSquared", "residual": "InputResidual", "skips": "UNet", "head": "FP8Head",
+        "cap": "SigmoidCap"}  # fmt: skip
+    groups: ClassVar[dict[str, str]] = Record11.groups
+    optimizers: ClassVar[dict[str, str]] = Record11.optimizers | {"matrix": "Muon"}
+    bfloat16: ClassVar[Dtypes] = Dtypes("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "float32", fp8=True)
+    init_bound: ClassVar[float] = 0.5 * 3**0.5
+
+    norm_eps: float = RMS_EPS
+    """Epsilon of every norm."""
+    attention_scale: float | None = None
+    """Factor of q k^T; None: 0.12 * sqrt(128 / head_dim)."""
+    rotary_base: float = 1024.0
+    """The slowest rotating pair turns by 1 / rotary_base a token."""
+    window: int = 1728
+    """Tokens that the long window grows to over the run, in whole blocks; the short one has half of the blocks."""
+    block: int = 128
+    """Tokens of a block of attention."""
+    long_blocks: tuple[int, ...] | None = None
+    """Blocks of the model with the long window; None: the first, the last, and of six or more those at L / 3 and bare_block."""
+    bare_block: int | None = None
+    """The block without attention; None: 7 L / 12; -1: none."""
+    value_embeddings: int | None = None
+    """How many embeddings of values the first, and again the last, blocks use; None: L / 4, at least one."""
+    val_context: int | None = None
+    """Tokens of a row in evaluation; None: 4 rows' worth."""
+    logit_cap: float = 30.0
+    """Logits z become c sigmoid(z / s)."""
+    logit_slope: float = 7.5
+    """The s of the cap."""
+    fp8: bool = True
+    """Round the head's operands to 8 bits in training, at precision bfloat16."""
+    fp8_scales: tuple[float, float, float] = (2.0, 2.0**9, 2.0**19)
+    """What x, the weight and the gradient (of a row's mean loss) are multiplied by before they are rounded to 8 bits."""
+    embed_rate: float = 0.6
+    """Peak rate of the embedding and the value embeddings (Adam)."""
+    head_rate: float = 0.008
+    """Peak rate of the head (Adam)."""
+    scalar_rate: float = 0.04
+    """Peak rate of the learned factors (Adam)."""
+    muon_rate: float = 0.05
+    """Peak rate of the blocks' matrices (Muon)."""
+    betas: tuple[float, float] = (0.8, 0.95)
+    """Adam's averaging factors."""
+    adam_eps: float = 1e-10
+    """Adam's epsilon, outside the root."""
+    momentum_start: float = 0.85
+    """Muon's momentum at the first step."""
+    momentum: float = 0.95
+    """Muon's momentum, by interpolation, after the first momentum_steps, and Nesterov's look ahead with the same factor."""
+    momentum_steps: int = 300
+    """Steps over which the momentum rises in a line."""
+    newton_schulz_steps: int = 5
+    """Steps of the orthogonalisation."""
+    newton_schulz: tuple[float, float, float] = QUINTIC
+    """Its coefficients a, b, c."""
+    cooldown: float = 0.4
+    """Every rate is its peak, and over the last part of the run falls in a line to final_fraction of it."""
+    final_fraction: float = 0.1
+    """The rate at the end as a fraction of the peak."""
+
+    def __post_init__(self) -> None:
+        for field in ("long_blocks", "value_embedding_of"):
+            self._need(all(0 <= i < self.layers for i in getattr(self, field) or ()), field, f"from 0 to {self.layers - 1}",
+                       f"the model has {self.layers} blocks")
+        self._need(-1 <= (self.bare or 0) < self.layers, "bare_block", f"-1, or from 0 to {self.layers - 1}",
+                   f"the model has {self.layers} blocks")
+        for field in ("block", "window"):
+            self._need(getattr(self, field) > 0, field, "positive", "attention sees at least its own block")
+        self._need(all(scale > 0 for scale in self.fp8_scales), "fp8_scales", "three positive numbers", "they are divided by again")
+        super().__post_init__()
+        self._need(self.scale > 0, "attention_scale", "positive", "it scales the scores")
+
+    @property
+    def scale(self) -> float:
+        return _scale(self)
+
+    @property
+    def embedding_rows(self) -> int:
+        return self.tokenizer_size
+
+    @property
+    def bare(self) -> int | None:
+        if self.bare_block is None:
+            return 7 * self.layers // 12
+        return None if self.bare_block == -1 else self.bare_block
+
+    @property
+    def val_row(self) -> int:
+        return self.val_context or 4 * self.context
+
+    @property
+    def long(self) -> frozenset[int]:
+        """The blocks of the model that have the long window."""
+        if self.long_blocks is not None:
+            return frozenset(self.long_blocks)
+        ends = {0, self.layers - 1}
+        return frozenset(ends if self.layers < 6 else ends | {self.layers // 3, 7 * self.layers // 12})
+
+    @property
+    def value_count(self) -> int:
+        """How many embeddings of values there are."""
+        return max(1, self.layers // 4) if self.value_embeddings is None else self.value_embeddings
+
+    @property
+    def value_embedding_of(self) -> dict[int, int]:
+        """Block -> the number of the value embedding that it uses."""
+        last = self.layers - self.value_count
+        return {i if i < self.value_count else last + i - self.value_count: i % self.value_count for i in range(2 * self.value_count)}
+
+    def windows(self, step: int) -> int:
+        return schedules.grown(min(step, self.steps), self.steps, self.window, self.block)
+
+    def spans(self) -> list[int]:
+        widest = self.windows(self.steps)
+        return [min(self.context, self.block * (widest if i in self.long else max(1, widest // 2)))
+                for i in range(self.layers) if i != self.bare]  # fmt: skip
+
+    def momenta(self, step: int) -> float:
+        return schedules.warmed(step, self.momentum_steps, self.momentum_start, self.momentum)
+
+    def rates(self, step: int) -> dict[str, float]:
+        fraction = schedules.cooldown(step, self.steps, self.cooldown, self.final_fraction)
+        peaks = {"embed": self.embed_rate, "head": self.head_rate, "scalar": self.scalar_rate, "matrix": self.muon_rate}
+        return {group: peak * fraction for group, peak in peaks.items()}
 
 
-def _norm(name: str, dim: int, group: str) -> dict[str, Parameter]:
-    return _gain(name, dim, group) | {f"{name}.bias": Parameter((dim,), group)}
+def _scale(recipe: Any) -> float:
+    return recipe.attention_scale if recipe.attention_scale is not None else 0.12 * math.sqrt(128 / recipe.head_dim)
 
 
 # Checkpoints cost disk (23 MB each at pocket), and save the verifier time: it makes whole stretches between them again.
@@ -326,8 +554,14 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("nanogpt", "tiny"): dict(peak_rate=3e-3, warmup_steps=6),
     ("nanogpt", "pocket"): dict(peak_rate=1e-2, warmup_steps=26),
     ("nanogpt", "small"): dict(head_dim=64, steps=19_380, val_every=250, final_val_every=250, gelu="tanh"),
+    ("record-11", "tiny"): dict(momentum_steps=10),
+    ("record-11", "pocket"): dict(momentum_steps=43),
+    ("record-11", "small"): dict(steps=3000),
+    ("record-21", "tiny"): dict(context=128, val_context=512, window=54, block=4, momentum_steps=10),
+    ("record-21", "pocket"): dict(context=1024, val_context=4096, window=432, block=32, momentum_steps=43),
+    ("record-21", "small"): dict(context=48 * 1024, val_context=256 * 1024, batch_tokens=8 * 48 * 1024, steps=1770),
 }
-RECIPES: dict[str, Callable[..., Recipe]] = {"nanogpt": NanoGPT, "muon": Muon}
+RECIPES: dict[str, Callable[..., Recipe]] = {kind.name: kind for kind in (NanoGPT, Muon, Record11, Record21)}
 
 
 def recipe_for(name: str, scale: str) -> Recipe:

@@ -49,22 +49,23 @@ FIXED_FIELDS = ("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "co
 
 POCKET = Reference(math.log(4096), 1000, 1024, 2**22, 1e14)
 SMALL = Reference(math.log(50257), 3600, 20_000, 1.1e10, 1e19)
+RECIPE_NAMES = ("muon", "nanogpt", "record-11", "record-21")
 POCKET_BASIS = "recipe muon ends below it with every one of seeds 0 to 4 in both backends; see docs/performance.md"
 
 TRACKS = {track.name: track for track in (
-    Track("pocket", "a laptop, minutes on 2 cores", "news", "pocket", 131_072, 4.65, "seconds", ("muon", "nanogpt"),
+    Track("pocket", "a laptop, minutes on 2 cores", "news", "pocket", 131_072, 4.65, "seconds", RECIPE_NAMES,
           target_basis=POCKET_BASIS,
           confirm_gap=(0.015, 0.06), reference=POCKET),
     Track("pocket-optimizer", "optimizer research on a laptop: any optax transform or torch optimizer drops in",
           "news", "pocket", 131_072, 4.65, "steps", ("muon",), fixed="muon", target_basis=POCKET_BASIS,
           confirm_gap=(0.015, 0.06), reference=POCKET),
     Track("small", "the public track 1: 124M parameters, 8 x H100", "fineweb10B", "small", 10_485_760, 3.28, "seconds",
-          ("muon", "nanogpt"), target_basis="the public track's", reference=SMALL),
+          RECIPE_NAMES, target_basis="the public track's", reference=SMALL),
     Track("optimizer", "the public optimization track: data, batch and architecture fixed", "fineweb10B", "small",
           10_485_760, 3.28, "steps", ("muon",), fixed="muon", target_basis="the public track's", reference=SMALL),
     Track("medium", "the public track 2 (350M): its history only", "fineweb10B", None, 10_485_760, 2.92, "seconds", (),
           target_basis="the public track's", reference=SMALL),
-    Track("tiny", "tests: seconds on a CPU", "synthetic", "tiny", 8_192, None, None, ("muon", "nanogpt"),
+    Track("tiny", "tests: seconds on a CPU", "synthetic", "tiny", 8_192, None, None, RECIPE_NAMES,
           confirm_gap=(0.01, 0.05), reference=Reference(math.log(512), 60, 600, 1e6, 1e12)),
 )}
 

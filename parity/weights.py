@@ -26,12 +26,13 @@ def initial_weights(recipe: Recipe, seed: int) -> Weights:
     """First values of every weight of a recipe, drawn in float64 and rounded once to the type it is stored in."""
     weights = {}
     for name, parameter in recipe.parameters().items():
-        if parameter.std is None:
-            value = np.full(parameter.shape, parameter.value)
-        else:
+        if parameter.std is not None:
             value = generator(seed, name).standard_normal(parameter.shape) * parameter.std
-        stored = recipe.dtypes.embedding if name == "embed.weight" else recipe.dtypes.weights
-        weights[name] = round_to(value, stored)
+        elif parameter.bound is not None:
+            value = generator(seed, name).uniform(-1, 1, parameter.shape) * parameter.bound
+        else:
+            value = np.full(parameter.shape, parameter.value, np.float64)
+        weights[name] = round_to(value, recipe.stored(name))
     return weights
 
 

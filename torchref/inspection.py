@@ -1,5 +1,6 @@
 """What only the comparison of two programs asks of one: activations, optimizer state, single updates, in PyTorch."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from parity.program import Outputs
-from torchref import model, optim
+from torchref import layers, optim, parts
 
 KINDS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum"}  # torch's names of what an optimizer keeps
 
@@ -22,7 +23,7 @@ class Inspection:
     def activations(self, state, batch) -> dict[str, Any]:
         found = Outputs()
         with recorded(state.model, found):
-            found["logits"] = state.model.logits(state.model(batch[0]))
+            found["logits"] = state.model.logits(state.model(batch[0], *self.window(state.step)))
         return found
 
     def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -53,7 +54,12 @@ class Inspection:
                 for w in group["params"]]
 
     def rates(self) -> dict[str, np.ndarray]:
-        return {group: optim.rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+        found = {group: optim.rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+        if hasattr(self.recipe, "momentum"):
+            found["momentum"] = optim.momenta(self.recipe)
+        if self.window(0):
+            found["window"] = np.array([float(self.window(step)[0][0]) for step in range(self.recipe.steps + 1)])
+        return found
 
     @torch.no_grad()
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
@@ -61,7 +67,7 @@ class Inspection:
         with patch.object(optim, "gram", found.wrapped(optim.gram, "Gram matrix of step {}")):
             recipe = self.recipe
             result = optim.orthogonalize(torch.from_numpy(x_RC)[None], recipe.newton_schulz_steps, recipe.newton_schulz,
-                                         model.torch_dtype(recipe.dtypes.newton_schulz))
+                                         layers.torch_dtype(recipe.dtypes.newton_schulz))
         return {**found, "result": result}
 
     @staticmethod
@@ -82,9 +88,13 @@ def recorded(net: nn.Module, found: Outputs) -> Iterator[None]:
         return hook
 
     def after(module, inputs, y):
-        found.note(inside.pop(), y)
+        found.note(inside.pop(), y[0] if isinstance(y, tuple) else y)
 
-    with patch.object(model, "causal_attention", found.attending(model.causal_attention, inside)), ExitStack() as hooks:
+    with ExitStack() as hooks:
+        for place in (parts, sys.modules[type(net).__module__]):  # own models have their own names for it
+            for name in ("causal_attention", "window_attention"):
+                if hasattr(place, name):
+                    hooks.enter_context(patch.object(place, name, found.attending(getattr(place, name), inside)))
         for path, module in net.named_modules():
             if path and not isinstance(module, nn.ModuleList):
                 hooks.callback(module.register_forward_pre_hook(before(path)).remove)

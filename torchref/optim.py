@@ -4,13 +4,14 @@ Weights and gradients are flat mappings from canonical name to tensor. Arithmeti
 has the type of its weight.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
-from parity.recipe import Muon, NanoGPT, Recipe
+from parity.recipe import Recipe
 
 Tensors = dict[str, torch.Tensor]
 Divide = Callable[[Callable], Callable]
@@ -28,39 +29,48 @@ def adamw(weights: dict[str, Tensors], betas: tuple[float, float], eps: float,
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)  # fused: narrow weights in float32
 
 
-def muon(weights: dict[str, Tensors], decay: float, momentum: float, steps: int,
+def muon(weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray, steps: int,
          coefficients: tuple[float, float, float], dtype: torch.dtype, compile: bool = False,
-         divide: Divide = lambda function: function) -> torch.optim.Optimizer:
-    """Muon (Jordan et al. 2024) for matrices (out, in), orthogonalised in `dtype`; weights by optimizer group. `divide` may spread a
-    function of a stack of matrices over processes.
+         divide: Divide = lambda function: function, summed: bool = False) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for matrices (out, in) and stacks of them, orthogonalised in `dtype`; weights by optimizer group,
+    momentum one number or one a step. `divide` may spread a function of a stack of matrices over processes.
 
-    m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), orthogonalised, times sqrt(max(1, rows / columns));
-    p *= 1 - rate decay; p -= rate u.
+    m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), or, `summed`, m = momentum m + g; u = g + momentum m. Then u,
+    orthogonalised, times sqrt(max(1, rows / columns)); p *= 1 - rate decay; p -= rate u.
     """
     turn = torch.compile(orthogonalize, dynamic=False) if compile else orthogonalize
-    return _Muon(weights, decay, momentum, divide(lambda x_NRC: turn(x_NRC, steps, coefficients, dtype)))
+    return _Muon(weights, decay, momentum, divide(lambda x_NRC: turn(x_NRC, steps, coefficients, dtype)), summed)
 
 
 class _Muon(torch.optim.Optimizer):
-    def __init__(self, weights: dict[str, Tensors], decay: float, momentum: float, turn: Callable):
-        groups = [{"params": list(tensors.values()), "name": group} for group, tensors in weights.items()]
-        super().__init__(groups, {"lr": 0.0, "weight_decay": decay, "momentum": momentum})
-        self.turn = turn
+    def __init__(self, weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray, turn: Callable, summed: bool):
+        groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
+        super().__init__(groups, {"lr": 0.0, "weight_decay": decay})
+        self.turn, self.summed, self.momenta = turn, summed, np.atleast_1d(momentum)
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            rate, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
-            for shape in sorted({w.shape for w in group["params"]}):  # equal shapes as one batch
-                weights = [w for w in group["params"] if w.shape == shape]
+            rate, decay = group["lr"], group["weight_decay"]
+            momentum = float(self.momenta[min(group["updates"], len(self.momenta) - 1)])
+            group["updates"] += 1
+            for shape in sorted({w.shape[-2:] for w in group["params"]}):  # equal shapes as one batch
+                weights = [w for w in group["params"] if w.shape[-2:] == shape]
                 for w in weights:
                     self.state[w].setdefault("momentum", torch.zeros_like(w))
                 grads, kept = [w.grad for w in weights], [self.state[w]["momentum"] for w in weights]
-                torch._foreach_lerp_(kept, grads, 1 - momentum)
-                turned = self.turn(torch.stack(torch._foreach_lerp(grads, kept, momentum)))
+                if self.summed:
+                    torch._foreach_mul_(kept, momentum)
+                    torch._foreach_add_(kept, grads)
+                    ahead = torch._foreach_add(grads, kept, alpha=momentum)
+                else:
+                    torch._foreach_lerp_(kept, grads, 1 - momentum)
+                    ahead = torch._foreach_lerp(grads, kept, momentum)
+                turned = self.turn(torch.cat([u.view(-1, *shape) for u in ahead])).to(weights[0].dtype)
+                turned = [u.view(w.shape) for u, w in zip(turned.split([w.numel() // shape.numel() for w in weights]), weights)]
                 aspect = max(1.0, shape[0] / shape[1]) ** 0.5
                 torch._foreach_mul_(weights, 1 - rate * decay)
-                torch._foreach_add_(weights, list(turned.to(weights[0].dtype).unbind()), alpha=-rate * aspect)
+                torch._foreach_add_(weights, turned, alpha=-rate * aspect)
 
 
 def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype):
@@ -118,28 +128,23 @@ class ByGroup:
 
 
 def make_optimizer(recipe: Recipe, weights: Tensors, compile: bool = False, divide: Divide = lambda function: function) -> ByGroup:
-    """The recipe's optimizer: every weight in exactly one group, every group with its rates. `divide`: see `muon`."""
-    return OPTIMIZERS[recipe.name](recipe, weights, compile, divide)
+    """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and its rates. `divide`: see `muon`."""
+    kinds = {kind: [group for group, own in recipe.optimizers.items() if own == kind] for kind in dict.fromkeys(recipe.optimizers.values())}
+    parts = {kind.lower(): OPTIMIZERS[kind](recipe, _parts(recipe, weights, groups), compile, divide) for kind, groups in kinds.items()}
+    return ByGroup(parts, {group: rates(recipe, group) for group in recipe.optimizers}, getattr(recipe, "clip_norm", None))
 
 
-def nanogpt_optimizer(recipe: NanoGPT, weights: Tensors, compile: bool, divide: Divide) -> ByGroup:
-    """Clipping, then AdamW with decay on tensors of two or more dimensions."""
-    decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
-    part = adamw(_parts(recipe, weights, decays), recipe.betas, recipe.adam_eps, decays)
-    return ByGroup({"adamw": part}, {group: rates(recipe, group) for group in decays}, recipe.clip_norm)
+def _adamw_of(recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide) -> torch.optim.Optimizer:
+    return adamw(weights, recipe.betas, recipe.adam_eps, {group: recipe.decay(group) for group in weights})
 
 
-def muon_optimizer(recipe: Muon, weights: Tensors, compile: bool, divide: Divide) -> ByGroup:
-    """Muon on the blocks' matrices, AdamW on the rest."""
-    decays = {group: recipe.adam_decay for group in ("embed", "head", "vector")}
-    parts = {"adamw": adamw(_parts(recipe, weights, decays), recipe.betas, recipe.adam_eps, decays),
-             "muon": muon(_parts(recipe, weights, ["matrix"]), recipe.muon_decay, recipe.momentum,
-                          recipe.newton_schulz_steps, recipe.newton_schulz,
-                          getattr(torch, recipe.dtypes.newton_schulz), compile, divide)}
-    return ByGroup(parts, {group: rates(recipe, group) for group in (*decays, "matrix")})
+def _muon_of(recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide, summed: bool = False) -> torch.optim.Optimizer:
+    (group,) = weights
+    return muon(weights, recipe.decay(group), momenta(recipe), recipe.newton_schulz_steps, recipe.newton_schulz,
+                getattr(torch, recipe.dtypes.newton_schulz), compile, divide, summed)
 
 
-OPTIMIZERS = {"nanogpt": nanogpt_optimizer, "muon": muon_optimizer}
+OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "SummedMuon": functools.partial(_muon_of, summed=True)}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:
@@ -150,6 +155,11 @@ def group_of(recipe: Recipe) -> dict[str, str]:
 def rates(recipe: Recipe, group: str) -> np.ndarray:
     """(steps,) float64: the group's rate at every step of the plan."""
     return np.array([recipe.rates(step)[group] for step in range(recipe.steps)])
+
+
+def momenta(recipe: Recipe) -> np.ndarray:
+    """(steps,) float64: Muon's momentum at every step of the plan."""
+    return np.array([recipe.momenta(step) for step in range(recipe.steps)])
 
 
 def global_norm(tensors: Tensors) -> torch.Tensor:

@@ -17,7 +17,7 @@ from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_microbatches, own_function
 from parity.recipe import Recipe
-from torchref import checkpoint, distributed, model, optim
+from torchref import checkpoint, distributed, layers, model, optim
 from torchref.inspection import Inspection
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
@@ -62,6 +62,10 @@ class TorchProgram(Inspection):
         state.model.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()})
         return state
 
+    def at(self, state: State, step: int) -> State:
+        state.step = step
+        return state
+
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
         return {name: w.astype(dtype) for name, w in self.fetch(_weights(state)).items()}
@@ -90,12 +94,12 @@ class TorchProgram(Inspection):
 
     @torch.no_grad()
     def token_losses(self, state: State, batch):
-        return distributed.gather_rows(self._losses(state.model, *batch))
+        return distributed.gather_rows(self._losses(state.model, *batch, self.window(state.step)))
 
     @torch.no_grad()
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
         positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
-        x_BTD = state.model(self._put(inputs_BT))
+        x_BTD = state.model(self._put(inputs_BT), *self.window(state.step))
         return F.log_softmax(state.model.logits(x_BTD[:, self._put(positions)]), dim=-1)
 
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
@@ -117,9 +121,9 @@ class TorchProgram(Inspection):
     def _part(self, state: State, parameters, batch, reduction: str, prefix: int | None):
         """Loss and gradients of a microbatch of this process."""
         if prefix is None:
-            loss = self._loss(state.model, *batch, reduction)
+            loss = self._loss(state.model, *batch, self.window(state.step), reduction)
         else:
-            loss = _token_losses(state.model, *batch)[:, :prefix].sum()
+            loss = _training_losses(state.model, *batch, self.window(state.step), reduction)[:, :prefix].sum()
         return loss.detach(), torch.autograd.grad(loss, parameters)
 
     def fetch(self, values):
@@ -160,6 +164,15 @@ class TorchProgram(Inspection):
             raise InputError(f"{directory}: this checkpoint does not fit the program ({reason}): resume with the program "
                              "that wrote it")
         return self.reset(state, saved)
+
+    def window(self, step: int) -> tuple:
+        """What the model is told of the number of updates so far: nothing, or the window of its attention, an int32 tensor, and
+        numbers of blocks that the long and the short one are within, of which there are few, since code is compiled for each."""
+        blocks, widest = self.recipe.windows(step), self.recipe.windows(self.recipe.steps)
+        if blocks is None:
+            return ()
+        within = min(widest, 1 << (blocks - 1).bit_length())
+        return ((torch.tensor(blocks, dtype=torch.int32, device=self.device), (within, -(-within // 2))),)
 
     def _apply(self, state: State, grads: dict[str, torch.Tensor], norm: torch.Tensor) -> None:
         for name, parameter in state.model.named_parameters():
@@ -234,13 +247,20 @@ def _own_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:
     return make
 
 
-def _loss(net: nn.Module, inputs_BT, targets_BT, reduction: str):
-    losses_BT = _token_losses(net, inputs_BT, targets_BT)
+def _loss(net: nn.Module, inputs_BT, targets_BT, window: tuple, reduction: str):
+    losses_BT = _training_losses(net, inputs_BT, targets_BT, window, reduction)
     return losses_BT.mean() if reduction == "mean" else losses_BT.sum()
 
 
-def _token_losses(net: nn.Module, inputs_BT, targets_BT):
-    return model.token_losses(net.logits(net(inputs_BT)), targets_BT)
+def _training_losses(net: nn.Module, inputs_BT, targets_BT, window: tuple, reduction: str):
+    """Losses as training computes them; their gradient will be that of their mean or their sum."""
+    x_BTD = net(inputs_BT, *window)
+    logits = net.squash(net.training_scores(x_BTD, reduction)) if hasattr(net, "training_scores") else net.logits(x_BTD)
+    return layers.token_losses(logits, targets_BT)
+
+
+def _token_losses(net: nn.Module, inputs_BT, targets_BT, window: tuple):
+    return layers.token_losses(net.logits(net(inputs_BT, *window)), targets_BT)
 
 
 def _kind(device: torch.device) -> str:

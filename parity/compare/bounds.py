@@ -80,9 +80,11 @@ def updated(recipe: Recipe, steps: int, group: str, shape: tuple[int, ...], larg
 
 def decay(recipe: Recipe) -> Bound:
     """What decay takes from a weight in one step, as the difference of two weights."""
-    factors = [getattr(recipe, name, 0.0) for name in ("weight_decay", "adam_decay", "muon_decay")]
-    part = min(x for x in factors if x) * min(recipe.rates(0).values())
-    return rounding(8, 1 / part, "a step takes so small a part of a weight")
+    rates = recipe.rates(0)
+    factors = [decay for group in rates if (decay := recipe.decay(group))]
+    if not factors:
+        return rounding(8)
+    return rounding(8, 1 / (min(factors) * min(rates.values())), "a step takes so small a part of a weight")
 
 
 def orthogonalization(recipe: Recipe, step: int) -> Bound:

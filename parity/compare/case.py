@@ -44,8 +44,15 @@ class Case:
 
     @functools.cached_property
     def initial(self) -> Weights:
-        """The weights that a trajectory starts with: the recipe's initial ones."""
-        return canonical.initial_weights(self.recipe, self.seed) if self.first is None else self.first
+        """The weights that a trajectory starts with: the recipe's initial ones; those with noise where it has learned factors.
+
+        While projections are 0 a norm undoes what factors of the stream do, so that their exact gradient is zero, or of the size of a
+        norm's epsilon, and Adam would make a step of 1e-9 of the rounding that is left of it: no two correct programs agree there.
+        """
+        if self.first is not None:
+            return self.first
+        learned = any(parameter.scalar for parameter in self.recipe.parameters().values())
+        return self.start if learned else canonical.initial_weights(self.recipe, self.seed)
 
     @functools.cached_property
     def start(self) -> Weights:
@@ -58,8 +65,7 @@ class Case:
         found = canonical.initial_weights(self.recipe, self.seed)
         for name, w in found.items():
             noise = canonical.generator(self.seed, f"compare:{name}").standard_normal(w.shape)
-            stored = self.recipe.dtypes.embedding if name == "embed.weight" else self.recipe.dtypes.weights
-            found[name] = canonical.round_to(w + SPREAD * noise, stored)
+            found[name] = canonical.round_to(w + SPREAD * noise, self.recipe.stored(name))
         return found
 
     @functools.cached_property

@@ -25,7 +25,7 @@ class Options:
     """Compares two programs level by level: data, init, forward, loss, gradients, update, trajectory, evaluation, restore."""
 
     recipe: str | None = None
-    """muon or nanogpt; both by default."""
+    """muon, nanogpt, record-11 or record-21; the first two by default."""
     scale: str = "tiny"
     """tiny, pocket or small."""
     a: str = "jaxrun"

@@ -13,6 +13,7 @@ from parity.compare.observation import Seen
 from parity.compare.run_levels import evaluation, restore, trajectory
 from parity.compare.side import Side
 from parity.compare.update_level import update
+from parity.program import at
 
 PROBED = 4  # rows of which all log-probabilities are read
 
@@ -46,7 +47,7 @@ def init(side: Side, case: Case) -> Iterator[Seen]:
 def forward(side: Side, case: Case) -> Iterator[Seen]:
     """Activations of every module in the order in which they are computed."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state = program.load(case.start)
+    state = _in_the_middle(program, case)
     found = program.activations(state, side.place(recipe, case.batch))
     for path, value in found.items():
         if "int" in str(getattr(value, "dtype", "")):  # tokens and positions
@@ -55,6 +56,11 @@ def forward(side: Side, case: Case) -> Iterator[Seen]:
         if path == "logits":
             value = value[..., : recipe.tokenizer_size]
         yield Seen(_line(path), path, value, bounds.forward(recipe, _blocks(recipe, path)), axes=AXES.get(value.ndim, ()))
+
+
+def _in_the_middle(program, case: Case):
+    """A state with the case's weights; what grows with the steps is half grown."""
+    return at(program, program.load(case.start), case.recipe.steps // 2)
 
 
 AXES = {1: ("channel",), 2: ("position", "channel"), 3: ("row", "position", "channel"),
@@ -78,7 +84,7 @@ def _blocks(recipe, path: str) -> int:
 def loss(side: Side, case: Case) -> Iterator[Seen]:
     """Losses of tokens, their reduction, what is left to rows of padding, log-probabilities."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state = program.load(case.start)
+    state = _in_the_middle(program, case)
     batch = side.place(recipe, case.batch)
     shape = case.batch[1].shape
     if not side.lacks(recipe, ("token_losses",)):
@@ -108,7 +114,7 @@ def _log_probs(side: Side, case: Case, state) -> tuple[np.ndarray, np.ndarray]:
 def gradients(side: Side, case: Case) -> Iterator[Seen]:
     """Gradients by canonical name, as the loss gives them and as the optimizer takes them."""
     recipe, program = case.recipe, side.program(case.recipe)
-    state = program.load(case.start)
+    state = _in_the_middle(program, case)
     _, found = program.loss_and_grads(state, side.place(recipe, case.batch))
     found = _by_name(side, case, found, "gradient")
     bound = bounds.gradients(recipe, case.batch[0].size)

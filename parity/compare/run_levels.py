@@ -16,6 +16,7 @@ from parity.compare.case import Case
 from parity.compare.observation import Seen
 from parity.compare.side import Side
 from parity.harness import evaluation as harness
+from parity.program import at
 from parity.recipe import Recipe
 
 SAVED_AFTER, GO_ON = 3, 3  # steps before and behind the checkpoint
@@ -45,15 +46,15 @@ def trajectory(side: Side, case: Case) -> Iterator[Seen]:
 def evaluation(side: Side, case: Case) -> Iterator[Seen]:
     """Val loss over the whole val slice: of the weights that real runs left, of a live state, for two sizes of batch."""
     recipe, program = case.recipe, side.program(case.recipe)
-    batch = harness.largest_batch(case.track.val_tokens, recipe.batch_tokens, recipe.context, 1)
-    smaller = harness.largest_batch(case.track.val_tokens, batch // 2, recipe.context, 1)
+    batch = harness.largest_batch(case.track.val_tokens, recipe.batch_tokens, recipe.val_row, 1)
+    smaller = harness.largest_batch(case.track.val_tokens, batch // 2, recipe.val_row, 1)
     bound = bounds.losses(recipe, case.track.val_tokens)
 
     def score(state, batch_tokens: int):
-        return harness.evaluate(program, state, case.slice, "val", case.track.val_tokens, batch_tokens, recipe.context)
+        return harness.evaluate(program, state, case.slice, "val", case.track.val_tokens, batch_tokens, recipe.val_row)
 
     for name, path in case.written.items():
-        state = program.load(_typed(recipe, canonical.load(path)))
+        state = at(program, program.load(_typed(recipe, canonical.load(path))), recipe.steps)
         found = score(state, batch)
         yield Seen("tokens scored", name, f"{found.tokens} tokens, batches {found.batches[:16]}")
         yield Seen("val loss", name, np.array(found.val_loss), bound, axes=(), single=True)
@@ -64,7 +65,7 @@ def evaluation(side: Side, case: Case) -> Iterator[Seen]:
         return
     state, _ = _steps(side, case, program.load(case.initial), 0, 2)
     live = score(state, batch)
-    loaded = score(program.load(program.export(state)), batch)
+    loaded = score(at(program, program.load(program.export(state)), 2), batch)
     yield Seen("live state", "after 2 steps, against its exported weights", np.array(live.val_loss), bound,
                expected=np.array(loaded.val_loss), single=True)
 

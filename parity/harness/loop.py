@@ -15,6 +15,7 @@ from parity.harness.evaluation import evaluate
 from parity.harness.interrupts import StopRequest
 from parity.harness.session import LARGE_STATE_WEIGHTS, Run, host
 from parity.own import explained
+from parity.program import at
 
 State = Any
 ASK_S = 0.5  # about how often several processes ask one another for a wish to stop
@@ -128,13 +129,17 @@ def warm_up(run: Run, state: State) -> State:
         before = run.program.digest(state)
         run.log.event("state", name="before warm-up", digest=before)
         kept = run.program.snapshot(state)
-        rows, eval_rows = (tokens // run.recipe.context for tokens in (run.recipe.batch_tokens, run.eval_batch_tokens))
-        empty = np.zeros((max(rows, eval_rows), run.recipe.context), np.int32)
-        batch, eval_batch = place(run, *[empty[: rows // run.team.size]] * 2), run.program.place(*[empty[:eval_rows]] * 2)
-        run.flops_per_step, state = count(run, state, batch)
-        state, metrics = run.program.step(state, batch)
-        run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
-        run.team.mark()
+        rows, eval_rows = run.recipe.batch_tokens // run.recipe.context, run.eval_batch_tokens // run.recipe.val_row
+        batch = place(run, *[np.zeros((rows // run.team.size, run.recipe.context), np.int32)] * 2)
+        eval_batch = run.program.place(*[np.zeros((eval_rows, run.recipe.val_row), np.int32)] * 2)
+        for step in run.recipe.stages():  # the last is the widest: that is counted
+            state = at(run.program, state, step)
+            if step == run.recipe.stages()[-1]:
+                run.flops_per_step, state = count(run, state, batch)
+                state = at(run.program, state, step)
+            state, metrics = run.program.step(state, batch)
+            run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
+            run.team.mark()
         state = run.program.reset(state, kept)
         after = run.program.digest(state)
         run.log.event("state", name="after warm-up", digest=after)
@@ -208,7 +213,7 @@ def validate(run: Run, state: State, done: int) -> None:
         if digested:
             run.log.event("state", name="before evaluation", step=done, digest=run.program.digest(state))
         found = evaluate(run.program, state, run.slice, "val", run.track.val_tokens, run.eval_batch_tokens,
-                         run.recipe.context, run.team.mark)  # fmt: skip
+                         run.recipe.val_row, run.team.mark)  # fmt: skip
         if digested:
             run.log.event("state", name="after evaluation", step=done, digest=run.program.digest(state))
     event = {"step": done, "val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte, "tokens": found.tokens,

@@ -21,7 +21,7 @@ class Options:
     track: str = "pocket"
     """pocket, pocket-optimizer, small, optimizer, or tiny."""
     recipe: str | None = None
-    """muon or nanogpt; by default the track's first."""
+    """muon, nanogpt, record-11 or record-21; by default the track's first."""
     seed: int = 0
     """Seed of the initial weights; the order of the data is the same for every seed."""
     device: Literal["auto", "cpu", "gpu"] = "auto"

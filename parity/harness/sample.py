@@ -61,7 +61,7 @@ def _sample(backend: str, argv: Sequence[str] | None) -> None:
     values = weights.load(place.weights)
     tokenizer = open_slice(facts["slice"]["name"], options.data_dir).tokenizer()
     program = programs.build(backend, recipe, device=options.device, devices=1)
-    state = program.load(values)
+    state = programs.at(program, program.load(values), recipe.steps)
     prompt = [tokenizer.end_of_text, *tokenizer.encode(options.prompt)]
     for row in sample(program, state, recipe, prompt, rows=options.rows, tokens=options.tokens, seed=options.seed,
                       temperature=options.temperature, top_k=options.top_k, end_of_text=tokenizer.end_of_text):

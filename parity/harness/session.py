@@ -81,7 +81,7 @@ class Run:
     def eval_batch_tokens(self) -> int:
         devices = len(self.program.devices)
         wanted = min(self.recipe.batch_tokens, EVAL_TOKENS_PER_DEVICE * devices)
-        return largest_batch(self.track.val_tokens, wanted, self.recipe.context, devices)
+        return largest_batch(self.track.val_tokens, wanted, self.recipe.val_row, devices)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -139,9 +139,9 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
         guard.stop()  # the harness itself writes the run's first files
         if team.size > 1 and not hasattr(program, "place_part"):
             raise InputError(f"{options.program}: expected a program with a method place_part, found none: without it a run has one process")
-        if track.val_tokens % (recipe.context * len(program.devices)):
+        if track.val_tokens % (recipe.val_row * len(program.devices)):
             raise InputError(f"--devices {len(program.devices)}: the track's {track.val_tokens:,} val tokens are "
-                             f"{track.val_tokens // recipe.context} rows, which so many devices do not divide: choose another")
+                             f"{track.val_tokens // recipe.val_row} rows, which so many devices do not divide: choose another")
         identity = {"track": track.name, "recipe": to_fields(recipe), "seed": seed, "backend": backend,
                     "slice": _digest(slice_, recipe), "options": _kept(options), "program": _program_digest(options)}  # fmt: skip
         if before is not None and before["slice"]["digest"] != identity["slice"]:
@@ -254,10 +254,24 @@ def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
     check_plan(slice_.train_lengths, recipe.plan, f"slice {track.slice}")
     check_length(slice_, "val", track.val_tokens, slice_.part("val")[2])
     _ = slice_.token_bytes  # read now, so that nothing of the slice has to be opened later
-    if track.val_tokens % recipe.context:
-        raise InputError(f"--context {recipe.context} does not divide the track's {track.val_tokens:,} val tokens: choose "
-                         "a context that does, so that exactly these are scored")  # fmt: skip
+    if track.val_tokens % recipe.val_row:
+        option = "--context" if recipe.val_row == recipe.context else "--val-context"
+        raise InputError(f"{option} {recipe.val_row} does not divide the track's {track.val_tokens:,} val tokens: choose "
+                         "one that does, so that exactly these are scored")  # fmt: skip
+    _check_documents(slice_, recipe)
     return slice_
+
+
+def _check_documents(slice_: slices.Slice, recipe: Recipe) -> None:
+    """Raises InputError where the recipe keeps documents apart and the slice does not say where they start."""
+    if not recipe.separate_documents:
+        return
+    if slice_.manifest.end_of_text != recipe.end_of_text:
+        raise InputError(f"slice {slice_.manifest.slice}: recipe {recipe.name} expects documents to start with token {recipe.end_of_text}, "
+                         f"found end of text {slice_.manifest.end_of_text}: choose a slice whose last token it is")
+    if bare := [shard.file for shard in slice_.manifest.shards if not shard.documents]:
+        raise InputError(f"slice {slice_.manifest.slice}: recipe {recipe.name} keeps documents apart by the token {recipe.end_of_text} that "
+                         f"each starts with, found none in {bare[0]}: choose another recipe, or prepare a slice with document starts")
 
 
 def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
@@ -303,7 +317,7 @@ def _write_run_json(place: RunDir, backend: str, program: Program, track: Track,
         "layout": {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)} | {"devices": len(program.devices)},
         "host": host(team), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
         "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
-        "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_tokens": track.val_tokens,
+        "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_row": recipe.val_row, "val_tokens": track.val_tokens,
         "malloc": SETTINGS if keep_freed_memory() else {}, "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
     })  # fmt: skip
 

@@ -52,7 +52,7 @@ def batches(context: Context) -> Found:
 
 @rule("data.evaluation", "data", "every evaluation scored exactly the track's val tokens, in order")
 def evaluations(context: Context) -> Found:
-    track, context_tokens = context.evidence.track, context.evidence.context
+    track, row = context.evidence.track, context.evidence.val_row
     evals = context.log.of("eval")
     if not evals:
         return fails("the log has no evaluation")
@@ -61,8 +61,8 @@ def evaluations(context: Context) -> Found:
         if event["tokens"] != track.val_tokens:
             return fails(f"step {event['step']}: expected {track.val_tokens:,} tokens scored, found {event['tokens']:,}")
         size = event.get("batch_tokens")
-        if type(size) is not int or size < context_tokens or size % context_tokens:
-            return fails(f"step {event['step']}: a batch of {size} tokens is not rows of {context_tokens}")
+        if type(size) is not int or size < row or size % row:
+            return fails(f"step {event['step']}: a batch of {size} tokens is not rows of {row}")
         if size not in known:
             known[size] = _scored(context, min(size, track.val_tokens))
         if event.get("batches") != known[size]:

@@ -102,6 +102,11 @@ class Evidence:
         return sum(segment["steps"] for segment in self.run["plan"])
 
     @property
+    def val_row(self) -> int:
+        """Tokens of a row in evaluation."""
+        return int(self.run.get("val_row", self.context))
+
+    @property
     def context(self) -> int:
         return int(self.run["plan"][-1]["seq_len"])
 

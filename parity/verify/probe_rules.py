@@ -14,6 +14,7 @@ from parity import weights as canonical
 from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
 
 ROWS = 16
+ROW_TOKENS = 16 * 1024  # asked about at once: of long rows there are fewer, at least two
 POSITIONS = 8  # of every row that whole rows of log-probabilities are asked for
 ROUNDING = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 2e-2}  # nats: one token's loss, computed in another order
 SUMS = 1e-5  # of probabilities: float32 keeps a sum of 50,000 to 3e-6
@@ -36,12 +37,17 @@ class Probe:
         if self.precision != context.evidence.precision:
             raise NotJudged(f"run.json says precision {context.evidence.precision}, the program {self.precision}")
         self.vocab = context.slice.manifest.vocab_size
-        self.state = self.remote.load(context.evidence.final_weights)
+        self.state = self.remote.load(context.evidence.final_weights, context.evidence.steps)
 
     @cached_property
     def rows(self) -> Rows:
-        """Rows of the val text that were picked at random."""
-        return val_rows(self.context, self.context.random("probe rows"), ROWS)
+        """Rows of the val text that were picked at random, as long as in evaluation."""
+        return val_rows(self.context, self.context.random("probe rows"), self.count)
+
+    @property
+    def count(self) -> int:
+        """How many rows are asked about at once."""
+        return rows_at_once(self.context.evidence.val_row)
 
     @cached_property
     def losses(self) -> np.ndarray:
@@ -71,23 +77,32 @@ def probe(context: Context) -> Probe:
     return context._probe
 
 
-def val_rows(context: Context, random: np.random.Generator, count: int) -> Rows:
-    """Rows of the val text, each a row that the evaluation scores."""
+def rows_at_once(length: int) -> int:
+    """How many rows of a length are asked about at once."""
+    return max(2, min(ROWS, ROW_TOKENS // length))
+
+
+def val_rows(context: Context, random: np.random.Generator, count: int, length: int | None = None) -> Rows:
+    """Rows of the val text, each a row that the evaluation scores, or of another length."""
     shard, start, _ = context.slice.part("val")
-    length = context.evidence.context
+    length = length or context.evidence.val_row
     available = context.evidence.track.val_tokens // length
     picks = random.choice(available, count, replace=count > available)
     windows = np.stack([np.asarray(shard[start + i * length : start + (i + 1) * length + 1], np.int32) for i in picks])
     return Rows(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:]))
 
 
-def prefixes(length: int, random: np.random.Generator, most: int) -> list[int]:
-    """Prefix lengths around every power of two and every multiple of 64 (or of a sixteenth of a row), and random ones."""
-    block = max(2, min(64, length // 4))
-    edges = {2**k for k in range(16)} | set(range(block, length, block)) | {length // 2, length - 1}
-    found = {p for edge in edges for p in (edge - 1, edge, edge + 1) if 1 <= p < length}
+def prefixes(length: int, random: np.random.Generator, most: int, block: int | None = None) -> list[int]:
+    """Prefix lengths around every power of two and every multiple of 64 (or of a sixteenth of a row), and random ones; of a program
+    whose attention has blocks the edges of these first."""
+    unit = max(2, min(64, length // 4))
+    edges = {2**k for k in range(16)} | set(range(unit, length, unit)) | {length // 2, length - 1}
+    own = set(range(block, length, block)) if isinstance(block, int) and 1 < block < length else set()
+    found = {p for edge in edges | own for p in (edge - 1, edge, edge + 1) if 1 <= p < length}
     if len(found) > most // 2:
-        found = set(random.choice(sorted(found), most // 2, replace=False).tolist()) | {1, length - 1}
+        first = own if len(own) <= most // 2 else set()
+        others = sorted(found - first)
+        found = first | set(random.choice(others, min(len(others), most // 2 - len(first)), replace=False).tolist()) | {1, length - 1}
     while len(found) < min(most, length - 1):
         found.add(int(random.integers(1, length)))
     return sorted(found)
@@ -98,7 +113,7 @@ def own_plan(context: Context) -> Found:
     p, run = probe(context), context.evidence.run
     facts = p.remote.facts
     wanted = {"plan": run["plan"], "eval_steps": run.get("eval_steps"), "checkpoint_steps": run["checkpoints"],
-              "name": run["recipe"]["name"], "tokenizer_size": p.vocab}  # fmt: skip
+              "name": run["recipe"]["name"], "tokenizer_size": p.vocab, "val_row": context.evidence.val_row}  # fmt: skip
     for name, expected in wanted.items():
         if facts.get(name) != expected:
             return fails(f"{name}: run.json has {str(expected)[:60]}, the program {str(facts.get(name))[:60]}")
@@ -108,13 +123,13 @@ def own_plan(context: Context) -> Found:
 @rule("probe.causal", "probe", "what stands behind a position does not move its loss")
 def causal(context: Context) -> Found:
     p = probe(context)
-    length = context.evidence.context
-    wanted = prefixes(length, context.random("prefixes"), 16 * ROWS)
+    length = context.evidence.val_row
+    wanted = prefixes(length, context.random("prefixes"), 16 * ROWS, p.remote.facts.get("block"))
     worst = (0.0, 0)
-    for first in range(0, len(wanted), ROWS):
-        worst = max([worst, *_moved_by_suffix(p, wanted[first : first + ROWS], f"suffix {first}")])
+    for first in range(0, len(wanted), p.count):
+        worst = max([worst, *_moved_by_suffix(p, wanted[first : first + p.count], f"suffix {first}")])
         if worst[0] > p.allowed:  # once more with this prefix in all rows: other rows' tokens are the business of another rule
-            worst = max(_moved_by_suffix(p, [worst[1]] * ROWS, f"all rows {worst[1]}"))
+            worst = max(_moved_by_suffix(p, [worst[1]] * p.count, f"all rows {worst[1]}"))
         if worst[0] > p.allowed:
             break
     if worst[0] > p.allowed:
@@ -140,7 +155,7 @@ def gradient(context: Context) -> Found:
     length, random = context.evidence.context, context.random("gradient prefixes")
     worst, noise, places = (0.0, "", 0.0, 0), {}, []
     early, late = (int(random.integers(low, high)) for low, high in ((length // 4, length // 2), (3 * length // 4, length - 1)))
-    rows = Rows(p.rows.inputs[: ROWS // 2], p.rows.targets[: ROWS // 2])
+    rows = val_rows(context, context.random("gradient rows"), max(1, rows_at_once(length) // 2), length)
     for prefix in (early, early + 1, late, late + 1):  # one of two neighbours is no edge of blocks that see within themselves alone
         places.append(prefix)
         changed = rows.inputs.copy()
@@ -173,6 +188,7 @@ def _apart(g: Any, other: Any) -> float:
 def sums(context: Context) -> Found:
     p = probe(context)
     worst = 0.0
+    count = p.count
     for name, inputs in (("val text", p.rows.inputs), ("random tokens", p.random_tokens("sums", p.rows.inputs.shape))):
         rows = p.remote.log_probs(p.state, inputs, positions(context, name)).astype(np.float64)
         if rows.shape[-1] < p.vocab:
@@ -183,7 +199,7 @@ def sums(context: Context) -> Found:
         if worst > SUMS:
             return fails(f"probabilities on {name} sum to {1 + float((np.exp(rows).sum(axis=-1) - 1).max()):.6g}: these are scores, not "
                          "probabilities", off=worst)  # fmt: skip
-    return holds(f"{2 * ROWS * POSITIONS} rows of {p.vocab:,} sum to 1 within {worst:.1g}", off=worst)
+    return holds(f"{2 * count * POSITIONS} rows of {p.vocab:,} sum to 1 within {worst:.1g}", off=worst)
 
 
 @rule("probe.targets", "probe", "token_losses is -log_probs of the target, whatever the target is")
@@ -200,16 +216,16 @@ def targets(context: Context) -> Found:
         if not largest <= 10 * p.allowed or not abs(mean) <= p.allowed:
             return fails(f"{name} targets: token_losses differs from -log_probs by up to {largest:.3g} nats, {mean:+.3g} on average",
                          largest=largest, mean=mean)  # fmt: skip
-    return holds(f"the text's and random targets at {ROWS * POSITIONS} positions", largest=largest)
+    return holds(f"the text's and random targets at {p.count * POSITIONS} positions", largest=largest)
 
 
 @rule("probe.rows", "probe", "a row's losses do not depend on the other rows of its batch")
 def rows_apart(context: Context) -> Found:
     p = probe(context)
-    order = context.random("row order").permutation(ROWS)
+    order = context.random("row order").permutation(p.count)
     permuted = p.ask(Rows(p.rows.inputs[order], p.rows.targets[order]))
     moved = float(np.abs(permuted - p.losses[order]).max())
-    inputs, half = p.rows.inputs.copy(), ROWS // 2
+    inputs, half = p.rows.inputs.copy(), p.count // 2
     inputs[half:] = p.random_tokens("other rows", inputs[half:].shape)
     moved = max(moved, float(np.abs(p.ask(Rows(inputs, p.rows.targets))[:half] - p.losses[:half]).max()))
     if moved > p.allowed:
@@ -217,20 +233,45 @@ def rows_apart(context: Context) -> Found:
     return holds(f"moved by at most {moved:.1g} nats", moved=moved)
 
 
+@rule("probe.documents", "probe", "what stands in an earlier document of a row does not move a loss, where the recipe says so")
+def documents_apart(context: Context) -> Found:
+    p = probe(context)
+    if not p.remote.facts.get("separate_documents"):
+        return holds("the recipe does not keep documents apart")
+    end_of_text, length = p.remote.facts.get("end_of_text"), context.evidence.val_row
+    wanted = prefixes(length, context.random("document starts"), 4 * ROWS, p.remote.facts.get("block"))
+    worst = (0.0, 0)
+    for first in range(0, len(wanted), p.count):
+        starts = (wanted[first : first + p.count] * p.count)[: p.count]
+        inputs = p.rows.inputs.copy()
+        other = p.random_tokens(f"documents {first}", inputs.shape)
+        for row, start in enumerate(starts):
+            inputs[row, start] = end_of_text
+        before = p.ask(Rows(inputs, p.rows.targets))
+        for row, start in enumerate(starts):
+            inputs[row, :start] = other[row, :start]
+        moved = np.abs(p.ask(Rows(inputs, p.rows.targets)) - before)
+        worst = max([worst, *((float(moved[row, start:].max()), start) for row, start in enumerate(starts))])
+        if worst[0] > p.allowed:
+            return fails(f"changing the tokens before a document that starts at position {worst[1]} moves its losses by up to {worst[0]:.3g} "
+                         f"nats, allowed {p.allowed:.1g}: it sees another document", moved=worst[0], start=worst[1])  # fmt: skip
+    return holds(f"{len(wanted)} starts; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}", starts=wanted, moved=worst[0])
+
+
 @rule("probe.pure", "probe", "evaluation leaves nothing behind: not in the state, nor in later losses")
 def pure(context: Context) -> Found:
     p = probe(context)
-    state = p.remote.load(context.evidence.final_weights)
+    state = p.remote.load(context.evidence.final_weights, context.evidence.steps)
     digest, before = p.remote.digest(state), canonical.digest(p.remote.export(state))
     random = context.random("pure rows")
-    others = [val_rows(context, random, ROWS) for _ in range(3)]
+    others = [val_rows(context, random, p.count) for _ in range(3)]
     first = p.remote.token_losses(state, *p.rows)
     again = float(np.abs(p.remote.token_losses(state, *p.rows) - first).max())
     for rows in (*others, *reversed(others)):
         p.remote.token_losses(state, *rows)
     moved = float(np.abs(p.remote.token_losses(state, *p.rows) - first).max())
-    half = Rows(*(x[: ROWS // 2] for x in p.rows))
-    smaller = float(np.abs(p.remote.token_losses(state, *half) - first[: ROWS // 2]).max())
+    half = Rows(*(x[: p.count // 2] for x in p.rows))
+    smaller = float(np.abs(p.remote.token_losses(state, *half) - first[: p.count // 2]).max())
     after = canonical.digest(p.remote.export(state))
     same = digest == p.remote.digest(state)
     p.remote.drop(state)
@@ -248,6 +289,6 @@ def pure(context: Context) -> Found:
 
 def positions(context: Context, name: str) -> np.ndarray:
     """Positions of a row that are asked for, the first and the last among them."""
-    length = context.evidence.context
+    length = context.evidence.val_row
     some = context.random(f"positions {name}").choice(np.arange(1, length - 1), min(POSITIONS, length) - 2, replace=False)
     return np.sort(np.concatenate([[0, length - 1], some])).astype(np.int64)

@@ -7,7 +7,7 @@ import numpy as np
 
 from parity import weights as canonical
 from parity.verify.log_rules import _real
-from parity.verify.probe_rules import ROUNDING, ROWS, SUMS, Rows, probe
+from parity.verify.probe_rules import ROUNDING, SUMS, Rows, probe
 from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
 
 LOSS = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 5e-3}  # nats: a mean over the val tokens, on another machine
@@ -117,13 +117,13 @@ def scored(context: Context, part: str) -> tuple[float, list[Seen]]:
     what each batch scored at a random position."""
     p = probe(context)
     shard, start, available = context.slice.part(part)
-    length, tokens = context.evidence.context, context.evidence.track.val_tokens
+    length, tokens = context.evidence.val_row, context.evidence.track.val_tokens
     if tokens > available:
         raise NotJudged(f"part {part} of slice {context.slice.name} has {available:,} tokens, the track scores {tokens:,}")
     rows = tokens // length
     random, total, seen = context.random(f"scored {part}"), [], []
-    for first in random.permutation(np.arange(0, rows, ROWS)):
-        count = min(ROWS, rows - int(first))
+    for first in random.permutation(np.arange(0, rows, p.count)):
+        count = min(p.count, rows - int(first))
         begin = start + int(first) * length
         window = np.asarray(shard[begin : begin + count * length + 1], np.int32)
         batch = Rows(window[:-1].reshape(count, length), window[1:].reshape(count, length))
@@ -139,8 +139,8 @@ def unwitnessed(context: Context, seen: list[Seen]) -> str:
     behind the position that is asked for, no text; "" where nothing is."""
     witness, p = context.started("witness"), probe(context)
     random = context.random("witness")
-    state = witness.load(context.evidence.final_weights)
-    full = [one for one in seen if len(one.inputs) == ROWS] or seen
+    state = witness.load(context.evidence.final_weights, context.evidence.steps)
+    full = [one for one in seen if len(one.inputs) == p.count] or seen
     for i in random.choice(len(full), min(WITNESSED, len(full)), replace=False):
         one = full[int(i)]
         inputs = one.inputs.copy()

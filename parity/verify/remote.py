@@ -84,8 +84,9 @@ class Remote:
     def init(self, seed: int) -> int:
         return self.call("init", seed=seed)
 
-    def load(self, weights: dict[str, np.ndarray]) -> int:
-        return self.call("load", weights=weights)
+    def load(self, weights: dict[str, np.ndarray], step: int) -> int:
+        """A state with these weights, as if it had been made by so many updates."""
+        return self.call("load", weights=weights, step=step)
 
     def restore(self, checkpoint: Path) -> int:
         """A checkpoint's state. Its files are where the process can read them only meanwhile. NotJudged without room for them."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity.verify.data_rules import positions
-from parity.verify.probe_rules import Rows, val_rows
+from parity.verify.probe_rules import Rows, rows_at_once, val_rows
 from parity.verify.remote import Remote
 from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
 
@@ -195,10 +195,10 @@ def cross(context: Context) -> Found:
         raise NotJudged(f"{package} is not installed here: pip install {package}")
     twin = Remote.start(_as(context, other))
     context.closing.append(twin.close)
-    rows = [val_rows(context, context.random(f"cross {i}"), 16) for i in range(4)]
+    rows = [val_rows(context, context.random(f"cross {i}"), rows_at_once(evidence.val_row)) for i in range(4)]
     means = []
     for remote in (context.remote, twin):
-        state = remote.load(evidence.final_weights)
+        state = remote.load(evidence.final_weights, evidence.steps)
         means.append(math.fsum(float(remote.token_losses(state, *some).mean()) for some in rows) / len(rows))
         remote.drop(state)
     here, there = means

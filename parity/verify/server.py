@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.program import at
 from parity.verify import wire
 
 
@@ -40,14 +41,16 @@ class Server:
         made = self.program.recipe
         return {"framework": self.program.framework, "devices": list(self.program.devices), "name": made.name,
                 "precision": made.precision, "plan": [vars(segment) for segment in made.plan], "context": made.context,
-                "tokenizer_size": made.tokenizer_size, "eval_steps": list(made.eval_steps()),
+                "tokenizer_size": made.tokenizer_size, "val_row": made.val_row, "block": getattr(made, "block", None),
+                "separate_documents": made.separate_documents, "end_of_text": made.end_of_text, "eval_steps": list(made.eval_steps()),
                 "checkpoint_steps": list(made.checkpoint_steps())}  # fmt: skip
 
     def init(self, seed: int) -> int:
         return self._keep(self.program.init(seed))
 
-    def load(self, weights: dict[str, np.ndarray]) -> int:
-        return self._keep(self.program.load({name: np.array(value) for name, value in weights.items()}))
+    def load(self, weights: dict[str, np.ndarray], step: int) -> int:
+        """A state with these weights, as if it had been made by so many updates."""
+        return self._keep(at(self.program, self.program.load({name: np.array(value) for name, value in weights.items()}), step))
 
     def restore(self, directory: str) -> int:
         return self._keep(self.program.restore(Path(directory)))
