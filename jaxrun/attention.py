@@ -43,100 +43,195 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
     T = q.shape[2]
     size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
-    blocks = [_block(q[:, :, start:start + size], k[:, :, :start + size], v[:, :, :start + size], scale)
-              for start in range(0, T, size)]
+    blocks = [_attend(q[:, :, start:start + size], k[:, :, :start + size], v[:, :, :start + size], scale, _last) for start in range(0, T, size)]
     return jnp.swapaxes(jnp.concatenate(blocks, axis=2), 1, 2)
 
 
-@partial(jax.checkpoint, static_argnums=3)  # else the gradient would keep every block's probabilities
-def _block(q_BHTK, k_BHSK, v_BHSK, scale):
-    """Attention of the last T of S positions."""
+def _last(q_BHTK, k_BHSK):
+    """The last T of S positions, each of which sees itself and all before."""
     T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+    return jnp.tril(jnp.ones((T, S), bool), S - T)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(q_BHTK, k_BHSK, v_BHSK, scale, mask):
+    """softmax(scale q k^T, where `mask(q, k)`) v. For the gradient q, k, v, the result and the logarithms of its sums are kept."""
+    return _attended(q_BHTK, k_BHSK, v_BHSK, scale, mask(q_BHTK, k_BHSK))[0]
+
+
+def _attend_forward(q, k, v, scale, mask):
+    y, sums = _attended(q, k, v, scale, mask(q, k))
+    return y, (q, k, v, y, sums)
+
+
+def _attend_backward(scale, mask, kept, dy):
+    return _attended_backward(*kept, dy, scale, mask(*kept[:2]))
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scores(q_BHTK, k_BHSK, scale, seen):
     wide = jnp.promote_types(q_BHTK.dtype, jnp.float32)
-    scores = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=wide, precision="highest") * scale
-    scores = jnp.where(jnp.tril(jnp.ones((T, S), bool), S - T), scores, NEGATIVE)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v_BHSK.dtype)
-    return jnp.einsum("bhts,bhsk->bhtk", probs, v_BHSK, precision="highest")
+    if q_BHTK.dtype == wide:  # a wide q can be scaled itself, and has fewer numbers
+        q_BHTK, scale = q_BHTK * scale, 1
+    scores = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=wide, precision="highest")
+    return jnp.where(seen, scores if scale == 1 else scores * scale, NEGATIVE)
+
+
+def _attended(q_BHTK, k_BHSK, v_BHSK, scale, seen):
+    """Attention, (B, H, T, K), and the logarithm of the sum of each position's exponentials, (B, H, T, 1)."""
+    scores = _scores(q_BHTK, k_BHSK, scale, seen)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    exponentials = jnp.exp(scores - largest)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    y = jnp.einsum("bhts,bhsk->bhtk", exponentials.astype(v_BHSK.dtype), v_BHSK, precision="highest", preferred_element_type=scores.dtype)
+    return (y / total).astype(q_BHTK.dtype), largest + jnp.log(total)
+
+
+def _attended_backward(q, k, v, y, sums, dy, scale, seen):
+    """Gradients of q, k, v. With p the probabilities: dp = dy v^T; the scores' is p (dp - sum p dp), and that sum is dy y."""
+    probs = jnp.exp(_scores(q, k, scale, seen) - sums)
+    dprobs = jnp.einsum("bhtk,bhsk->bhts", dy, v, precision="highest", preferred_element_type=sums.dtype)
+    along = jnp.sum(dy.astype(sums.dtype) * y.astype(sums.dtype), axis=-1, keepdims=True)
+    dscores = (probs * (dprobs - along)).astype(q.dtype)
+    dq = jnp.einsum("bhts,bhsk->bhtk", dscores, k, precision="highest", preferred_element_type=sums.dtype)
+    dk = jnp.einsum("bhts,bhtk->bhsk", dscores, q, precision="highest", preferred_element_type=sums.dtype)
+    dv = jnp.einsum("bhts,bhtk->bhsk", probs.astype(dy.dtype), dy, precision="highest")
+    return (dq * scale).astype(q.dtype), (dk * scale).astype(k.dtype), dv
 
 
 CHUNK = 64  # queries that are taken together, each chunk against the keys that its own window reaches
+AT_ONCE = 4  # chunks of a wide window: their scores stay in the caches
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 6, 7))
 def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int, most: int):
     """softmax(scale q k^T, over what a position sees) v: earlier positions and the own one, in the own document, in the own block of
     `block` positions and the `window` - 1 blocks before it (a window of 0 counts as 1).
 
     q, k, v: (B, T, H, K), one type; documents (B, T), int32, never falling along a row; `window` an int32 that may be traced, at most
     `most`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider. The cost grows with the window. This is what
-    record 21's rule for blocks comes to (tests/jaxrun/test_window_attention.py has the rule as it is written there).
+    record 21's rule for blocks comes to (tests/jaxrun/test_window_attention.py has the rule as it is written there). On a GPU narrow
+    types have kernels of their own.
     """
-    return _by_reach(lambda reach: partial(_chunks, scale, block, reach), q_BTHK, k_BTHK, v_BTHK, documents_BT, window, block, most)
+    if target_platform() == "gpu":
+        from jaxrun import window_kernel
+
+        if window_kernel.fits(q_BTHK.dtype, block, q_BTHK.shape[3]):
+            return window_kernel.window_attention(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)
+    return _window_in_chunks(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 6, 7))
+def _window_in_chunks(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most):
+    return _window_forward(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)[0]
 
 
 def _window_forward(q, k, v, scale, documents, window, block, most):
-    return window_attention(q, k, v, scale, documents, window, block, most), (q, k, v, documents, window)
+    def made(chunk, reach):
+        def forward(q, k, v, documents, window):
+            cut = _Chunks(documents.shape, chunk, reach)
+            y, sums = cut.each(lambda q, k, v, seen: _attended(q, k, v, scale, seen),
+                               cut.own(q), cut.reached(k), cut.reached(v), cut.seen(documents, window, block))  # fmt: skip
+            return cut.whole(y), cut.whole(sums)
+
+        return forward
+
+    y, sums = _by_reach(made, q, k, v, documents, window, block, most)
+    return y, (q, k, v, documents, window, y, sums)
 
 
 def _window_backward(scale, block, most, kept, dy):
-    q, k, v, documents, window = kept
+    q, k, v, documents, window, y, sums = kept
 
-    def made_again(reach):
-        def gradients(q, k, v, documents, window, dy):
-            return jax.vjp(lambda q, k, v: _chunks(scale, block, reach, q, k, v, documents, window), q, k, v)[1](dy)
+    def made(chunk, reach):
+        def gradients(q, k, v, documents, window, y, sums, dy):
+            cut = _Chunks(documents.shape, chunk, reach)
+            dq, dk, dv = cut.each(lambda *x: _attended_backward(*x[:6], scale, x[6]), cut.own(q), cut.reached(k), cut.reached(v),
+                                  cut.own(y), cut.own(sums), cut.own(dy), cut.seen(documents, window, block))  # fmt: skip
+            return cut.whole(dq), cut.gathered(dk), cut.gathered(dv)
 
         return gradients
 
-    return *_by_reach(made_again, q, k, v, documents, window, block, most, dy), None, None
+    return *_by_reach(made, q, k, v, documents, window, block, most, y, sums, dy), None, None
 
 
-window_attention.defvjp(_window_forward, _window_backward)
+_window_in_chunks.defvjp(_window_forward, _window_backward)
 
 
-def reaches(T: int, block: int, most: int) -> list[int]:
-    """The numbers of earlier chunks that are compiled for: 0, powers of two, and the most that a window of `most` blocks needs."""
-    chunk = chunk_size(T, block)
-    largest = min(T // chunk - 1, -(-(max(1, most) - 1) * block // chunk))
-    return sorted({0, largest, *(2**n for n in range(largest.bit_length()) if 2**n < largest)})
+def reaches(T: int, block: int, most: int) -> list[tuple[int, int]]:
+    """What is compiled for: positions in a chunk and chunks before it that its keys come from; the last for `most` blocks of window."""
+    chunk = chunk_size(T, block, CHUNK)
+    largest = _needed(max(1, most), block, chunk, T)
+    found = [(chunk, reach) for reach in sorted({0, largest, *(2**n for n in range(largest.bit_length()) if 2**n < largest)})]
+    wider = chunk_size(T, block, 2 * CHUNK)
+    return [(wider, -(-reach * chunk // wider)) if reach > 2 and wider == 2 * chunk else (chunk, reach) for chunk, reach in found]
 
 
-def chunk_size(T: int, block: int) -> int:
-    """Positions in a chunk: whole blocks, a divisor of T, about CHUNK."""
-    return max((n for n in range(block, max(CHUNK, block) + 1, block) if T % n == 0), default=block)
+def chunk_size(T: int, block: int, about: int) -> int:
+    """Positions in a chunk: whole blocks, a divisor of T, at most `about` where a block is."""
+    return block * max(n for n in range(1, max(1, about // block) + 1) if T % (block * n) == 0)
+
+
+def _needed(window, block, chunk, T):
+    """Chunks before a query's own that its window reaches."""
+    return min(T // chunk - 1, -(-(window - 1) * block // chunk)) if isinstance(window, int) else -(-(window - 1) * block // chunk)
 
 
 def _by_reach(make, q, k, v, documents, window, block, most, *more):
-    """What `make(reach)` gives for the smallest reach that the window fits into."""
-    T = q.shape[1]
-    choices = reaches(T, block, most)
-    needed = -(-(jnp.maximum(window, 1) - 1) * block // chunk_size(T, block))
-    index = jnp.minimum(jnp.sum(needed > jnp.asarray(choices)), len(choices) - 1)
-    return jax.lax.switch(index, [make(reach) for reach in choices], q, k, v, documents, window, *more)
+    """What `make(chunk, reach)` gives for the smallest reach that the window fits into."""
+    choices = reaches(q.shape[1], block, most)
+    before = jnp.asarray([chunk * reach for chunk, reach in choices])
+    index = jnp.minimum(jnp.sum((jnp.maximum(window, 1) - 1) * block > before), len(choices) - 1)
+    return jax.lax.switch(index, [make(*choice) for choice in choices], q, k, v, documents, window, *more)
 
 
-def _chunks(scale, block, reach, q_BTHK, k_BTHK, v_BTHK, documents_BT, window):
-    """Attention of every chunk of queries to its own positions and those of the `reach` chunks before."""
-    B, T = documents_BT.shape
-    C = chunk_size(T, block)
-    n, S = T // C, (reach + 1) * C
+class _Chunks:
+    """Rows (B, T) in chunks of C positions, each with the keys of its own and of the `reach` chunks before."""
 
-    def own(x):  # (B, T, H, K) -> (B n, H, C, K)
-        return jnp.swapaxes(x.reshape(B * n, C, *x.shape[2:]), 1, 2)
+    def __init__(self, shape: tuple[int, int], C: int, reach: int):
+        self.shape, self.C, self.reach = shape, C, reach
+        self.count = shape[0] * shape[1] // C
 
-    def reached(x, empty=0):  # (B, T, ...) -> (B, n, S, ...)
-        x = jnp.pad(x.reshape(B, n, C, *x.shape[2:]), ((0, 0), (reach, 0)) + ((0, 0),) * (x.ndim - 1), constant_values=empty)
-        return jnp.concatenate([x[:, i:i + n] for i in range(reach + 1)], axis=2)
+    def own(self, x_BTHK):
+        """(B, T, H, K) -> (chunks, H, C, K)."""
+        return jnp.swapaxes(x_BTHK.reshape(-1, self.C, *x_BTHK.shape[2:]), 1, 2)
 
-    k, v = (jnp.swapaxes(reached(x).reshape(B * n, S, *x.shape[2:]), 1, 2) for x in (k_BTHK, v_BTHK))
-    t, s = jnp.arange(reach * C, S)[:, None], jnp.arange(S)[None, :]  # of a chunk whose keys begin at 0
-    seen = (s <= t) & (s // block > t // block - jnp.maximum(window, 1))
-    seen = seen & (documents_BT.reshape(B, n, C, 1) == reached(documents_BT, -1)[:, :, None, :])
-    wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    scores = jnp.einsum("nhtk,nhsk->nhts", own(q_BTHK), k, preferred_element_type=wide, precision="highest") * scale
-    scores = jnp.where(seen.reshape(B * n, 1, C, S), scores, NEGATIVE)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    y = jnp.einsum("nhts,nhsk->nhtk", probs, v, precision="highest")
-    return jnp.swapaxes(y, 1, 2).reshape(q_BTHK.shape)
+    def whole(self, x_nHCK):
+        """(chunks, H, C, K) -> (B, T, H, K)."""
+        x = jnp.swapaxes(x_nHCK, 1, 2)
+        return x.reshape(*self.shape, *x.shape[2:])
+
+    def reached(self, x_BTHK):
+        """(B, T, H, K) -> (chunks, H, S, K): for every chunk those before it, filled up before the first, and itself."""
+        return jnp.swapaxes(self._reached(x_BTHK), 1, 2)
+
+    def _reached(self, x_BT, empty=0):
+        (B, T), n = self.shape, self.shape[1] // self.C
+        x = jnp.pad(x_BT.reshape(B, n, self.C, *x_BT.shape[2:]), ((0, 0), (self.reach, 0)) + ((0, 0),) * (x_BT.ndim - 1), constant_values=empty)
+        x = jnp.concatenate([x[:, i:i + n] for i in range(self.reach + 1)], axis=2)
+        return x.reshape(-1, (self.reach + 1) * self.C, *x_BT.shape[2:])
+
+    def gathered(self, x_nHSK):
+        """The transpose of `reached`: what all chunks have for a position, added up."""
+        (B, T), (_, H, _, K) = self.shape, x_nHSK.shape
+        x = jnp.swapaxes(x_nHSK, 1, 2).reshape(B, T // self.C, self.reach + 1, self.C, H, K)
+        total = sum(jnp.pad(x[:, :, i], ((0, 0), (i, self.reach - i), (0, 0), (0, 0), (0, 0))) for i in range(self.reach + 1))
+        return total[:, self.reach:].reshape(B, T, H, K)
+
+    def seen(self, documents_BT, window, block):
+        """Which of its keys each query sees: (chunks, 1, C, S)."""
+        C, S = self.C, (self.reach + 1) * self.C
+        t, s = jnp.arange(S - C, S)[:, None], jnp.arange(S)[None, :]  # of a chunk whose keys begin at 0
+        near = (s <= t) & (s // block > t // block - jnp.maximum(window, 1))
+        return (near & (documents_BT.reshape(-1, C, 1) == self._reached(documents_BT, empty=-1)[:, None, :]))[:, None]
+
+    def each(self, function, *xs):
+        """The results of a function of some chunks at a time, for all of them."""
+        if self.reach * self.C < 2 * CHUNK or self.count % AT_ONCE:
+            return function(*xs)
+        ys = jax.lax.map(lambda x: function(*x), tuple(x.reshape(-1, AT_ONCE, *x.shape[1:]) for x in xs))
+        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
 
 
 def rotary(x_BTHK, base: float, wide, full: bool = False, tables=None):

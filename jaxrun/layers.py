@@ -91,7 +91,7 @@ def _product_forward(x, weight):
 def _product_backward(kept, dy):
     x, weight = kept
     rows = tuple(range(x.ndim - 1))
-    if weight.shape[1] < weight.shape[0] <= WIDE_ROWS:  # XLA on the CPU copies the left side transposed: let it be the narrower one
+    if weight.shape[1] <= weight.shape[0] <= WIDE_ROWS:  # XLA on the CPU copies the left side transposed: let it be the narrower one, or x
         dweight = jax.lax.optimization_barrier(_dot(x, dy, rows, rows)).T  # without the barrier XLA turns it back
     else:
         dweight = _dot(dy, x, rows, rows)
@@ -196,10 +196,11 @@ fp8_product.defvjp(_fp8_product_forward, _fp8_product_backward)
 
 
 def _fp8_dot(a, b, a_axes, b_axes, scale: float, dtype):
+    axes = ((a_axes, b_axes), ((), ()))
     if target_platform() == "cpu":
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    y = jax.lax.dot_general(a, b, ((a_axes, b_axes), ((), ())), precision="highest", preferred_element_type=jnp.float32)
-    return (y / scale).astype(dtype)
+        return (_dot(a.astype(jnp.float32), b.astype(jnp.float32), a_axes, b_axes) / scale).astype(dtype)
+    # in the result's own type: else XLA writes a float32 product down
+    return jax.lax.dot_general(a, b, axes, precision="highest", preferred_element_type=dtype) * (1 / scale)
 
 
 def heads(x_BTD, head_dim: int):

@@ -53,7 +53,7 @@ class Bench:
     turns: int = 7
     """How often each variant has its turn."""
     steps: int = 5
-    """Steps in a turn, of which the first is not counted."""
+    """Steps in a turn, behind one that is not counted; spread over the run where a window grows."""
     seeds: int = 5
     """Seeds for `seeds`: 0, 1, ..."""
     data_dir: Path | None = None
@@ -101,11 +101,16 @@ def fields_of(texts: tuple[str, ...]) -> dict[str, int]:
 
 def in_turns(options: Bench, recipe: str, variants: dict[str, Any], fields: dict[str, int]) -> tuple[int, dict[str, list[float]]]:
     """Tokens of a step, and the median seconds of each turn of each variant."""
+    from parity.recipe import recipe_for
+
+    grows = len(recipe_for(recipe, options.scale).stages()) > 1
     workers = {name: Worker(recipe, options.scale, *variant, fields) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.turns):
         for name, worker in workers.items():
-            times[name].append(statistics.median(worker.steps(options.steps)[1:]))
+            worker.steps(1)
+            spread = worker.steps(options.steps)
+            times[name].append(statistics.mean(spread) if grows else statistics.median(spread))
     tokens = next(iter(workers.values())).tokens
     for worker in workers.values():
         worker.close()
@@ -232,13 +237,17 @@ class Worker:
 
 def worker(spec: str) -> None:
     """The other end of Worker: prints the tokens of a step, then a list of seconds for every number it reads."""
+    from parity.program import at
+
     recipe, program, state, batch = prepared(*json.loads(spec))
-    state, metrics = program.step(state, batch)
-    program.wait(state)
+    for stage in recipe.stages():  # compiles what each of them needs
+        state, metrics = program.step(at(program, state, stage), batch)
+        program.wait(state)
     print(recipe.batch_tokens, flush=True)
     for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
+        seconds, count = [], int(line)
+        for i in range(count):  # the steps of a turn are spread over the run, for attention whose window grows
+            state = at(program, state, (2 * i + 1) * recipe.steps // (2 * count))
             begin_s = time.perf_counter()
             state, metrics = program.step(state, batch)
             program.fetch(metrics["loss"])

@@ -15,7 +15,7 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=scale).transpose(1, 2)
 
 
-CHUNK = 64  # queries that are taken together, each chunk against the keys that its own window reaches
+CHUNK = 128  # queries that are taken together, each chunk against the keys that its own window reaches
 
 
 def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int, most: int):
@@ -29,7 +29,7 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
     if q_BTHK.device.type == "cuda":
         return _flex(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block)
     B, T = documents_BT.shape
-    C = chunk_size(T, block)
+    C = chunk_size(T, block, CHUNK)
     reach = min(T // C - 1, -(-(max(1, most) - 1) * block // C))
     n, S = T // C, (reach + 1) * C
 
@@ -46,9 +46,9 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
     return y.transpose(1, 2).reshape(q_BTHK.shape)
 
 
-def chunk_size(T: int, block: int) -> int:
-    """Positions in a chunk: whole blocks, a divisor of T, about CHUNK."""
-    return max((n for n in range(block, max(CHUNK, block) + 1, block) if T % n == 0), default=block)
+def chunk_size(T: int, block: int, about: int) -> int:
+    """Positions in a chunk: whole blocks, a divisor of T, at most `about` where a block is."""
+    return block * max(n for n in range(1, max(1, about // block) + 1) if T % (block * n) == 0)
 
 
 def _flex(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int):

@@ -57,6 +57,9 @@ def _in_equation(equation: Any, notes: list[str]) -> int:
     name, params = equation.primitive.name, equation.params
     if name in PRODUCTS:
         return PRODUCTS[name](equation)
+    if name == "pallas_call":  # how often its loops go round only its author knows, who can but add to what is seen
+        seen = sum(_in_jaxpr(jaxpr, []) for jaxpr in _jaxprs_in(params)) * _repeats(name, params)
+        return max(seen, int(getattr(params.get("cost_estimate"), "flops", 0)))
     inner = [_in_jaxpr(jaxpr, notes) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
         return max(inner)
