@@ -431,7 +431,7 @@ class Record21(Recipe):
     long_blocks: tuple[int, ...] | None = None
     """Blocks of the model with the long window; None: the first, the last, and of six or more those at L / 3 and bare_block."""
     bare_block: int | None = None
-    """The block without attention; None: 7 L / 12; -1: none."""
+    """The block without attention; None: 7 L / 12, and none of fewer than four; -1: none."""
     value_embeddings: int | None = None
     """How many embeddings of values the first, and again the last, blocks use; None: L / 4, at least one."""
     val_context: int | None = None
@@ -494,7 +494,7 @@ class Record21(Recipe):
     @property
     def bare(self) -> int | None:
         if self.bare_block is None:
-            return 7 * self.layers // 12
+            return 7 * self.layers // 12 if self.layers >= 4 else None
         return None if self.bare_block == -1 else self.bare_block
 
     @property

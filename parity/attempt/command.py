@@ -26,7 +26,7 @@ class New:
     dir: Folder
     """The folder to make: a new or an empty one."""
     recipe: Annotated[str, tyro.conf.arg(name="from")] = "muon"
-    """The recipe to start from: muon or nanogpt."""
+    """The recipe to start from: muon, nanogpt, record-11 or record-21."""
     backend: str = "jax"
     """jax (jaxrun) or torch (torchref)."""
     track: str = "pocket"

@@ -11,12 +11,13 @@ from parity.attempt.record import read_declaration
 from parity.recipe import recipe_for
 
 FOLDER = Path(__file__).parent
-SMALL = {"layers": 2, "dim": 32, "head_dim": 16, "context": 32, "batch_tokens": 128, "steps": 10}
+SMALL = {"layers": 2, "dim": 32, "head_dim": 16, "context": 32, "batch_tokens": 128, "steps": 10, "window": 16, "val_context": 64}
 
 
 @pytest.fixture(scope="module")
 def program():
-    base = dataclasses.replace(recipe_for(read_declaration(FOLDER / "declaration.json").recipe, "tiny"), **SMALL)
+    base = recipe_for(read_declaration(FOLDER / "declaration.json").recipe, "tiny")
+    base = dataclasses.replace(base, **{name: value for name, value in SMALL.items() if hasattr(base, name)})
     module = own.load(FOLDER / "program.py")
     return own.build(module, own.make_recipe(module, base), device="cpu", devices=1)
 
