@@ -168,8 +168,8 @@ capped.defvjp(_capped_forward, _capped_backward)
 def fp8_product(x_BTD, weight, scales: tuple[float, float, float], share: float):
     """x W^T of x and W as they are in 8 bits (e4m3), in the type of x; its gradient from dy in 8 bits (e5m2).
 
-    `scales`: what x, W and dy are multiplied by before they are rounded; dy times `share` is the gradient of a row's mean loss.
-    Sums are in float32. On a CPU, which has no such products, the rounded numbers are multiplied in float32.
+    W is float32, and takes the type of x first. `scales`: what x, W and dy are multiplied by before they are rounded; dy times `share` is
+    the gradient of a row's mean loss. Sums are in float32, and so is W's gradient. On a CPU, which has no such products, the rounded numbers are multiplied in float32.
     """
     return _fp8_product_forward(x_BTD, weight, scales, share)[0]
 
@@ -180,7 +180,7 @@ def eight_bits(x, scale: float, dtype):
 
 
 def _fp8_product_forward(x, weight, scales, share):
-    x8, weight8 = eight_bits(x, scales[0], jnp.float8_e4m3fn), eight_bits(weight, scales[1], jnp.float8_e4m3fn)
+    x8, weight8 = eight_bits(x, scales[0], jnp.float8_e4m3fn), eight_bits(weight.astype(x.dtype), scales[1], jnp.float8_e4m3fn)
     y = _fp8_dot(x8, weight8, (x.ndim - 1,), (1,), scales[0] * scales[1], x.dtype)
     return y, (x8, weight8)
 
@@ -189,7 +189,7 @@ def _fp8_product_backward(scales, share, kept, dy):
     x8, weight8 = kept
     dy8, rows = eight_bits(dy, scales[2] * share, jnp.float8_e5m2), tuple(range(dy.ndim - 1))
     dx = _fp8_dot(dy8, weight8, (dy.ndim - 1,), (0,), scales[2] * share * scales[1], dy.dtype)
-    return dx, _fp8_dot(dy8, x8, rows, rows, scales[2] * share * scales[0], jnp.float32).astype(dy.dtype)
+    return dx, _fp8_dot(dy8, x8, rows, rows, scales[2] * share * scales[0], jnp.float32)
 
 
 fp8_product.defvjp(_fp8_product_forward, _fp8_product_backward)

@@ -243,7 +243,7 @@ class FP8Head(Head):
         """As in training; gradients come of the sum of the losses."""
         if not self.fp8:
             return self(x_BTD, embed)
-        return layers.fp8_product(x_BTD, self.weight[...].astype(self.dtype), self.scales, self.share)
+        return layers.fp8_product(x_BTD.astype(self.dtype), self.weight[...], self.scales, self.share)
 
 
 class MaskedPadding:

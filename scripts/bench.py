@@ -3,6 +3,7 @@
     step     tokens/s of jaxrun against torchref, eager and compiled, in turns on one machine, as ratios
     plain    torchref's nanogpt against GPT-2 as PyTorch's users write it, in turns
     growth   tokens/s against batch, context, width and depth, both backends, and what the FLOPs foretell; draws a chart with --chart
+    attention  milliseconds of record-21's attention against window and context, both backends; draws a chart with --chart
     loader   tokens/s of the reader from a warm page cache
     parts    where a step's time goes in both backends: forward, backward, optimizer, attention
     start    seconds until --help answers, and until the first step, with and without the compilation cache
@@ -38,7 +39,7 @@ VARIANTS = {"jaxrun": ("jaxrun", {}), "torchref eager": ("torchref", {"compile":
 class Bench:
     """Benchmarks of the trainers."""
 
-    what: tyro.conf.Positional[Literal["step", "plain", "growth", "loader", "parts", "start", "first", "verify", "seeds"]]
+    what: tyro.conf.Positional[Literal["step", "plain", "growth", "attention", "loader", "parts", "start", "first", "verify", "seeds"]]
     """Which figures."""
     recipes: tuple[str, ...] = ("muon", "nanogpt")
     """Recipes to measure."""
@@ -49,7 +50,7 @@ class Bench:
     fields: tuple[str, ...] = ()
     """Other fields of the recipe for `step` and `plain`, such as dim=256 vocab_size=50304."""
     chart: Path | None = None
-    """Where `growth` draws its chart."""
+    """Where `growth` and `attention` draw their charts."""
     turns: int = 7
     """How often each variant has its turn."""
     steps: int = 5
@@ -65,7 +66,7 @@ class Bench:
 
 
 def main(options: Bench) -> None:
-    figures = {"step": bench_step, "plain": bench_plain, "growth": bench_growth, "loader": bench_loader, "parts": bench_parts, "start": bench_start, "first": bench_first,
+    figures = {"step": bench_step, "plain": bench_plain, "growth": bench_growth, "attention": bench_attention, "loader": bench_loader, "parts": bench_parts, "start": bench_start, "first": bench_first,
                "verify": bench_verify, "seeds": bench_seeds}[options.what](options)  # fmt: skip
     from parity.harness import fingerprint
 
@@ -182,6 +183,85 @@ def draw_growth(found: dict[str, Any], path: Path) -> None:
     figure.suptitle(f"{found['recipe']} at pocket's sizes but for one, 2 CPU cores, float32")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+WINDOWS, CONTEXTS = (1, 2, 4, 7, 10, 14), (1024, 4096, 16384)
+BATCH = 16384  # tokens of attention's batch
+
+
+def bench_attention(options: Bench) -> dict[str, Any]:
+    """Forward and backward of one layer's attention at pocket's block, heads and head_dim, 16,384 tokens in rows of some lengths: within
+    documents and windows, and plainly causal. The two backends take turns; the process holds both."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from jaxrun import attention as ours
+    from parity.recipe import recipe_for
+    from torchref import attention as theirs
+
+    recipe, rng = recipe_for("record-21", "pocket"), np.random.default_rng(0)
+    most = recipe.windows(recipe.steps)
+    found: dict[str, Any] = {"block": recipe.block, "tokens": BATCH, "ms": []}
+    for T in CONTEXTS:
+        qkv = rng.standard_normal((3, BATCH // T, T, recipe.heads, recipe.head_dim), np.float32)
+        ids = np.cumsum(rng.random((BATCH // T, T)) < 1 / 600, axis=1).astype(np.int32)
+        there, rows, here, documents = torch.from_numpy(qkv).requires_grad_(), torch.from_numpy(ids), jnp.asarray(qkv), jnp.asarray(ids)
+        windowed = jax.jit(jax.grad(lambda x, ids, w: ours.window_attention(*x, 0.12, ids, w, recipe.block, most).var()))
+        causal = jax.jit(jax.grad(lambda x: ours.causal_attention(*x, 0.12).var()))
+        for window in (*WINDOWS, None):
+            if window is None and T > 4096:
+                continue  # minutes
+            def jaxrun(window=window):
+                jax.block_until_ready(causal(here) if window is None else windowed(here, documents, jnp.int32(window)))
+
+            def torchref(window=window):
+                y = theirs.causal_attention(*there, 0.12) if window is None else theirs.window_attention(
+                    *there, 0.12, rows, torch.tensor(window, dtype=torch.int32), recipe.block, min(most, 1 << (window - 1).bit_length()))
+                torch.autograd.grad(y.var(), there)
+
+            seconds: dict[str, list[float]] = {"jaxrun": [], "torchref": []}
+            for turn in range(options.turns + 1):
+                for name, run in (("jaxrun", jaxrun), ("torchref", torchref)):
+                    begin_s = time.perf_counter()
+                    run()
+                    seconds[name] += [time.perf_counter() - begin_s] if turn else []
+            row = {"context": T, "window": window, **{name: round(1e3 * statistics.median(values), 1) for name, values in seconds.items()}}
+            found["ms"].append(row)
+            print(row, file=sys.stderr, flush=True)
+    if options.chart:
+        draw_attention(found, options.chart)
+    return found
+
+
+def draw_attention(found: dict[str, Any], path: Path) -> None:
+    """Two charts: against the window, for each length of a row; and against the length of a row, for the widest window and without one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (by_window, by_context) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    looks = {"jaxrun": ("#0072b2", "o"), "torchref": ("#d55e00", "s")}
+    for name, (colour, marker) in looks.items():
+        for T, style in zip(CONTEXTS, ("-", "--", ":")):
+            rows = [row for row in found["ms"] if row["context"] == T and row["window"]]
+            by_window.plot([row["window"] * found["block"] for row in rows], [row[name] for row in rows], style, marker=marker, color=colour,
+                           markersize=4, label=f"{name}, rows of {T:,}")  # fmt: skip
+        for window, style, said in ((WINDOWS[-1], "-", f"window of {WINDOWS[-1] * found['block']} tokens"), (None, "--", "causal, no window")):
+            rows = [row for row in found["ms"] if row["window"] == window]
+            by_context.plot([row["context"] for row in rows], [row[name] for row in rows], style, marker=marker, color=colour, markersize=4,
+                            label=f"{name}, {said}")  # fmt: skip
+    by_window.set(xlabel="window, tokens", ylabel=f"ms, forward and backward of {found['tokens']:,} tokens", ylim=0)
+    by_context.set(xlabel="tokens of a row (log)", xscale="log", xticks=CONTEXTS, xticklabels=[f"{T:,}" for T in CONTEXTS], ylim=0)
+    by_context.minorticks_off()
+    for place in (by_window, by_context):
+        place.grid(alpha=0.3)
+        place.legend(frameon=False, fontsize=8)
+    figure.suptitle("attention of one layer of record-21 at pocket's heads, 2 CPU cores, float32: lower is better")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def bench_loader(options: Bench) -> dict[str, Any]:

@@ -28,10 +28,13 @@ from hlo import Compiled  # noqa: E402
 from parity.errors import InputError, run_command  # noqa: E402
 
 GPUS_A_MACHINE = 8
+WINDOW_PRODUCTS = {"window_attention": 2, "window_attention_dq": 3, "window_attention_dkv": 4}  # the backward kernels make the scores again
 PEAK = 989.4e12  # dense bfloat16 products, by the data sheet
 ASSUMED = {
     "products": (0.70 * PEAK, "FLOP/s of matrix products: 0.70 of the data sheet's 989 TFLOP/s"),
-    "attention": (0.45 * PEAK, "FLOP/s of fused attention, of which what the mask hides is left out: 0.45 of them"),
+    "fp8": (0.70 * 2 * PEAK, "FLOP/s of products of 8-bit numbers: 0.70 of twice as many"),
+    "attention": (0.45 * PEAK, "FLOP/s of fused attention, of which what the mask hides is left out: 0.45 of them; windows as wide as they "
+                  "are on average over the run, documents longer than they"),
     "memory": (0.85 * 3.35e12, "bytes/s that the other kernels read and write: 0.85 of the data sheet's 3.35 TB/s"),
     "link": (0.70 * 450e9, "bytes/s that a GPU sends to others of its machine: 0.70 of NVLink's 450 GB/s"),
     "network": (0.80 * 50e9, "bytes/s that a GPU sends to other machines: 0.80 of 400 Gbit/s"),
@@ -92,11 +95,11 @@ def report(options: Options) -> dict[str, Any]:
     shards = options.shards or min(n, GPUS_A_MACHINE)
     program = JaxProgram(recipe, list(described.devices), microbatches=options.microbatches, shards=shards, remat=options.remat)
     tokens = {"step": rows * recipe.context,
-              "evaluation": largest_batch(track.val_tokens, EVAL_TOKENS_PER_DEVICE * n, recipe.context, n) // n}
+              "evaluation": largest_batch(track.val_tokens, EVAL_TOKENS_PER_DEVICE * n, recipe.val_row, n) // n}
     found = {}
     for what, own in tokens.items():
         begin_s = time.perf_counter()
-        compiled = program.lowered(own * n // recipe.context, what).compile()
+        compiled = program.lowered(own * n // (recipe.context if what == "step" else recipe.val_row), what).compile()
         found[what] = facts(compiled, own, recipe) | {"compile_s": round(time.perf_counter() - begin_s, 1)}
         if options.save:
             options.save.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,9 @@ def facts(compiled: Any, tokens: int, recipe: Any) -> dict[str, Any]:
     arrays = [array for _, one, _, fused in program.walk() if not fused for array in one.makes]
     return {
         "bytes": sizes | {"peak": sum(sizes.values())}, "products": products,
-        "product_flops": sum(p.flops * p.runs for p in program.products), "attention_flops": sum(p.flops * p.runs for p in program.attention),
+        "product_flops": sum(p.flops * p.runs for p in program.products if "f8" not in p.factors),
+        "fp8_flops": sum(p.flops * p.runs for p in program.products if "f8" in p.factors),
+        "attention_flops": sum(p.flops * p.runs for p in program.attention) / 2 + windowed_flops(program.kernels, recipe, tokens),
         "collectives": exchanges, "kernels": program.kernels, "traffic_bytes": program.traffic_bytes,
         "full_logits": any(array.shape[-1:] == (recipe.vocab_size,) and array.bytes >= 2 * logits for array in arrays),
         "full_attention_matrix": any(array.shape[-2:] == scores and len(array.shape) > 2 for array in arrays),
@@ -141,10 +146,21 @@ def facts(compiled: Any, tokens: int, recipe: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def windowed_flops(kernels: dict[str, int], recipe: Any, tokens: int) -> float:
+    """FLOPs of attention's own kernels: products x 2 x tokens x D x the keys that a position sees, on average over the run and a block."""
+    found = sum(WINDOW_PRODUCTS[name] * count for name, count in kernels.items() if name in WINDOW_PRODUCTS)
+    if not found:
+        return 0.0
+    blocks = [max(1, recipe.windows(step) // (1 if i in recipe.long else 2)) - 0.5 for step in range(recipe.steps)
+              for i in range(recipe.layers) if i != recipe.bare]  # fmt: skip
+    return found * 2 * tokens * recipe.dim * recipe.block * sum(blocks) / len(blocks)
+
+
 def estimate(step: dict[str, Any], model_flops: float, tokens: int, steps: int) -> dict[str, Any]:
     """Seconds of a step from what it computes and moves, at the assumed rates; exchanges either all behind other work, or none."""
     rate = {name: value for name, (value, _) in ASSUMED.items()}
-    parts = {"products_s": step["product_flops"] / rate["products"], "attention_s": step["attention_flops"] / 2 / rate["attention"],
+    parts = {"products_s": step["product_flops"] / rate["products"] + step["fp8_flops"] / rate["fp8"],
+             "attention_s": step["attention_flops"] / rate["attention"],
              "other kernels_s": step["traffic_bytes"]["others"] / rate["memory"]}  # fmt: skip
     near, afar = (sum(row[name] for row in step["collectives"].values()) for name in ("sent_bytes", "sent_afar_bytes"))
     exchanges = near / rate["link"] + afar / rate["network"]

@@ -29,6 +29,8 @@ import tyro
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 RECIPES = ("muon", "nanogpt")
+RECORDS = ("record-11", "record-21")
+WINDOWS = (1, 4, 14)  # blocks
 VARIANTS = {"jaxrun": {}, "torchref compiled": {"compile": True}, "torchref eager": {}}
 # Largest differences from float64 on the CPU, relative to the largest entry of a tensor, after three steps: 20 x what was seen on CPUs.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.3}
@@ -66,7 +68,8 @@ def main(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     begin_s, found = time.monotonic(), {}
     plan = [("versions", 60), ("correctness:jaxrun", 150), ("correctness:torchref", 120)]
-    plan += [(f"step:{recipe}", 240) for recipe in RECIPES] + [("parts", 120), *((f"program:{recipe}", 90) for recipe in RECIPES), ("trace:muon", 90)]
+    plan += [(f"step:{recipe}", 240) for recipe in RECIPES] + [("parts", 120), ("windows", 90), *((f"step:{recipe}", 200) for recipe in RECORDS),
+             *((f"program:{recipe}", 90) for recipe in (*RECIPES, *RECORDS)), ("trace:muon", 90)]
     for part, limit_s in plan:
         left = options.budget_s - (time.monotonic() - begin_s)
         if left < 15:
@@ -286,7 +289,8 @@ def _jax_parts(recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, options
     device = jax.devices(options.device)[0]
     narrow = recipe.dtypes.products
     qkv, x, weight, targets = (jax.device_put(jnp.asarray(a), device) for a in (qkv, x, weight, targets))
-    one = head.Head(lambda w, x: model.product(x, w["w"], narrow), lambda scores: scores.astype("float32"))
+    scores = lambda w, x: model.product(x, w["w"], narrow)  # noqa: E731
+    one = head.Head(scores, scores, lambda scores: scores.astype("float32"))
     attention = jax.jit(jax.grad(lambda qkv: causal_attention(*qkv.astype(narrow), 0.1).astype("float32").sum()))
     whole = jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1)))
     return {"attention": lambda: jax.block_until_ready(attention(qkv)), "head": lambda: jax.block_until_ready(whole({"w": weight}, x.astype(narrow)))}
@@ -314,6 +318,52 @@ def _torch_parts(recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, optio
             torch.cuda.synchronize()
 
     return {"attention": lambda: run(lambda qkv: causal_attention(*qkv.to(narrow), 0.1).float().sum(), qkv), "head": lambda: run(whole, x, weight)}
+
+
+def windows(options: Options, _: str) -> dict[str, Any]:
+    """Attention within documents and windows, forward and backward: milliseconds of each backend at some windows, and how far apart
+    the two are, relative to the largest number of an array."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from jaxrun import attention as ours
+    from torchref import attention as theirs
+
+    recipe = _recipe("record-21", options)
+    T, H, K, block, most = recipe.context, recipe.heads, recipe.head_dim, recipe.block, recipe.windows(recipe.steps)
+    rng = np.random.default_rng(0)
+    qkv, ids = rng.standard_normal((3, 1, T, H, K), np.float32), np.cumsum(rng.random((1, T)) < 1 / 600, axis=1).astype(np.int32)
+    narrow, place = recipe.dtypes.products, torch.device("cuda" if options.device == "gpu" else "cpu")
+
+    @jax.jit
+    def jaxrun(qkv, ids, window):
+        return jax.grad(lambda x: ours.window_attention(*x.astype(narrow), 0.12, ids, window, block, most).astype("float32").var())(qkv)
+
+    there, rows = torch.from_numpy(qkv).to(place).requires_grad_(), torch.from_numpy(ids).to(place)
+    attend = torch.compile(theirs.window_attention, dynamic=False) if options.device == "gpu" else theirs.window_attention
+
+    def torchref(window):
+        wide = torch.tensor(window, dtype=torch.int32, device=place)
+        y = attend(*there.to(getattr(torch, narrow)), 0.12, rows, wide, block, min(most, 1 << (window - 1).bit_length()))
+        return torch.autograd.grad(y.float().var(correction=0), there)[0].cpu().numpy()
+
+    found: dict[str, Any] = {}
+    here, documents = jnp.asarray(qkv), jnp.asarray(ids)
+    for window in (w for w in WINDOWS if w <= most):
+        runs = {"jaxrun": lambda window=window: np.asarray(jaxrun(here, documents, jnp.int32(window))), "torchref": lambda window=window: torchref(window)}
+        results = {name: run() for name, run in runs.items()}
+        apart = float(np.abs(results["jaxrun"] - results["torchref"]).max() / np.abs(results["torchref"]).max())
+        for name, run in runs.items():
+            seconds = []
+            for _ in range(options.steps):
+                begin_s = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - begin_s)
+            found[f"window {window} {name}"] = {"ms": round(1e3 * statistics.median(seconds), 2)}
+        found[f"window {window}"] = {"apart": apart, "allowed": TOLERANCES[recipe.precision]}
+    return {"holds": all(one.get("apart", 0) <= one.get("allowed", 0) for name, one in found.items() if "apart" in one), **found}
 
 
 def program(options: Options, recipe_name: str) -> dict[str, Any]:
@@ -356,7 +406,8 @@ def trace(options: Options, recipe_name: str) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Options, str], dict[str, Any]]] = {
-    "versions": versions, "correctness": correctness, "reference": reference, "step": step, "timed": timed, "parts": parts, "program": program, "trace": trace,
+    "versions": versions, "correctness": correctness, "reference": reference, "step": step, "timed": timed, "parts": parts, "windows": windows,
+    "program": program, "trace": trace,
 }  # fmt: skip
 
 
@@ -377,10 +428,10 @@ def table(found: dict[str, Any]) -> None:
                     print(f"{part:<16}{name:<20}{row['step_ms']:>9.2f} ms {row['tokens_per_s']:>10,} tokens/s{mfu}" + (f", {memory / 1e9:.1f} GB" if memory else ""))
                 elif isinstance(row, dict):
                     print(f"{part:<16}{name}: {row.get('failed', row)}")
-        elif part == "parts":
+        elif part in ("parts", "windows"):
             for name, row in one.items():
                 if isinstance(row, dict):
-                    print(f"{name:<36}{row['ms']:>9.2f} ms")
+                    print(f"{name:<36}" + (f"{row['ms']:>9.2f} ms" if "ms" in row else f"{row['apart']:.1e} apart, {row['allowed']:.0e} allowed"))
         elif part.startswith("program"):
             peak = one["step"]["bytes"]["peak"]
             print(f"{part:<22}step {peak / 1e9:.2f} GB by the compiled program, full logits {one['step']['full_logits']}, kernels {one['step']['kernels']}")

@@ -53,8 +53,10 @@ class Instruction:
 
     @property
     def target(self) -> str:
+        """The library's kernel that it calls, or the name of a kernel of our own."""
         found = re.search(r'custom_call_target="([^"]+)"', self.rest)
-        return found[1] if found else ""
+        own = re.search(r'[{ ]name = "(window_attention\w*)"', self.rest) if found else None
+        return own[1] if own else found[1] if found else ""
 
 
 @dataclass
@@ -197,7 +199,8 @@ class Compiled:
 
     def _multiplies(self, one: Instruction) -> bool:
         inner = [inside for name in one.called() if name in self.computations for inside in self.computations[name].instructions.values()]
-        return one.op in ("dot", "fusion", "custom-call") and any(x.op == "dot" or x.target.startswith(("__cublas", "__cudnn")) for x in (one, *inner))
+        return one.op in ("dot", "fusion", "custom-call") and any(
+            x.op == "dot" or x.target.startswith(("__cublas", "__cudnn", "window_attention")) for x in (one, *inner))
 
     def traffic_by_place(self, depth: int = 6) -> dict[str, int]:
         """The traffic by the beginning of the names of the operations that it is for."""

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from parity.errors import InputError
-from parity.recipe import Muon, NanoGPT, from_fields, recipe_for, to_fields
+from parity.parts import PARTS, SLOTS
+from parity.recipe import QUINTIC, RECIPES, Muon, NanoGPT, Record21, from_fields, recipe_for, to_fields
 
-NAMES = ("nanogpt", "muon")
+NAMES = tuple(RECIPES)
 
 
 def count(recipe):
@@ -86,12 +87,20 @@ def test_first_values_have_the_deviations_of_the_description():
     assert muon["norm_in.weight"].value == nano["norm_out.weight"].value == 1.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["nanogpt", "muon", "record-11"])
 def test_model_flops_follow_from_the_matrices_and_the_attention(name):
     recipe = recipe_for(name, "small")
     V, D, L, T = 50304, 768, 12, 1024
     assert recipe.product_weights() == 12 * L * D * D + V * D  # the head once, tied or not; no lookups, no biases
     assert recipe.model_flops_per_token() == 6 * (12 * L * D * D + V * D) + 12 * L * D * T
+
+
+def test_model_flops_of_record_21_count_the_widest_windows_and_leave_out_what_the_bare_block_lacks():
+    recipe = recipe_for("record-21", "small")
+    V, D, L = 50304, 768, 12
+    assert recipe.product_weights() == (12 * L - 4) * D * D + V * D
+    assert recipe.spans() == [14 * 128 if i in (0, 4, 11) else 7 * 128 for i in range(12) if i != 7]
+    assert recipe.model_flops_per_token() == 6 * recipe.product_weights() + 12 * D * (3 * 14 + 8 * 7) * 128
 
 
 def test_the_attention_scale_is_the_descriptions_at_128_and_keeps_the_spread_elsewhere():
@@ -114,10 +123,16 @@ def test_checkpoints_are_evenly_spaced_from_the_start_to_the_end():
 
 def test_precision_decides_every_type():
     recipe = recipe_for("muon", "tiny")
-    assert set(dataclasses.astuple(recipe.dtypes)) == {"float32"}
-    assert set(dataclasses.astuple(dataclasses.replace(recipe, precision="float64").dtypes)) == {"float64"}
+    for name in NAMES:
+        for precision in ("float32", "float64"):
+            assert set(dataclasses.astuple(dataclasses.replace(recipe_for(name, "tiny"), precision=precision).dtypes)) == {precision, False}
     narrow = dataclasses.replace(recipe, precision="bfloat16").dtypes
-    assert dataclasses.astuple(narrow) == ("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "float32")
+    assert dataclasses.astuple(narrow) == ("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", *["float32"] * 4, False)
+    narrow = dataclasses.replace(recipe_for("record-11", "tiny"), precision="bfloat16")
+    assert {narrow.dtypes.scalars, narrow.dtypes.tables, narrow.dtypes.capped, narrow.stored("skips.weight")} == {"bfloat16"}
+    assert narrow.stored("blocks.0.attn.q.weight") == "float32" and not narrow.dtypes.fp8
+    narrow = dataclasses.replace(recipe_for("record-21", "tiny"), precision="bfloat16")
+    assert narrow.stored("value_embeds.0.weight") == "bfloat16" and narrow.stored("skips.weight") == "float32" and narrow.dtypes.fp8
     narrow = dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="bfloat16").dtypes
     assert (narrow.products, narrow.stream, narrow.embedding) == ("bfloat16", "float32", "float32")
 
@@ -135,7 +150,12 @@ def test_a_recipe_goes_through_plain_fields_unchanged(name):
     ("nanogpt", {"warmup_steps": 60}, "--warmup-steps must be from 0 to steps - 1 = 59"),
     ("nanogpt", {"gelu": "fast"}, "--gelu must be exact or tanh"),
     ("muon", {"precision": "float16"}, "--precision must be float32, bfloat16 or float64"),
-    ("muon", {"head_dim": 4}, "--head-dim must be at least 8"),
+    ("muon", {"momentum": 1.0}, "--momentum must be in [0, 1)"),
+    ("record-21", {"long_blocks": (0, 4)}, "--long-blocks must be from 0 to 3"),
+    ("record-21", {"bare_block": 4}, "--bare-block must be -1, or from 0 to 3"),
+    ("record-21", {"window": 0}, "--window must be positive"),
+    ("record-21", {"fp8_scales": (1.0, 0.0, 1.0)}, "--fp8-scales must be three positive numbers"),
+    ("record-21", {"final_fraction": 1.5}, "--final-fraction must be in [0, 1]"),
     ("muon", {"cooldown": 0.0}, "--cooldown must be in (0, 1]"),
     ("muon", {"layers": 0}, "--layers must be a positive number"),
 ])
@@ -158,3 +178,150 @@ def test_muon_and_nanogpt_are_frozen():
         assert isinstance(recipe, NanoGPT | Muon)
         with pytest.raises(dataclasses.FrozenInstanceError):
             recipe.layers = 3
+
+
+# Records 11 and 21, by the figures of the public runs
+
+
+def test_record_11_holds_its_rates_and_falls_to_zero_over_the_last_900_steps():
+    recipe = recipe_for("record-11", "small")
+    peaks = {"embed": 0.6, "head": 0.008, "scalar": 0.04, "matrix": 0.04}
+    assert recipe.steps == 3000 and recipe.rates(0) == recipe.rates(2099) == peaks
+    assert recipe.rates(2100) == pytest.approx(peaks, rel=1e-14)
+    assert recipe.rates(2550) == pytest.approx({k: v / 2 for k, v in peaks.items()}, rel=1e-13)
+    assert recipe.rates(2999) == pytest.approx({k: v / 900 for k, v in peaks.items()}, rel=1e-12)
+
+
+def test_record_21_holds_its_rates_and_falls_to_a_tenth_over_the_last_two_fifths():
+    recipe = recipe_for("record-21", "small")
+    peaks = {"embed": 0.6, "head": 0.008, "scalar": 0.04, "matrix": 0.05}
+    assert recipe.steps == 1770 and recipe.rates(0) == recipe.rates(1061) == peaks
+    assert recipe.rates(1062) == pytest.approx(peaks, rel=1e-14)  # 60% of 1770
+    assert recipe.rates(1416) == pytest.approx({k: v * 0.55 for k, v in peaks.items()}, rel=1e-13)  # halfway from 1 to 0.1
+    assert recipe.rates(1769) == pytest.approx({k: v * (0.1 + 0.9 / 708) for k, v in peaks.items()}, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "over"), [("record-11", 500), ("record-21", 300)])
+def test_momentum_rises_in_a_line_and_stays(name, over):
+    recipe = recipe_for(name, "small")
+    expected = {0: 0.85, over // 2: 0.9, over - 1: 0.95 - 0.1 / over, over: 0.95, recipe.steps - 1: 0.95}
+    assert {step: recipe.momenta(step) for step in expected} == pytest.approx(expected, rel=1e-14)
+    assert recipe.momenta(0) == 0.85 and recipe.momenta(over) == 0.95
+
+
+def test_momentum_that_needs_no_steps_to_rise_is_there_at_once():
+    assert dataclasses.replace(recipe_for("record-21", "tiny"), momentum_steps=0).momenta(0) == 0.95
+
+
+def test_the_window_grows_by_whole_blocks_from_one_to_the_next_above_1728_tokens():
+    recipe = recipe_for("record-21", "small")
+    windows = [recipe.windows(step) for step in range(recipe.steps + 1)]
+    # 1728 step / 1770 tokens in blocks of 128, upwards: 0 counts as 1, and a block is 131.1 steps long
+    assert [windows[step] for step in (0, 1, 131, 132, 885, 1769, 1770)] == [1, 1, 1, 2, 7, 14, 14]
+    assert windows == sorted(windows) and set(windows) == set(range(1, 15))
+    assert all(128 * (w - 1) < 1728 * step / 1770 <= 128 * w for step, w in enumerate(windows) if step)
+    assert recipe.windows(99_999) == 14
+    assert recipe.stages() == [0, 132, 263, 525, 1049]  # the first steps with 1, 2, 3, 5 and 9 blocks
+
+
+def test_record_21_says_which_block_has_what():
+    recipe = recipe_for("record-21", "small")
+    assert recipe.long == {0, 4, 7, 11} and recipe.bare == 7
+    assert recipe.value_embedding_of == {0: 0, 1: 1, 2: 2, 9: 0, 10: 1, 11: 2}
+    assert recipe.end_of_text == 50256 and recipe.val_row == 4 * 64 * 1024 and recipe.scale == 0.12
+    assert dataclasses.replace(recipe, bare_block=-1).bare is None
+    small = dataclasses.replace(recipe, layers=2, val_context=None)
+    assert (small.bare, small.long, small.value_embedding_of, small.val_row) == (None, {0, 1}, {0: 0, 1: 0}, 4 * 48 * 1024)
+
+
+def test_the_records_have_the_parameters_of_their_descriptions():
+    V, rows, D, L = 50304, 50257, 768, 12
+    assert count(recipe_for("record-11", "small")) == 2 * V * D + 12 * L * D * D + 3 * L + L // 2
+    recipe = recipe_for("record-21", "small")
+    assert count(recipe) == 4 * rows * D + V * D + (12 * L - 4) * D * D + 2 * L + 2 * (L - 1) + L // 2
+    assert recipe.parameters()["blocks.0.attn.qkv.weight"].shape == (3, D, D)
+    assert not any(name.startswith("blocks.7.attn") for name in recipe.parameters())
+
+
+def test_the_records_first_values_are_those_of_their_descriptions():
+    eleven, twenty_one = (recipe_for(name, "small").parameters() for name in ("record-11", "record-21"))
+    for table in (eleven, twenty_one):
+        assert table["embed.weight"].std == 1.0
+        assert table["blocks.3.lambdas.weight"].value == (1.0, 0.0) and table["skips.weight"].value == (1.0,) * 6
+        for name in ("head.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.proj.weight"):
+            assert (table[name].std, table[name].bound, table[name].value) == (None, None, 0.0)
+    assert eleven["blocks.0.attn.lambdas.weight"].value == (0.5,) and twenty_one["blocks.0.attn.lambdas.weight"].value == (0.5, 0.5)
+    assert eleven["blocks.0.mlp.fc.weight"].bound == eleven["blocks.0.attn.q.weight"].bound == 1 / math.sqrt(768)
+    # uniform within b has the standard deviation b / sqrt(3)
+    assert twenty_one["blocks.0.attn.qkv.weight"].bound / math.sqrt(3) == pytest.approx(0.5 / math.sqrt(768), rel=1e-15)
+    assert twenty_one["value_embeds.2.weight"].std == 1.0
+
+
+@pytest.mark.parametrize("name", ["record-11", "record-21"])
+def test_the_records_matrices_alone_are_muons(name):
+    recipe = recipe_for(name, "small")
+    assert recipe.newton_schulz == QUINTIC and recipe.newton_schulz_steps == 5
+    for weight, p in recipe.parameters().items():
+        matrix = weight.startswith("blocks.") and len(p.shape) > 1
+        expected = "matrix" if matrix else "scalar" if p.scalar else "head" if weight == "head.weight" else "embed"
+        assert p.group == expected and recipe.decay(p.group) == 0, weight
+    assert recipe.optimizers["matrix"] == {"record-11": "SummedMuon", "record-21": "Muon"}[name]
+
+
+# What does not fit
+
+
+def made(base, name="mixed", **changed):
+    """A class of recipes that has another name and other class fields than its base."""
+    return type("Mixed", (type(base),), {"name": name} | changed)
+
+
+def of_parts(base, fields=None, **slots):
+    kind = made(base, parts={slot: name for slot, name in (base.parts | slots).items() if name})
+    return kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)} | (fields or {}))
+
+
+@pytest.mark.parametrize(("base", "fields", "slots", "words"), [
+    ("record-11", {"layers": 3}, {}, "part UNet does not fit --layers 3"),
+    ("record-21", {"bare_block": 0}, {"values": "FirstValues"}, "part FirstValues does not fit --bare-block 0"),
+    ("record-21", {"bare_block": 3}, {}, "part ValueEmbeddings does not fit --bare-block 3"),
+    ("record-21", {"value_embeddings": 3}, {}, "part ValueEmbeddings does not fit --value-embeddings 3"),
+    ("record-21", {"block": 5}, {}, "part DocumentWindow does not fit --context 128: rows are made of whole blocks"),
+    ("record-21", {"val_context": 130}, {}, "part DocumentWindow does not fit --val-context 130"),
+    ("record-21", {"window": 129}, {}, "part DocumentWindow does not fit --window 129: it is above the context, 128"),
+    ("record-21", {"vocab_size": 528}, {"head": "TiedHead"}, "part TiedHead does not fit an embedding of 512 rows: as a head it would lack the 16"),
+    ("muon", {"head_dim": 4}, {}, "part HalfRotary does not fit --head-dim 4"),
+    ("muon", {}, {"qkv": "StackedQKV"}, "part StackedQKV does not fit biases"),
+    ("muon", {}, {"mlp": "Norm"}, "part Norm is for the slot norm, found in mlp: expected one of GELU, ReLUSquared"),
+    ("muon", {}, {"mlp": "ReluSquared"}, "part ReluSquared is unknown; did you mean ReLUSquared?"),
+    ("muon", {}, {"cap": "SigmoidCap"}, "part SigmoidCap needs the field logit_slope, which the recipe has not"),
+    ("muon", {}, {"head": "FP8Head"}, "part FP8Head needs the field fp8_scales"),
+    ("muon", {}, {"msk": "Causal"}, "there is no slot 'msk' for the part Causal; did you mean mask?"),
+    ("muon", {}, {"mask": None}, "the slot mask (which positions attention sees) is empty"),
+    ("muon", {}, {"residual": "InputResidual"}, "its parts have weights of the kind scalar, for which `groups` has no optimizer group"),
+])  # fmt: skip
+def test_parts_that_do_not_fit_are_refused_with_both_names(base, fields, slots, words):
+    with pytest.raises(InputError) as error:
+        of_parts(recipe_for(base, "tiny"), fields, **slots)
+    assert str(error.value).startswith("recipe mixed: ") and words in str(error.value)
+
+
+def test_vectors_are_refused_to_an_optimizer_of_matrices():
+    base = recipe_for("muon", "tiny")
+    kind = made(base, optimizers=base.optimizers | {"vector": "Muon"})
+    with pytest.raises(InputError, match=r"optimizer Muon does not fit .* which is no matrix"):
+        kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
+
+
+def test_parts_of_different_recipes_make_a_new_one():
+    base = recipe_for("record-21", "tiny")
+    recipe = of_parts(base, values="FirstValues", turn="FullRotary", mask="Causal", head="Head", cap="TanhCap", qkv="SeparateQKV")
+    assert isinstance(recipe, Record21) and recipe.name == "mixed"
+    assert recipe.parameters()["blocks.1.attn.lambdas.weight"].shape == (1,)
+    assert not recipe.separate_documents and base.separate_documents
+
+
+def test_every_part_says_what_it_computes_and_where_it_is_from():
+    assert all(part.name == name and part.slot in SLOTS and part.formula and part.source for name, part in PARTS.items())
+    used = {name for kind in RECIPES.values() for name in kind.parts.values()}
+    assert used == PARTS.keys()

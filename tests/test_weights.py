@@ -46,8 +46,20 @@ def test_seeds_give_different_weights(tiny):
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.028
 
 
-def test_only_muons_embedding_is_rounded_to_bfloat16():
-    for name, narrow in (("muon", {"embed.weight"}), ("nanogpt", set())):
+def test_uniform_weights_are_drawn_from_the_same_stream_within_their_bound():
+    key = int.from_bytes(hashlib.sha256(b"7:blocks.1.attn.qkv.weight").digest()[:16], "little")
+    uniform = np.random.Generator(np.random.Philox(key=key)).uniform(-1, 1, (3, 64, 64))
+    found = weights.initial_weights(recipe_for("record-21", "tiny"), 7)
+    assert np.array_equal(found["blocks.1.attn.qkv.weight"], (uniform * (0.5 * 3**0.5 / 64**0.5)).astype(np.float32))
+    # the standard deviation is 0.5 / sqrt(64); of 12,288 numbers it is known to 0.4%
+    assert abs(found["blocks.1.attn.qkv.weight"].std() * 16 - 1) < 0.02
+    assert found["blocks.0.lambdas.weight"].tolist() == [1, 0] and found["skips.weight"].tolist() == [1, 1]
+
+
+def test_only_embeddings_that_are_looked_up_alone_are_rounded_to_bfloat16():
+    """record-11's factors are stored so too, and bfloat16 has their first values."""
+    for name, narrow in (("muon", {"embed.weight"}), ("nanogpt", set()), ("record-11", {"embed.weight"}),
+                         ("record-21", {"embed.weight", "value_embeds.0.weight"})):
         recipe = dataclasses.replace(recipe_for(name, "tiny"), precision="bfloat16")
         first = weights.initial_weights(recipe, 0)
         wide = weights.initial_weights(recipe_for(name, "tiny"), 0)

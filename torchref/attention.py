@@ -52,15 +52,24 @@ def chunk_size(T: int, block: int, about: int) -> int:
 
 
 def _flex(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int):
-    """The same by flex_attention, which skips blocks that the mask hides."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    """The same by flex_attention, which computes only the blocks that it is told: those seen whole, and those masked token by token."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    B, T = documents_BT.shape
+    (B, T), wide = documents_BT.shape, window.clamp(min=1)
+    low, high = (documents_BT.view(B, -1, block)[:, :, i] for i in (0, -1))  # documents of a block's first and last token: (B, N)
+    i, j = torch.meshgrid(*[torch.arange(T // block, device=q_BTHK.device)] * 2, indexing="ij")
+    near = (j <= i) & (j > i - wide) & (high[:, None, :] >= low[:, :, None])
+    whole = near & (j < i) & (low[:, None, :] == high[:, :, None])  # documents never fall: both blocks lie in one
+
+    def listed(kept_BNN):
+        """How many blocks each query block has, and their numbers, those first."""
+        order = kept_BNN.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        return kept_BNN.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
 
     def sees(b, h, t, s):
-        return (s <= t) & (s // block > t // block - window.clamp(min=1)) & (documents_BT[b, t] == documents_BT[b, s])
+        return (s <= t) & (s // block > t // block - wide) & (documents_BT[b, t] == documents_BT[b, s])
 
-    mask = create_block_mask(sees, B, None, T, T, device=q_BTHK.device.type, BLOCK_SIZE=block)
+    mask = BlockMask.from_kv_blocks(*listed(near & ~whole), *listed(whole), BLOCK_SIZE=block, mask_mod=sees)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
     return flex_attention(q, k, v, block_mask=mask, scale=scale).transpose(1, 2)
 

@@ -90,8 +90,8 @@ def capped(x, cap: float):
 def fp8_product(x_BTD, weight, scales: tuple[float, float, float], share: float):
     """x W^T of x and W as they are in 8 bits (e4m3), in the type of x; its gradient from dy in 8 bits (e5m2).
 
-    `scales`: what x, W and dy are multiplied by before they are rounded; dy times `share` is the gradient of a row's mean loss.
-    Sums are in float32. On a CPU, which has no such products, the rounded numbers are multiplied in float32.
+    W is float32, and takes the type of x first. `scales`: what x, W and dy are multiplied by before they are rounded; dy times `share` is
+    the gradient of a row's mean loss. Sums are in float32, and so is W's gradient. On a CPU, which has no such products, the rounded numbers are multiplied in float32.
     """
     return _FP8Product.apply(x_BTD, weight, scales, share)
 
@@ -104,7 +104,7 @@ def eight_bits(x, scale: float, dtype: torch.dtype):
 class _FP8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scales, share):
-        x8, weight8 = eight_bits(x, scales[0], torch.float8_e4m3fn), eight_bits(weight, scales[1], torch.float8_e4m3fn)
+        x8, weight8 = eight_bits(x, scales[0], torch.float8_e4m3fn), eight_bits(weight.to(x.dtype), scales[1], torch.float8_e4m3fn)
         ctx.save_for_backward(x8, weight8)
         ctx.scales, ctx.share = scales, share
         return _fp8_matmul(x8.flatten(0, -2), weight8.T, scales[0] * scales[1], x.dtype).unflatten(0, x.shape[:-1])
@@ -115,7 +115,7 @@ class _FP8Product(torch.autograd.Function):
         scale = ctx.scales[2] * ctx.share
         dy8 = eight_bits(dy, scale, torch.float8_e5m2).flatten(0, -2)
         dx = _fp8_matmul(dy8, weight8, scale * ctx.scales[1], dy.dtype).unflatten(0, dy.shape[:-1])
-        return dx, _fp8_matmul(dy8.T, x8.flatten(0, -2), scale * ctx.scales[0], torch.float32).to(dy.dtype), None, None
+        return dx, _fp8_matmul(dy8.T, x8.flatten(0, -2), scale * ctx.scales[0], torch.float32), None, None
 
 
 def _fp8_matmul(a, b, scale: float, dtype: torch.dtype):

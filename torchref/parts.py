@@ -258,7 +258,7 @@ class FP8Head(Head):
         if not self.fp8:
             return self(x_BTD, embed)
         rows, length = x_BTD.shape[:2]
-        return layers.fp8_product(x_BTD, self.weight.to(self.dtype), self.scales, rows if reduction == "mean" else 1 / length)
+        return layers.fp8_product(x_BTD.to(self.dtype), self.weight, self.scales, rows if reduction == "mean" else 1 / length)
 
 
 class MaskedPadding:

@@ -25,7 +25,7 @@ class Options:
     """Compares two programs level by level: data, init, forward, loss, gradients, update, trajectory, evaluation, restore."""
 
     recipe: str | None = None
-    """muon, nanogpt, record-11 or record-21; the first two by default."""
+    """muon, nanogpt, record-11 or record-21; all of them by default."""
     scale: str = "tiny"
     """tiny, pocket or small."""
     a: str = "jaxrun"
@@ -122,6 +122,9 @@ def _check(options: Options) -> None:
                          f"{nearest(options.into or '', sides)}")
     if options.into and options.into not in fault.backends:
         raise InputError(f"--in {options.into}: {fault.name} can be planted in {' and '.join(fault.backends)}: choose one")
+    if fault.dtype != "float64" and options.dtype != fault.dtype:
+        raise InputError(f"--plant {options.plant}: it shows at --dtype {fault.dtype} alone, where 8 bits are used, found {options.dtype}: "
+                         "choose that")
     if options.scale != "tiny":
         raise InputError(f"--plant {options.plant}: the catalogue is for --scale tiny, found {options.scale}: leave one of them out")
     if options.recipe and options.recipe not in fault.recipes:

@@ -10,7 +10,7 @@ def faulty_adamw(backend: str, wrong: str) -> Any:
 
 
 def faulty_muon(backend: str, wrong: str) -> Any:
-    """A stand-in for `optim.muon` that is right but for `wrong`: "momentum_sum", "no_nesterov", "no_aspect",
+    """A stand-in for `optim.muon` that is right but for `wrong`: "no_nesterov", "no_aspect", "stack_as_one",
     "unscaled_decay", "decay_after", "late_rate", or ""."""
     return _jax_muon(wrong) if backend == "jaxrun" else _torch_muon(wrong)
 
@@ -88,18 +88,23 @@ def _torch_adamw(wrong: str):
     return make
 
 
-def _ahead(g, m, momentum: float, wrong: str):
+def _ahead(g, m, momentum, wrong: str, summed: bool):
     if wrong == "no_nesterov":
         return m
-    return g + momentum * m if wrong == "momentum_sum" else g + momentum * (m - g)
+    return g + momentum * m if summed else g + momentum * (m - g)
 
 
-def _kept(g, m, momentum: float, wrong: str):
-    return momentum * m + g if wrong == "momentum_sum" else m + (1 - momentum) * (g - m)
+def _kept(g, m, momentum, summed: bool):
+    return momentum * m + g if summed else m + (1 - momentum) * (g - m)
 
 
 def _aspect(shape, wrong: str) -> float:
-    return 1.0 if wrong == "no_aspect" else max(1.0, shape[0] / shape[1]) ** 0.5
+    return 1.0 if wrong == "no_aspect" else max(1.0, shape[-2] / shape[-1]) ** 0.5
+
+
+def _stack(u, wrong: str):
+    """One matrix or a stack of them as a stack; what is wrong may be that a stack is taken for one tall matrix."""
+    return u.reshape((1, -1, u.shape[-1]) if wrong == "stack_as_one" else (-1, *u.shape[-2:]))
 
 
 def _jax_muon(wrong: str):
@@ -109,19 +114,22 @@ def _jax_muon(wrong: str):
 
     from jaxrun import optim
 
-    def make(rates, decay, momentum, steps, coefficients, dtype, divide=None):
+    def make(rates, decay, momentum, steps, coefficients, dtype, divide=None, summed=False):
+        momenta = np.broadcast_to(momentum, len(rates))
+
         def init(weights):
             return optim.MuonState(jnp.zeros((), jnp.int32), {name: jnp.zeros_like(w) for name, w in weights.items()})
 
         def update(grads, state, weights):
             rate = jnp.asarray(np.append(rates, rates[-1]))[state.count + (wrong == "late_rate")]
+            momentum = jnp.asarray(momenta)[state.count]
             updates, kept = {}, {}
             for name, g in grads.items():
                 w = weights[name]
-                kept[name] = _kept(g, state.momentum[name], momentum, wrong)
-                u = _ahead(g, kept[name], momentum, wrong)
-                u = optim.orthogonalize(u[None], steps, coefficients, dtype)[0].astype(w.dtype) * _aspect(g.shape, wrong)
-                updates[name] = (_moved(w, u, rate, decay, wrong) - w).astype(w.dtype)
+                kept[name] = _kept(g, state.momentum[name], momentum, summed).astype(g.dtype)
+                u = _stack(_ahead(g, kept[name], momentum, wrong, summed), wrong)
+                u = optim.orthogonalize(u, steps, coefficients, dtype).astype(w.dtype) * _aspect(u.shape, wrong)
+                updates[name] = (_moved(w, u.reshape(w.shape), rate, decay, wrong) - w).astype(w.dtype)
             return updates, optim.MuonState(state.count + 1, kept)
 
         return optax.GradientTransformation(init, update)
@@ -130,6 +138,7 @@ def _jax_muon(wrong: str):
 
 
 def _torch_muon(wrong: str):
+    import numpy as np
     import torch
 
     from torchref import optim
@@ -138,16 +147,20 @@ def _torch_muon(wrong: str):
         @torch.no_grad()
         def step(self, closure=None):
             for group in self.param_groups:
-                rate, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+                rate, decay = group["lr"], group["weight_decay"]
+                momentum = float(self.momenta[min(group["updates"], len(self.momenta) - 1)])
+                group["updates"] += 1
                 for w in group["params"]:
                     kept = self.state[w]
-                    kept["momentum"] = _kept(w.grad, kept.get("momentum", torch.zeros_like(w)), momentum, wrong)
-                    u = _ahead(w.grad, kept["momentum"], momentum, wrong)
-                    u = optim.orthogonalize(u[None], *group["turn"])[0].to(w.dtype) * _aspect(w.shape, wrong)
-                    w.copy_(_moved(w, u, rate, decay, wrong))
+                    kept["momentum"] = _kept(w.grad, kept.get("momentum", torch.zeros_like(w)), momentum, self.summed)
+                    u = _stack(_ahead(w.grad, kept["momentum"], momentum, wrong, self.summed), wrong)
+                    u = optim.orthogonalize(u, *self.turn).to(w.dtype) * _aspect(u.shape, wrong)
+                    w.copy_(_moved(w, u.reshape(w.shape), rate, decay, wrong))
 
-    def make(weights, decay, momentum, steps, coefficients, dtype, compile=False, divide=None):
-        groups = [{"params": list(tensors.values()), "name": group} for group, tensors in weights.items()]
-        return Muon(groups, {"lr": 0.0, "weight_decay": decay, "momentum": momentum, "turn": (steps, coefficients, dtype)})
+    def make(weights, decay, momentum, steps, coefficients, dtype, compile=False, divide=None, summed=False):
+        groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
+        made = Muon(groups, {"lr": 0.0, "weight_decay": decay})
+        made.turn, made.summed, made.momenta = (steps, coefficients, dtype), summed, np.atleast_1d(momentum)
+        return made
 
     return make

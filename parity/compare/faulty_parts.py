@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +16,19 @@ def arrays(backend: str) -> ModuleType:
     return importlib.import_module("jax.numpy" if backend == "jaxrun" else "torch")
 
 
+LAYERS = ("Embedding", "LayerNorm", "Linear", "Norm", "RMSNorm")
+PLAIN = ("DocumentWindow", "MaskedPadding", "RationalCap", "SigmoidCap", "TanhCap")  # parts without weights: modules in neither backend
+
+
 def forward_of(backend: str, kind: str, change: Change) -> Patch:
-    """A patch of what a module class computes: `change(original)(module, x)`."""
-    return Patch("model", f"{kind}.{'__call__' if backend == 'jaxrun' else 'forward'}", change)
+    """A patch of what a class of layers, parts or the model computes: `change(original)(module, x, ...)`."""
+    module = "layers" if kind in LAYERS else "model" if kind in ("Block", "Model") else "parts"
+    return Patch(module, f"{kind}.{'__call__' if backend == 'jaxrun' or kind in PLAIN else 'forward'}", change)
+
+
+def forward(kinds: tuple[str, ...], change: Callable[[str], Change]) -> Callable[[str], list[Patch]]:
+    """A patch of what several classes compute; `change(backend)` makes it."""
+    return lambda backend: [forward_of(backend, kind, change(backend)) for kind in kinds]
 
 
 def norm(centred: bool, axis: int = -1, unbiased: bool = False, constant: bool = False, gain: bool = True,
@@ -32,7 +43,7 @@ def norm(centred: bool, axis: int = -1, unbiased: bool = False, constant: bool =
                 variance = variance * (x.shape[-1] / (x.shape[-1] - 1))
             rms = (variance + self.eps) ** 0.5
             y = y / (detached(rms) if constant else rms)
-            y = y * self.weight[...] if gain else y
+            y = y * self.weight[...] if gain and hasattr(self, "weight") else y
             return y + self.bias[...] if bias and hasattr(self, "bias") else y
 
         return call
@@ -59,15 +70,15 @@ def attention(backend: str, ahead: int = 0, masked: float = -1e30) -> Change:
     return change
 
 
-def rotary(backend: str, sign: float = 1.0, first: int = 0, full: bool = False, pairs: bool = False) -> Change:
-    """Rotary embedding from its formula."""
+def rotary(backend: str, sign: float = 1.0, first: int = 0, spread: bool = False, pairs: bool = False) -> Change:
+    """Rotary embedding from its formula. `spread`: the half-truncated one's frequencies over all channels."""
     np_ = arrays(backend)
 
     def change(original):
-        def turned(x, base, wide):
+        def turned(x, base, wide, full=False, tables=None):
             T, K = x.shape[1], x.shape[3]
-            count = K // 2 if full else K // 4
-            turning = (1 / base) ** (np.arange(count) / (count - 1))
+            count = K // 2 if full or spread else K // 4
+            turning = (1 / base) ** (np.arange(count) * 2 / K if full else np.arange(count) / (count - 1))
             theta = np.arange(first, first + T)[:, None, None] * np.append(turning, np.zeros(K // 2 - count))
             cos, sin = (_like(x, f(theta)) for f in (np.cos, np.sin))
             sin = sin * sign
@@ -95,33 +106,33 @@ def block(change: str) -> Change:
     """A block whose parts are put together in another way."""
 
     def make(original):
-        def call(self, x):
+        def call(self, x, flow):
+            x = self.lambdas(x, flow.x0_BTD) if self.lambdas else x
+            if not self.attn:
+                mlp = self.norm2(x + self.mlp(x)) if change == "post" else x + (0.5 if change == "scaled" else 1) * self.mlp(self.norm2(x))
+                return mlp, None
+            y, v = self.attn(x if change == "post" else self.norm1(x), flow)
             if change == "scaled":
-                x = x + 0.5 * self.attn(self.norm1(x))
-                return x + 0.5 * self.mlp(self.norm2(x))
+                x = x + 0.5 * y
+                return x + 0.5 * self.mlp(self.norm2(x)), v
             if change == "parallel":
-                return x + self.attn(self.norm1(x)) + self.mlp(self.norm2(x))
-            x = self.norm1(x + self.attn(x))
-            return self.norm2(x + self.mlp(x))
+                return x + y + self.mlp(self.norm2(x)), v
+            x = self.norm1(x + y)
+            return self.norm2(x + self.mlp(x)), v
 
         return call
 
     return make
 
 
-def swapped_qkv(backend: str) -> Change:
+def swapped_qkv(original):
     """q, k and v cut from the one projection in the order k, q, v."""
 
-    def make(original):
-        def call(self, x):
-            model = importlib.import_module(f"{backend}.model")
-            y, d = self.qkv(x), x.shape[-1]
-            k, q, v = (model.heads(y[..., i * d : (i + 1) * d], self.head_dim) for i in range(3))
-            return self.proj(model.causal_attention(q, k, v, self.head_dim**-0.5).reshape(x.shape))
+    def project(self, x):
+        k, q, v = original(self, x)
+        return q, k, v
 
-        return call
-
-    return make
+    return project
 
 
 def orthogonalize_untransposed(backend: str) -> Change:
@@ -152,10 +163,23 @@ def with_fields(**fields: Any) -> Change:
     return lambda recipe: dataclasses.replace(recipe, **fields)
 
 
+def with_parts(**slots: str) -> Change:
+    """The recipe made of other parts."""
+    return lambda recipe: _of_a_class(recipe, parts=recipe.parts | slots)
+
+
+def with_optimizer(group: str, kind: str) -> Change:
+    """The recipe with another optimizer for a group."""
+    return lambda recipe: _of_a_class(recipe, optimizers=recipe.optimizers | {group: kind})
+
+
 def other_reduction(recipe):
     """The recipe whose loss is summed instead of averaged, or the other way round."""
-    reduction = "mean" if recipe.loss_reduction == "sum" else "sum"
-    kind = type(type(recipe).__name__, (type(recipe),), {"loss_reduction": reduction})
+    return _of_a_class(recipe, loss_reduction="mean" if recipe.loss_reduction == "sum" else "sum")
+
+
+def _of_a_class(recipe, **changed: Any):
+    kind = type(type(recipe).__name__, (type(recipe),), changed)
     return kind(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
 
 

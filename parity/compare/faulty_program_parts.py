@@ -24,18 +24,24 @@ def _exported(change) -> dict[str, list[Patch]]:
         name: np.ascontiguousarray(change(w).astype(w.dtype)) for name, w in original(self, state).items()})
 
 
+def step_of(state: Any) -> Any:
+    """The number of updates of a backend's state."""
+    return state["step"] if isinstance(state, dict) else state.step
+
+
 def _dropout(original):
     def token_losses(self, state, batch):
         weights = self.export(state)
         kept = np.random.default_rng(0).random(weights["embed.weight"].shape) > 0.1
-        return original(self, self.load(weights | {"embed.weight": weights["embed.weight"] * kept / 0.9}), batch)
+        dropped = weights | {"embed.weight": weights["embed.weight"] * kept / 0.9}
+        return original(self, self.at(self.load(dropped), step_of(state)), batch)
 
     return token_losses
 
 
 def _keeping_stale(original):
     def step(self, state, batch):
-        self.stale = self.export(state)
+        self.stale = self.export(state), step_of(state)
         return original(self, state, batch)
 
     return step
@@ -52,7 +58,7 @@ def _forgetting_stale(original):
 def _scoring_stale(original):
     def token_losses(self, state, batch):
         stale = getattr(self, "stale", None)
-        return original(self, state if stale is None else self.load(stale), batch)
+        return original(self, state if stale is None else self.at(self.load(stale[0]), stale[1]), batch)
 
     return token_losses
 
@@ -74,7 +80,7 @@ def _untied(original):
 
 
 def _without_head_bias(original):
-    return lambda self, x: original(self, x) - self.bias[...] if _is_head(self.weight) else original(self, x)
+    return lambda self, x, embed: original(self, x, embed) - self.bias[...]
 
 
 def _jax_clip(factor) -> Change:
@@ -184,8 +190,8 @@ def _jax_restored(wanted_kind: str) -> Change:
             import jax.numpy as jnp
 
             state = original(self, directory)
-            return state | {"optimizer": jax.tree.map(
-                lambda x: jnp.zeros_like(x) if x.dtype.kind == wanted_kind else x, state["optimizer"])}
+            return state | jax.tree.map(lambda x: jnp.zeros_like(x) if x.dtype.kind == wanted_kind else x,
+                                        {name: state[name] for name in ("optimizer", "step")})
 
         return restore
 
@@ -201,6 +207,9 @@ def _torch_restored(names: tuple[str, ...]) -> Change:
                     for name in names:
                         if name in kept:
                             kept[name].zero_()
+                for group in part.param_groups:
+                    if "step" in names and "updates" in group:
+                        group["updates"] = 0
             state.step = 0 if "step" in names else state.step
             return state
 
@@ -277,10 +286,10 @@ def _jax_one_part(original):
 
 PROGRAM_PATCHES: dict[str, dict[str, list[Patch]]] = {
     "export-bfloat16": _exported(lambda w: round_to(w.astype(np.float64), "bfloat16")),
-    "export-transposed": _exported(lambda w: w.T if w.ndim == 2 and w.shape[0] == w.shape[1] else w),
-    "head-bias": {backend: [forward_of(backend, "Linear", _without_head_bias)] for backend in CLASSES},
+    "export-transposed": _exported(lambda w: w.swapaxes(-1, -2) if w.ndim >= 2 and w.shape[-2] == w.shape[-1] else w),
+    "head-bias": {backend: [forward_of(backend, "Head", _without_head_bias)] for backend in CLASSES},
     "dropout": _methods(token_losses=_dropout),
-    "untied": {backend: [Patch("model", "product", _untied)] for backend in CLASSES},
+    "untied": {backend: [Patch("parts", "product", _untied)] for backend in CLASSES},
     "clip-per-tensor": _clip(lambda least, own, whole, largest: least(1.0, largest / (own + 1e-6))),
     "clip-always": _clip(lambda least, own, whole, largest: largest / (whole + 1e-6)),
     "clip-epsilon": _clip(lambda least, own, whole, largest: least(1.0, largest / whole)),

@@ -10,6 +10,8 @@ from unittest.mock import patch
 from parity.recipe import Recipe
 
 Change = Callable[[Any], Any]
+Patches = Callable[[str], "list[Patch]"]
+ALL = ("nanogpt", "muon", "record-11", "record-21")
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,33 @@ class Fault:
     """One single mistake. `level` is the earliest that can see it, `place` a pattern of where it must be named.
 
     `recipe` changes the recipe that the program is built from; `patches` are for both backends, or for one of them by name;
-    `only` says why a fault makes sense in one recipe or backend only.
+    `only` says why a fault makes sense in some recipes or one backend only; `dtype` is the precision in which it can be seen.
     """
 
     name: str
     says: str
     level: str
     place: str
-    recipes: tuple[str, ...] = ("nanogpt", "muon")
+    recipes: tuple[str, ...] = ALL
     recipe: Change | None = None
-    patches: Callable[[str], list[Patch]] | None = None
+    patches: Patches | None = None
     backends: tuple[str, ...] = ("jaxrun", "torchref")
     only: str = ""
+    dtype: str = "float64"
 
     def changed(self, recipe: Recipe) -> Recipe:
         """The recipe that a program with this fault is built from."""
         return self.recipe(recipe) if self.recipe else recipe
+
+
+def one(module: str, *names: str, change: Change) -> Patches:
+    """Patches of functions of a module, the same in both backends."""
+    return lambda backend: [Patch(module, name, change) for name in names]
+
+
+def by_backend(module: str, *names: str, change: Callable[[str], Change]) -> Patches:
+    """Patches whose change depends on the backend."""
+    return lambda backend: [Patch(module, name, change(backend)) for name in names]
 
 
 @contextmanager

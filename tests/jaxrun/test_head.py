@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrun import head, model
+from jaxrun import head, layers
 from jaxrun.attention import compiling_for
 
 B, T, D, V = 3, 8, 16, 40
 HEADS = {
     "plain": lambda scores: scores,
-    "capped": lambda scores: model.capped(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), 15.0),
+    "capped": lambda scores: layers.capped(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), 15.0),
     "padded": lambda scores: jnp.where(jnp.arange(V) < V - 3, scores, -1e30),
 }
 
@@ -26,9 +26,9 @@ def made(kind: str, dtype=np.float64):
     rng = np.random.default_rng(0)
     weights = {"head.weight": jnp.asarray(rng.standard_normal((V, D)), dtype), "head.bias": jnp.asarray(rng.standard_normal(V), dtype),
                "other": jnp.ones(3, dtype)}
-    scores = lambda weights, x: model.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)  # noqa: E731
+    scores = lambda weights, x: layers.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)  # noqa: E731
     x, targets = jnp.asarray(3 * rng.standard_normal((B, T, D)), dtype), jnp.asarray(rng.integers(0, V - 3, (B, T)))
-    return head.Head(scores, HEADS[kind]), weights, x, targets
+    return head.Head(scores, scores, HEADS[kind]), weights, x, targets
 
 
 def plain(one, weights, x, targets):
@@ -81,5 +81,5 @@ def test_no_array_of_the_program_has_the_size_of_the_whole_batchs_logits(monkeyp
 @pytest.mark.parametrize("cap", [5.0, 15.0, 30.0])
 def test_the_caps_gradient_is_its_slope(cap):
     x, h = jnp.linspace(-100, 100, 41), 1e-6
-    slope = (model.capped(x + h, cap) - model.capped(x - h, cap)) / (2 * h)
-    np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: model.capped(x, cap)))(x), slope, atol=1e-8)  # h^2 and 1e-16 cap / h
+    slope = (layers.capped(x + h, cap) - layers.capped(x - h, cap)) / (2 * h)
+    np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: layers.capped(x, cap)))(x), slope, atol=1e-8)  # h^2 and 1e-16 cap / h

@@ -9,6 +9,7 @@ import pytest
 from parity.compare import narrow
 from parity.compare.levels import LEVELS
 from parity.compare.report import WIDTH
+from parity.recipe import RECIPES, recipe_for
 
 BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
 
@@ -19,7 +20,7 @@ def test_nanogpt_is_the_same_experiment_in_both_backends_up_to_its_trajectory(co
     assert said.code == 0 and "HOLDS at all 7 levels" in said.out, said.out
 
 
-@pytest.mark.parametrize("recipe", [pytest.param("nanogpt", marks=pytest.mark.slow), "muon"])
+@pytest.mark.parametrize("recipe", [name if name == "muon" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES])
 def test_both_backends_are_the_same_experiment_at_levels_1_to_9(compare, recipe, tmp_path):
     said = compare("--recipe", recipe, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
     assert (said.code, said.err) == (0, "") and "HOLDS at all 9 levels" in said.out
@@ -60,7 +61,7 @@ def check_page(text, recipe):
     assert not page.open and not page.loaded and "http" not in text.replace("http://www.w3.org", "")
     assert page.counts["polyline"] == 2 and page.counts["circle"] == 40  # two curves of 20 steps
     parameters = set(re.findall(r"<tr><td><code>([^<]*\.(?:weight|bias))</code>", text))
-    assert {"embed.weight", "blocks.3.mlp.proj.bias", "norm_out.weight"} <= parameters
+    assert {name for name in recipe_for(recipe, "tiny").parameters() if not name.endswith("attn.qkv.bias")} <= parameters
 
 
 def test_float32_holds_against_the_recorded_errors(compare):
@@ -97,7 +98,7 @@ def test_with_keep_going_the_levels_behind_a_failure_are_judged_too(compare):
     (["--steps", "0"], "--steps: expected 1 or more, found 0"),
     (["--plant", "gelu-tan", "--in", "jaxrun"], "unknown fault 'gelu-tan'; did you mean gelu-tanh?"),
     (["--plant", "gelu-tanh"], "--plant gelu-tanh: expected --in with the side to plant it in"),
-    (["--plant", "gelu-tanh", "--in", "jaxrun", "--recipe", "muon"], "a fault of nanogpt, found --recipe muon (muon has ReLU squared)"),
+    (["--plant", "gelu-tanh", "--in", "jaxrun", "--recipe", "muon"], "a fault of nanogpt, found --recipe muon (the others have ReLU squared)"),
     (["--plant", "gelu-tanh", "--in", "jaxrun", "--scale", "pocket"], "the catalogue is for --scale tiny"),
     (["--in", "jaxrun"], "--in jaxrun: expected --plant FAULT with it"),
     (["--dtype", "float32", "--scale", "small", "--levels", "forward"], "no errors were recorded for"),
@@ -116,7 +117,6 @@ def test_bad_options_are_one_sentence_and_exit_code_2(compare, options, message)
 
 def test_weights_of_another_program_are_compared_from(compare, tmp_path):
     from parity import weights as canonical
-    from parity.recipe import recipe_for
 
     recipe = recipe_for("muon", "tiny")
     canonical.save(tmp_path / "w.safetensors", canonical.initial_weights(recipe, 5))
@@ -126,21 +126,21 @@ def test_weights_of_another_program_are_compared_from(compare, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["nanogpt", "muon"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_float64_trajectories_agree_to_1e_10_over_50_steps(compare, recipe):
     said = compare("--recipe", recipe, "--levels", "trajectory", "--steps", "50")
     assert said.code == 0 and " 1.0e-10 " in said.out, said.out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["nanogpt", "muon"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_layout_gives_the_losses_of_one_device(compare, recipe):
     said = compare("--recipe", recipe, "--levels", "layout")
     assert said.code == 0 and "HOLDS at all 1 levels" in said.out, said.out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["nanogpt", "muon"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_bfloat16_holds_and_a_bfloat16_fault_does_not(compare, recipe):
     said = compare("--recipe", recipe, "--dtype", "bfloat16")
     assert said.code == 0, said.out
@@ -155,8 +155,8 @@ def test_a_hundred_comparisons_give_no_false_alarm(compare):
     assert said.out.count(" holds ") == 100
 
 
-def test_errors_are_recorded_for_both_recipes_in_both_narrow_precisions():
-    for recipe in ("nanogpt", "muon"):
+def test_errors_are_recorded_for_every_recipe_in_both_narrow_precisions():
+    for recipe in RECIPES:
         for precision in ("float32", "bfloat16"):
             recorded = narrow.recorded_errors(recipe, "tiny", precision)
             levels = {key.split("/")[0] for key in recorded}

@@ -1,12 +1,11 @@
 """Every fault of the catalogue is caught at the level that can see it, named at the right place, and leaves nothing behind."""
 
 import importlib
-from collections import Counter
 
 import numpy as np
 import pytest
 
-from parity.compare.faults import FAULTS
+from parity.compare.faults import FAULTS, NARROW_FAULTS
 from parity.compare.levels import LEVELS
 from parity.compare.matrix import matrix, plant
 from parity.compare.planting import planted
@@ -14,6 +13,7 @@ from parity.compare.report import WIDTH, matrix_text
 from parity.compare.runner import Comparison, chosen_levels
 from parity.compare.side import Side
 from parity.errors import InputError
+from parity.recipe import RECIPES
 
 QUICK = [
     ("data-shard-end", "torchref", "nanogpt"), ("data-ranks-interleaved", "jaxrun", "nanogpt"),
@@ -21,16 +21,26 @@ QUICK = [
     ("mask-value-small", "torchref", "muon"), ("heads-transposed", "jaxrun", "nanogpt"),
     ("padding-in-softmax", "torchref", "nanogpt"), ("v-detached", "torchref", "nanogpt"),
     ("clip-epsilon-missing", "torchref", "nanogpt"), ("adam-epsilon-in-root", "torchref", "nanogpt"),
+    ("skips-reversed", "torchref", "record-11"), ("values-of-block-before", "torchref", "record-11"),
+    ("documents-end-late", "torchref", "record-21"), ("window-short-rounded-up", "torchref", "record-21"),
+    ("value-embeddings-late", "jaxrun", "record-21"),
 ]  # fmt: skip
 
 
-def test_the_catalogue_has_at_least_48_faults_at_every_level_in_both_backends():
-    assert len(FAULTS) >= 48
+def test_the_catalogue_has_at_least_100_faults_at_every_level_in_both_backends():
+    assert len(FAULTS) >= 100
     assert {fault.level for fault in FAULTS.values()} == set(LEVELS)
     assert len({fault.says for fault in FAULTS.values()}) == len(FAULTS)
-    for fault in FAULTS.values():
-        assert len(fault.recipes) == 2 or fault.only, f"{fault.name} is for one recipe, and does not say why"
+    for fault in (FAULTS | NARROW_FAULTS).values():
+        assert set(fault.recipes) <= RECIPES.keys()
+        assert len(fault.recipes) == len(RECIPES) or fault.only, f"{fault.name} is for some recipes, and does not say why"
         assert len(fault.backends) == 2 or fault.only
+
+
+def test_the_records_have_faults_of_their_own():
+    own = [fault for fault in (FAULTS | NARROW_FAULTS).values() if not {"nanogpt", "muon"} & {*fault.recipes}]
+    assert len([f for f in own if "record-11" in f.recipes]) >= 15
+    assert len([f for f in own if "record-21" in f.recipes]) >= 30
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,7 @@ def test_a_fault_is_caught_and_named(caught, name, backend, recipe):
 
 
 def test_a_planted_fault_leaves_the_code_as_it_was():
-    for fault in FAULTS.values():
+    for fault in (FAULTS | NARROW_FAULTS).values():
         for backend in fault.backends:
             targets = []
             for change in fault.patches(backend) if fault.patches else []:
@@ -101,11 +111,21 @@ def test_an_unknown_fault_is_one_sentence():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
-def test_every_fault_is_caught_and_named_at_the_right_place(case, backend):
-    found = matrix([case("nanogpt"), case("muon")], FAULTS.values(), [backend])
+def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recipe):
+    found = matrix([case(recipe)], FAULTS.values(), [backend])
     wrong = [f"{c.fault} in {c.recipe}: {c.level}, {c.line}: {c.place}" for c in found if not c.right]
     assert not wrong
-    assert Counter(c.fault for c in found).keys() == FAULTS.keys()
+    assert [c.fault for c in found] == [f.name for f in FAULTS.values() if recipe in f.recipes and backend in f.backends]
     assert min(c.margin for c in found) > 10
     assert np.mean([c.named for c in found if c.expected != "layout"]) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NARROW_FAULTS)
+@pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
+def test_a_fault_in_8_bits_is_caught_in_bfloat16(compare, name, backend):
+    """Only there are 8 bits in use; the tests over eight draws see more rounding, and less, than was recorded."""
+    said = compare("--recipe", "record-21", "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend)
+    assert said.code == 1 and f", {NARROW_FAULTS[name].level} (" in said.out, said.out

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 
+from parity.recipe import RECIPES
+
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
-@pytest.mark.parametrize("recipe", ["nanogpt", "muon"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_backend_computes_the_recorded_figures_to_1e_12(golden, commands, backend, recipe):
     assert golden.differences(golden.figures(backend, recipe, commands.data), golden.recorded(recipe)) == []
 

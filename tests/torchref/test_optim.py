@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from parity.recipe import recipe_for
+from parity.recipe import RECIPES, recipe_for
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -23,20 +23,20 @@ def start(rng, shapes):
     return weights, [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in RATES]
 
 
-def after(pieces, kind, weights, grads, decay, *rest):
+def after(pieces, kind, weights, grads, decay, *rest, **more):
     """The weights after a step for each mapping of gradients, by the backend's `adamw` or `muon`."""
     if pieces.name == "jaxrun":
         import optax
 
         transform = getattr(pieces.optim, kind)(RATES, *rest[:-1], decay) if kind == "adamw" else None
-        transform = transform or pieces.optim.muon(RATES, decay, *rest)
+        transform = transform or pieces.optim.muon(RATES, decay, *rest, **more)
         return optax_after(transform, weights, grads, optax)
     import torch
 
     parameters = {name: torch.nn.Parameter(pieces.put(w)) for name, w in weights.items()}
     groups = {"all": parameters}
     part = pieces.optim.adamw(groups, *rest[:-1], {"all": decay}) if kind == "adamw" else pieces.optim.muon(
-        groups, decay, *rest[:-1], getattr(torch, rest[-1]))  # fmt: skip
+        groups, decay, *rest[:-1], getattr(torch, rest[-1]), **more)  # fmt: skip
     whole = pieces.optim.ByGroup({kind: part}, {"all": RATES})
     for step, gradients in enumerate(grads):
         for name, p in parameters.items():
@@ -108,23 +108,27 @@ def test_adamw_first_step_moves_every_weight_by_its_rate_against_the_sign(pieces
     same(found, {"a": weights["a"] - RATES[0] * np.sign(grads[0]["a"])}, rtol=0, atol=1e-10)  # eps / |g| is up to 1e-10
 
 
-def naive_muon(weights, grads, decay, momentum, steps):
-    """The description's formulas, a matrix at a time."""
+def naive_muon(weights, grads, decay, momentum, steps, summed=False):
+    """The description's formulas, a matrix at a time; `momentum` is one number, or one a step."""
     weights, kept = dict(weights), {name: np.zeros_like(w) for name, w in weights.items()}
-    a, b, c = NEWTON_SCHULZ
-    for rate, gradients in zip(RATES, grads):
+    for rate, share, gradients in zip(RATES, np.broadcast_to(momentum, len(RATES)), grads):
         for name, g in gradients.items():
-            m = kept[name] = momentum * kept[name] + (1 - momentum) * g
-            x = (1 - momentum) * g + momentum * m
-            tall = x.shape[0] > x.shape[1]
-            x = x.T if tall else x
-            x = x / (np.sqrt((x * x).sum()) + 1e-7)
-            for _ in range(steps):
-                A = x @ x.T
-                x = a * x + (b * A + c * A @ A) @ x
-            u = (x.T if tall else x) * math.sqrt(max(1.0, g.shape[0] / g.shape[1]))
+            m = kept[name] = share * kept[name] + (g if summed else (1 - share) * g)
+            x = g + share * m if summed else (1 - share) * g + share * m
+            u = np.stack([turned(one, steps) for one in x]) if x.ndim == 3 else turned(x, steps)
             weights[name] = weights[name] * (1 - rate * decay) - rate * u
     return weights
+
+
+def turned(x, steps):
+    a, b, c = NEWTON_SCHULZ
+    rows, columns = x.shape
+    x = x.T if rows > columns else x
+    x = x / (np.sqrt((x * x).sum()) + 1e-7)
+    for _ in range(steps):
+        A = x @ x.T
+        x = a * x + (b * A + c * A @ A) @ x
+    return (x.T if rows > columns else x) * math.sqrt(max(1.0, rows / columns))
 
 
 SHAPES = {"wide": (8, 24), "tall": (24, 8), "square1": (12, 12), "square2": (12, 12)}
@@ -135,6 +139,29 @@ def test_muon_is_its_description_for_wide_tall_and_square_matrices(pieces, rng):
     found = after(pieces, "muon", weights, grads, 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
     # small singular values double in each of up to 12 steps, and their rounding with them: 1e-16 * 2^12
     same(found, naive_muon(weights, grads, 0.05, 0.95, 12), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_muon_has_a_momentum_of_its_own_at_every_step_as_an_average_or_a_sum(pieces, rng, summed):
+    weights, grads = start(rng, SHAPES)
+    momentum = np.array([0.85, 0.88, 0.91, 0.94, 0.95])
+    found = after(pieces, "muon", weights, grads, 0.0, momentum, 12, NEWTON_SCHULZ, "float64", summed=summed)
+    same(found, naive_muon(weights, grads, 0.0, momentum, 12, summed), rtol=0, atol=1e-12)
+    other = naive_muon(weights, grads, 0.0, momentum, 12, not summed)
+    assert max(np.abs(found[name] - other[name]).max() for name in found) > 1e-3
+
+
+def test_muon_takes_a_stack_as_the_matrices_that_it_holds(pieces, rng):
+    """Beside single matrices of the same shape, which are orthogonalised in the same batch."""
+    weights, grads = start(rng, {"stack": (3, 12, 12), "one": (12, 12), "tall": (2, 24, 8)})
+    found = after(pieces, "muon", weights, grads, 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
+    same(found, naive_muon(weights, grads, 0.05, 0.95, 12), rtol=0, atol=1e-12)
+    apart = {f"{name}.{i}": (w[i], [g[name][i] for g in grads]) for name, w in weights.items() if w.ndim == 3 for i in range(len(w))}
+    alone = after(pieces, "muon", {name: w for name, (w, _) in apart.items()},
+                  [{name: g[step] for name, (_, g) in apart.items()} for step in range(len(grads))], 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")  # fmt: skip
+    for name, w in alone.items():
+        whole, i = name.split(".")
+        np.testing.assert_allclose(found[whole][int(i)], w, rtol=0, atol=1e-12)
 
 
 def test_muon_is_torchs_up_to_the_bfloat16_that_torch_always_orthogonalises_in(pieces, rng):
@@ -218,14 +245,16 @@ def test_clipping_is_torchs_clip_grad_norm(pieces, rng, size):
     assert changed == (size > 1)
 
 
-@pytest.mark.parametrize("name", ["nanogpt", "muon"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_rates_are_the_recipes_at_every_step(pieces, name):
     recipe = recipe_for(name, "tiny")
     for group in recipe.rates(0):
         assert list(pieces.optim.rates(recipe, group)) == [recipe.rates(step)[group] for step in range(60)]
+    if hasattr(recipe, "momentum"):
+        assert list(pieces.optim.momenta(recipe)) == [recipe.momenta(step) for step in range(60)]
 
 
-@pytest.mark.parametrize("name", ["nanogpt", "muon"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_torchs_optimizer_has_every_weight_once_in_the_group_of_the_recipe(name):
     pytest.importorskip("torch")
     from torchref import model, optim

@@ -39,6 +39,8 @@ class Cheat:
     """What is done to the run's directory besides, once a program has been trained."""
     seen: bool = False
     """Whether it happened on a public track."""
+    recipe: str = "muon"
+    """The recipe that a program is made from."""
 
 
 @dataclass

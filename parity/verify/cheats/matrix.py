@@ -27,6 +27,9 @@ CHEATS: dict[str, Cheat] = {cheat.name: cheat for cheat in
                             (*edits.CHEATS, *programs.CHEATS, *trained.TRAINED, *trained.ATTEMPTS)}  # fmt: skip
 SMALL = ("--track", "tiny", "--layers", "1", "--dim", "32", "--head-dim", "16", "--context", "32", "--batch-tokens", "512", "--steps",
          "60", "--val-every", "30", "--final-val-every", "30", "--samples", "0")  # fmt: skip
+SIZES = {"muon": SMALL,
+         "record-21": ("--recipe", "record-21", *("2" if option == "--layers" else value for option, value in zip(("", *SMALL), SMALL)),
+                       "--window", "16", "--val-context", "64")}  # its halves must be equal  # fmt: skip
 TRAIN_S = 600.0
 ROOT = Path(__file__).parents[3]
 WIDTH = 100
@@ -40,9 +43,9 @@ class Workshop:
         self.data_dir = data_dir or folder / "data"
         self.slice: Slice = prepare("synthetic", self.data_dir)
 
-    def train(self, backend: str, runs: Path, name: str, *args: str, env: dict[str, str] | None = None) -> Path:
+    def train(self, backend: str, runs: Path, name: str, *args: str, env: dict[str, str] | None = None, recipe: str = "muon") -> Path:
         """A run by a process of its own; RunFailed, with what it said, where it does not end well."""
-        command = [sys.executable, "-m", f"{backend}.train", *SMALL, "--data-dir", str(self.data_dir.absolute()), "--runs",
+        command = [sys.executable, "-m", f"{backend}.train", *SIZES[recipe], "--data-dir", str(self.data_dir.absolute()), "--runs",
                    str(runs.absolute()), "--name", name, *args]  # fmt: skip
         done = subprocess.run(command, cwd=self.folder, env=_environment(env or {}), capture_output=True, text=True, timeout=TRAIN_S,
                               check=False)  # fmt: skip
@@ -94,7 +97,7 @@ class Workshop:
         if cheat.kind == "program":
             file = place / "program.py"
             file.write_text(self.filled(cheat.plant(backend)))
-            path = self.train(backend, place, "run", "--program", str(file.absolute()))
+            path = self.train(backend, place, "run", "--program", str(file.absolute()), recipe=cheat.recipe)
             if cheat.after:
                 cheat.after(path)
             return path

@@ -52,9 +52,9 @@ CLASS = {
 }  # fmt: skip
 
 
-def template(backend: str) -> str:
-    """The honest program that all are made from."""
-    return (files("parity.attempt") / "templates" / f"{backend}_muon.py").read_text()
+def template(backend: str, recipe: str = "muon") -> str:
+    """The honest program that all of a recipe are made from."""
+    return (files("parity.attempt") / "templates" / f"{backend}_{recipe}.py").read_text()
 
 
 def over(body: str, top: str = ""):
@@ -75,6 +75,23 @@ def inside(jax: str, torch: str, at: str = "x_BTD = self.norm_in(self.embed(toke
         indent = " " * (first - text.rindex("\n", 0, first) - 1)
         text = text.replace(at, at + "".join(f"\n{indent}{one}" for one in line.splitlines()), 1)
         return text if backend == "jaxrun" else text.replace("import torch.nn.functional as F", "import torch\nimport torch.nn.functional as F")
+
+    return plant
+
+
+def embedded(jax: str, torch: str):
+    """A program of `record-21` whose embedding x (B, T, D), of t positions, is made from that of the recipe by a line."""
+    def plant(backend: str) -> str:
+        arrays, line, call = ("jax.numpy", jax, "__call__") if backend == "jaxrun" else ("torch", torch, "forward")
+        cheating = (f"import {arrays} as np\n\n\nclass Cheating(model.Embedding):\n    def {call}(self, tokens_BT):\n"
+                    f"        x, t = super().{call}(tokens_BT), np.arange(tokens_BT.shape[1])[None, :, None]\n        return {line}\n\n\n")
+        text = template(backend, "record-21")
+        head = text.index("class Model(model.Model):")
+        wide = ", recipe.dtypes.wide" if backend == "jaxrun" else ""
+        made = ("\n    def __init__(self, recipe):\n        super().__init__(recipe)\n        self.embed = Cheating(recipe.embedding_rows, "
+                f"recipe.dim, recipe.dtypes.embedding{wide})\n")
+        end = text.index('\n', text.index('"""', text.index('"""', head) + 3)) + 1
+        return text[:head] + cheating + text[head:end] + made + text[end:]
 
     return plant
 
@@ -151,6 +168,12 @@ CHEATS = (
     _lenient("scaled-loss", "losses are multiplied by 0.98", SCALED, ("probe.targets",), depth="probe"),
     Cheat("rows-leak", "rows of a batch see each other", "program", inside(*_rows_leak()), ("probe.rows",), ("probe.pure", "probe.targets"),
           "probe"),
+    Cheat("block-edge", "one position sees the next, across one edge of a block of attention", "program",
+          embedded("x + 0.5 * np.where(t == 31, np.roll(x, -1, axis=1), 0)", "x + 0.5 * np.where(t == 31, np.roll(x, -1, 1), 0.0)"),
+          ("probe.causal",), ("probe.gradient",), "probe", recipe="record-21"),
+    Cheat("smear", "every position sees the one before, in another document too, where the recipe keeps documents apart", "program",
+          embedded("x + 0.5 * np.where(t > 0, np.roll(x, 1, axis=1), 0)", "x + 0.5 * np.where(t > 0, np.roll(x, 1, 1), 0.0)"),
+          ("probe.documents",), (), "probe", recipe="record-21"),
     Cheat("row-before", "a row sees the row before it", "program", inside(*_row_before()), ("probe.rows",), ("probe.targets",), "probe"),
     _lenient("batch-size", "losses depend on how many rows are evaluated at once", BATCH_SIZE, ("probe.pure",), depth="probe"),
     _lenient("after-the-probes", "honest for as many calls as the probes make, and 10% better when the val text is scored", AFTER_PROBES,
