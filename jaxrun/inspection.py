@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxrun import model, optim, parts
+from jaxrun import layers, model, optim, parts
 from parity.program import Outputs
 
 
@@ -48,6 +48,11 @@ class Inspection:
         if windows := self.window(jnp.arange(self.recipe.steps + 1)):
             found["window"] = np.asarray(windows[0], np.float64)
         return found
+
+    def eight_bit_product(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
+        recipe = self.recipe
+        y, pull = jax.vjp(lambda x, w: layers.fp8_product(x, w, recipe.fp8_scales, 1 / recipe.context), jnp.asarray(x_TD), jnp.asarray(weight_VD))
+        return {"y": y, **dict(zip(("dx", "dweight"), pull(jnp.asarray(dy_TV))))}
 
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
         found = Outputs()

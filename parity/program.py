@@ -119,6 +119,9 @@ class Inspected(Protocol):
         """(steps,) float64 rates of every optimizer group over the whole plan; and "momentum" (steps,) and "window" (steps + 1,),
         where the recipe has them."""
 
+    def eight_bit_product(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
+        """The 8-bit product of a recipe that has one, of float32 arrays, whatever the precision: "y" (T, V) and, from dy, "dx", "dweight"."""
+
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
         """Newton-Schulz on one matrix: "Gram matrix of step k" (1, min(R, C), min(R, C)) and "result" (1, R, C)."""
 

@@ -61,6 +61,11 @@ class Inspection:
             found["window"] = np.array([float(self.window(step)[0][0]) for step in range(self.recipe.steps + 1)])
         return found
 
+    def eight_bit_product(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
+        x, weight = (torch.from_numpy(a).requires_grad_() for a in (x_TD, weight_VD))
+        y = layers.fp8_product(x, weight, self.recipe.fp8_scales, 1 / self.recipe.context)
+        return {"y": y, **dict(zip(("dx", "dweight"), torch.autograd.grad(y, (x, weight), torch.from_numpy(dy_TV))))}
+
     @torch.no_grad()
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
         found = Outputs()

@@ -8,7 +8,7 @@ import numpy as np
 from parity.compare import faulty_parts as parts
 from parity.compare.faulty_optimizers import faulty_adamw, faulty_muon
 from parity.compare.faulty_program_parts import PROGRAM_PATCHES
-from parity.compare.faulty_records import NARROW, OF_RECORDS
+from parity.compare.faulty_records import NARROW, OF_8_BITS, OF_RECORDS
 from parity.compare.planting import Fault, Patch, by_backend, one
 from parity.errors import InputError, nearest
 from parity.recipe import QUINTIC
@@ -374,7 +374,7 @@ LAYOUT = [
           patches=_program("one-part"), only=LAYOUTS),
 ]
 
-FAULTS = {fault.name: fault for fault in (*DATA, *INIT, *FORWARD, *LOSS, *GRADIENTS, *UPDATE, *RUNS, *LAYOUT, *OF_RECORDS)}
+FAULTS = {fault.name: fault for fault in (*DATA, *INIT, *FORWARD, *LOSS, *GRADIENTS, *UPDATE, *RUNS, *LAYOUT, *OF_RECORDS, *OF_8_BITS)}
 NARROW_FAULTS = {fault.name: fault for fault in NARROW}
 """What only a comparison in a narrow precision can see."""
 

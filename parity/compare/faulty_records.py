@@ -263,13 +263,16 @@ def _scales(**wrong: float):
     return change
 
 
+OF_8_BITS = (
+    Fault("fp8-gradient-scale", "the head's gradient is scaled by 2^9 before it is rounded to 8 bits, not by 2^19", "loss",
+          "8 bits: dx of x and gradient", TWENTY_ONE, _scales(gradient=2.0**9), only=OTHERS),
+    Fault("fp8-weight-unscaled", "the head's weight is not scaled before it is rounded to 8 bits", "loss",
+          "8 bits: y of weight and gradient", TWENTY_ONE, _scales(weight=1.0), only=OTHERS),
+    Fault("fp8-formats-swapped", "the gradient has e4m3, x and the weight e5m2", "loss", "8 bits: y of x and gradient", TWENTY_ONE,
+          patches=one("layers", "eight_bits", change=_formats_swapped), only=OTHERS),
+)  # fmt: skip
+
 NARROW = (
-    Fault("fp8-gradient-scale", "the head's gradient is scaled by 2^9 before it is rounded to 8 bits, not by 2^19", "gradients",
-          "*", TWENTY_ONE, _scales(gradient=2.0**9), only=OTHERS, dtype="bfloat16"),
-    Fault("fp8-weight-unscaled", "the head's weight is not scaled before it is rounded to 8 bits", "gradients", "*",
-          TWENTY_ONE, _scales(weight=1.0), only=OTHERS, dtype="bfloat16"),
-    Fault("fp8-formats-swapped", "the gradient has e4m3, x and the weight e5m2", "gradients", "*", TWENTY_ONE,
-          patches=one("layers", "eight_bits", change=_formats_swapped), only=OTHERS, dtype="bfloat16"),
     Fault("fp8-missing", "the head's product is not rounded to 8 bits in training", "gradients", "*", TWENTY_ONE,
           parts.with_fields(fp8=False), only=OTHERS, dtype="bfloat16"),
     Fault("fp8-in-evaluation", "evaluation too has the head's product in 8 bits", "loss", "token losses: *|log-probabilities: *", TWENTY_ONE,

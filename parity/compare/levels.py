@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from parity import weights as canonical
 from parity.compare import bounds
 from parity.compare.case import Case
 from parity.compare.data_level import data
@@ -96,10 +97,25 @@ def loss(side: Side, case: Case) -> Iterator[Seen]:
         yield Seen("log-probabilities", "log_probs", known, bounds.losses(recipe), axes=axes)
         yield Seen("padding", "probability of the rows above the tokenizer's", padding, bounds.losses(recipe), scale=1.0,
                    axes=axes[:2])
+    if recipe.parts["head"] == "FP8Head" and not side.lacks(recipe, ("eight_bit_product",)):
+        yield from _eight_bits(side, case)
     if not side.lacks(recipe, ("loss_and_grads",)):
         reduced = side.array(recipe, program.loss_and_grads(state, batch)[0], "the loss", ())
         yield Seen("reduction", f"{recipe.loss_reduction} over the batch", reduced,
                    bounds.losses(recipe, shape[0] * shape[1]), single=True)
+
+
+def _eight_bits(side: Side, case: Case) -> Iterator[Seen]:
+    """How x, the weight and the gradient are rounded to 8 bits, shown by products with a diagonal, which add nothing up: facts."""
+    program, d = side.program(case.recipe), case.recipe.dim
+    x, weight, dy = (canonical.generator(case.seed, f"8 bits: {name}").standard_normal((d, d)).astype(np.float32) * size
+                     for name, size in (("x", 1.0), ("weight", 0.05), ("gradient", 1.0)))  # fmt: skip
+    one = 0.5 * np.eye(d, dtype=np.float32)  # a weight of 1 would be beyond e4m3
+    for name, given in (("x and gradient", (x, one, dy)), ("weight and gradient", (one, weight, dy))):
+        for what, value in program.eight_bit_product(*given).items():
+            found = np.asarray(program.fetch(value), np.float32)
+            if (name, what) not in (("x and gradient", "dweight"), ("weight and gradient", "dx")):  # these are sums
+                yield Seen("8 bits", f"{what} of {name}", found, axes=("row", "column"))
 
 
 def _log_probs(side: Side, case: Case, state) -> tuple[np.ndarray, np.ndarray]:

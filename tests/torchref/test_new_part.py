@@ -1,5 +1,6 @@
 """The way to add a technique that docs/techniques.md gives: a gate on the skips, in both backends, held against each other."""
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,8 +40,8 @@ def enter(monkeypatch):
 def test_a_part_of_ten_lines_runs_in_both_backends(monkeypatch, x64):
     """Sums of up to 512 float64 terms through some thirty layers: 1.1e-16 sqrt(512) 30 is 1e-13 of the largest."""
     enter(monkeypatch)
-    small = {field: getattr(recipe.recipe_for("record-21", "tiny"), field) for field in recipe.Record21.__dataclass_fields__}
-    made = Record55(**small | {"precision": "float64"})
+    small = recipe.recipe_for("record-21", "tiny")
+    made = Record55(**{field.name: getattr(small, field.name) for field in dataclasses.fields(small)} | {"precision": "float64"})
     start = canonical.initial_weights(made, 0)
     assert (start["skips.weight"] == 0).all()
     rng = np.random.default_rng(0)

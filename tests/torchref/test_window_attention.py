@@ -93,7 +93,7 @@ def torchref(q, k, v, documents_BT, window, most):
 
 
 @pytest.mark.parametrize("attend", [jaxrun, torchref])
-@pytest.mark.parametrize("first, second", itertools.pairwise(STARTS))
+@pytest.mark.parametrize("first, second", [*itertools.pairwise(STARTS)])
 def test_attention_is_the_dense_mask_of_the_rule(x64, attend, first, second):
     """Up to 96 terms of float64 in each sum, through three sums: 1e-16 sqrt(96) 3 is 3e-15 of the largest; 1e-13 leaves room."""
     documents_BT = np.stack([documents(STARTS[first]), documents(STARTS[second])])
