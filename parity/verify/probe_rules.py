@@ -123,15 +123,22 @@ def own_plan(context: Context) -> Found:
 @rule("probe.causal", "probe", "what stands behind a position does not move its loss")
 def causal(context: Context) -> Found:
     p = probe(context)
-    length = context.evidence.val_row
-    wanted = prefixes(length, context.random("prefixes"), 16 * ROWS, p.remote.facts.get("block"))
+    evidence, asked = context.evidence, {}
     worst = (0.0, 0)
-    for first in range(0, len(wanted), p.count):
-        worst = max([worst, *_moved_by_suffix(p, wanted[first : first + p.count], f"suffix {first}")])
-        if worst[0] > p.allowed:  # once more with this prefix in all rows: other rows' tokens are the business of another rule
-            worst = max(_moved_by_suffix(p, [worst[1]] * p.count, f"all rows {worst[1]}"))
+    for length in dict.fromkeys((evidence.val_row, evidence.context)):  # rows as in evaluation, and as in training
+        rows = p.rows if length == evidence.val_row else val_rows(context, context.random(f"rows of {length}"), rows_at_once(length), length)
+        count, losses = len(rows.inputs), p.losses if rows is p.rows else p.ask(rows)
+        asked[length] = prefixes(length, context.random(f"prefixes of {length}"), 16 * count, p.remote.facts.get("block"))
+        for first in range(0, len(asked[length]), count):
+            name = f"suffix {length} {first}"
+            worst = max([worst, *_moved_by_suffix(p, rows, losses, asked[length][first : first + count], name)])
+            if worst[0] > p.allowed:  # once more with this prefix in all rows: other rows' tokens are the business of another rule
+                worst = max(_moved_by_suffix(p, rows, losses, [worst[1]] * count, f"all rows {worst[1]}"))
+            if worst[0] > p.allowed:
+                break
         if worst[0] > p.allowed:
             break
+    wanted = sorted(prefix for lengths in asked.values() for prefix in lengths)
     if worst[0] > p.allowed:
         return fails(f"changing the tokens from position {worst[1]} on moves losses before it by up to {worst[0]:.3g} nats, allowed "
                      f"{p.allowed:.1g}: it looks ahead", moved=worst[0], prefix=worst[1], allowed=p.allowed)  # fmt: skip
@@ -139,13 +146,13 @@ def causal(context: Context) -> Found:
                  prefixes=wanted, moved=worst[0], allowed=p.allowed)  # fmt: skip
 
 
-def _moved_by_suffix(p: Probe, lengths: list[int], name: str) -> list[tuple[float, int]]:
+def _moved_by_suffix(p: Probe, rows: Rows, losses: np.ndarray, lengths: list[int], name: str) -> list[tuple[float, int]]:
     """How far losses before each row's prefix length move when random tokens stand behind it."""
-    inputs = p.rows.inputs.copy()
+    inputs = rows.inputs.copy()
     tokens = p.random_tokens(name, inputs.shape)
     for row, prefix in enumerate(lengths):
         inputs[row, prefix:] = tokens[row, prefix:]
-    moved = np.abs(p.ask(Rows(inputs, p.rows.targets)) - p.losses)
+    moved = np.abs(p.ask(Rows(inputs, rows.targets)) - losses)
     return [(float(moved[row, :prefix].max()), prefix) for row, prefix in enumerate(lengths)]
 
 
@@ -239,7 +246,7 @@ def documents_apart(context: Context) -> Found:
     if not p.remote.facts.get("separate_documents"):
         return holds("the recipe does not keep documents apart")
     end_of_text, length = p.remote.facts.get("end_of_text"), context.evidence.val_row
-    wanted = prefixes(length, context.random("document starts"), 4 * ROWS, p.remote.facts.get("block"))
+    wanted = prefixes(length, context.random("document starts"), 4 * p.count, p.remote.facts.get("block"))
     worst = (0.0, 0)
     for first in range(0, len(wanted), p.count):
         starts = (wanted[first : first + p.count] * p.count)[: p.count]
