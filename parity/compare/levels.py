@@ -108,8 +108,9 @@ def loss(side: Side, case: Case) -> Iterator[Seen]:
 def _eight_bits(side: Side, case: Case) -> Iterator[Seen]:
     """How x, the weight and the gradient are rounded to 8 bits, shown by products with a diagonal, which add nothing up: facts."""
     program, d = side.program(case.recipe), case.recipe.dim
-    x, weight, dy = (canonical.generator(case.seed, f"8 bits: {name}").standard_normal((d, d)).astype(np.float32) * size
-                     for name, size in (("x", 1.0), ("weight", 0.05), ("gradient", 1.0)))  # fmt: skip
+    random = canonical.generator(case.seed, "8 bits")
+    x, weight, dy = (random.standard_normal((d, d)).astype(np.float32) * np.float32(size) for size in (1.0, 0.05, 1.0))
+    dy *= 10 ** random.uniform(-6, 0, (d, d)).astype(np.float32)  # what is scaled too little is lost
     one = 0.5 * np.eye(d, dtype=np.float32)  # a weight of 1 would be beyond e4m3
     for name, given in (("x and gradient", (x, one, dy)), ("weight and gradient", (one, weight, dy))):
         for what, value in program.eight_bit_product(*given).items():
