@@ -43,29 +43,29 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
     T = q.shape[2]
     size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
-    blocks = [_attend(q[:, :, start:start + size], k[:, :, :start + size], v[:, :, :start + size], scale, _last) for start in range(0, T, size)]
+    blocks = [_attend(q[:, :, start:start + size], k[:, :, :start + size], v[:, :, :start + size], scale) for start in range(0, T, size)]
     return jnp.swapaxes(jnp.concatenate(blocks, axis=2), 1, 2)
 
 
-def _last(q_BHTK, k_BHSK):
-    """The last T of S positions, each of which sees itself and all before."""
-    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-    return jnp.tril(jnp.ones((T, S), bool), S - T)
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(q_BHTK, k_BHSK, v_BHSK, scale):
+    """Attention of the last T of S positions. For the gradient q, k, v, the result and the logarithms of its sums are kept."""
+    return _attend_forward(q_BHTK, k_BHSK, v_BHSK, scale)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(q_BHTK, k_BHSK, v_BHSK, scale, mask):
-    """softmax(scale q k^T, where `mask(q, k)`) v. For the gradient q, k, v, the result and the logarithms of its sums are kept."""
-    return _attended(q_BHTK, k_BHSK, v_BHSK, scale, mask(q_BHTK, k_BHSK))[0]
-
-
-def _attend_forward(q, k, v, scale, mask):
-    y, sums = _attended(q, k, v, scale, mask(q, k))
+def _attend_forward(q, k, v, scale):
+    y, sums = _attended(q, k, v, scale, _last(q, k))
     return y, (q, k, v, y, sums)
 
 
-def _attend_backward(scale, mask, kept, dy):
-    return _attended_backward(*kept, dy, scale, mask(*kept[:2]))
+def _attend_backward(scale, kept, dy):
+    return _attended_backward(*kept, dy, scale, _last(*kept[:2]))
+
+
+def _last(q_BHTK, k_BHSK):
+    """Which of S positions each of the last T sees: itself and all before."""
+    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+    return jnp.tril(jnp.ones((T, S), bool), S - T)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -111,7 +111,7 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
 
     q, k, v: (B, T, H, K), one type; documents (B, T), int32, never falling along a row; `window` an int32 that may be traced, at most
     `most`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider. The cost grows with the window. This is what
-    record 21's rule for blocks comes to (tests/jaxrun/test_window_attention.py has the rule as it is written there). On a GPU narrow
+    record 21's rule for blocks comes to (tests/torchref/test_window_attention.py has the rule as it is written there). On a GPU narrow
     types have kernels of their own.
     """
     if target_platform() == "gpu":
