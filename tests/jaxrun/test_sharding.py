@@ -133,7 +133,7 @@ def test_what_is_computed_again_for_the_gradient_is_the_same_and_takes_more_prod
     for program in (kept, again):
         state = program.load(canonical.initial_weights(recipe, 0))
         grads.append(program.fetch(program.loss_and_grads(state, program.place(*batch)))[1])
-        flops.append(count(program._grads, state["weights"], *program.place(*batch)))
+        flops.append(count(program._grads, state["weights"], state["step"], *program.place(*batch)))
     assert flops[1] > 1.1 * flops[0]
     for name, grad in grads[0].items():  # float32, the same operations, perhaps fused in another way
         np.testing.assert_allclose(grads[1][name], grad, rtol=0, atol=1e-5 * max(1.0, np.abs(grad).max()))
