@@ -162,7 +162,7 @@ _window_in_chunks.defvjp(_window_forward, _window_backward)
 def reaches(T: int, block: int, most: int) -> list[tuple[int, int]]:
     """What is compiled for: positions in a chunk and chunks before it that its keys come from; the last for `most` blocks of window."""
     chunk = chunk_size(T, block, CHUNK)
-    largest = _needed(max(1, most), block, chunk, T)
+    largest = min(T // chunk - 1, -(-(max(1, most) - 1) * block // chunk))
     found = [(chunk, reach) for reach in sorted({0, largest, *(2**n for n in range(largest.bit_length()) if 2**n < largest)})]
     wider = chunk_size(T, block, 2 * CHUNK)
     return [(wider, -(-reach * chunk // wider)) if reach > 2 and wider == 2 * chunk else (chunk, reach) for chunk, reach in found]
@@ -171,11 +171,6 @@ def reaches(T: int, block: int, most: int) -> list[tuple[int, int]]:
 def chunk_size(T: int, block: int, about: int) -> int:
     """Positions in a chunk: whole blocks, a divisor of T, at most `about` where a block is."""
     return block * max(n for n in range(1, max(1, about // block) + 1) if T % (block * n) == 0)
-
-
-def _needed(window, block, chunk, T):
-    """Chunks before a query's own that its window reaches."""
-    return min(T // chunk - 1, -(-(window - 1) * block // chunk)) if isinstance(window, int) else -(-(window - 1) * block // chunk)
 
 
 def _by_reach(make, q, k, v, documents, window, block, most, *more):

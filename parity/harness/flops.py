@@ -58,8 +58,11 @@ def _in_equation(equation: Any, notes: list[str]) -> int:
     if name in PRODUCTS:
         return PRODUCTS[name](equation)
     if name == "pallas_call":  # how often its loops go round only its author knows, who can but add to what is seen
-        seen = sum(_in_jaxpr(jaxpr, []) for jaxpr in _jaxprs_in(params)) * _repeats(name, params)
-        return max(seen, int(getattr(params.get("cost_estimate"), "flops", 0)))
+        uncertain: list[str] = []
+        seen = sum(_in_jaxpr(jaxpr, uncertain) for jaxpr in _jaxprs_in(params)) * _repeats(name, params)
+        said = int(getattr(params.get("cost_estimate"), "flops", 0))
+        notes += uncertain if said <= seen else []
+        return max(seen, said)
     inner = [_in_jaxpr(jaxpr, notes) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
         return max(inner)
