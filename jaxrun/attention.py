@@ -40,35 +40,47 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     """
     if target_platform() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16):
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn")
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
-    T = q.shape[2]
-    size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
-    blocks = [_attend(q[:, :, start:start + size], k[:, :, :start + size], v[:, :, :start + size], scale) for start in range(0, T, size)]
-    return jnp.swapaxes(jnp.concatenate(blocks, axis=2), 1, 2)
+    return _causal_in_blocks(q_BTHK, k_BTHK, v_BTHK, scale)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q_BHTK, k_BHSK, v_BHSK, scale):
-    """Attention of the last T of S positions. For the gradient q, k, v, the result and the logarithms of its sums are kept."""
-    return _attend_forward(q_BHTK, k_BHSK, v_BHSK, scale)[0]
+def _causal_in_blocks(q_BTHK, k_BTHK, v_BTHK, scale):
+    return _causal_forward(q_BTHK, k_BTHK, v_BTHK, scale)[0]
 
 
-def _attend_forward(q, k, v, scale):
-    y, sums = _attended(q, k, v, scale, _last(q, k))
-    return y, (q, k, v, y, sums)
+def _causal_forward(q_BTHK, k_BTHK, v_BTHK, scale):
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
+    blocks = _blocks(q.shape[2])
+    found = [_attended(q[:, :, own], k[:, :, :own.stop], v[:, :, :own.stop], scale, _seen(own)) for own in blocks]
+    y, sums = (jnp.concatenate(parts, axis=2) for parts in zip(*found))
+    return jnp.swapaxes(y, 1, 2), (q, k, v, y, sums)
 
 
-def _attend_backward(scale, kept, dy):
-    return _attended_backward(*kept, dy, scale, _last(*kept[:2]))
+def _causal_backward(scale, kept, dy_BTHK):
+    q, k, v, y, sums = kept
+    dy, blocks = jnp.swapaxes(dy_BTHK, 1, 2), _blocks(q.shape[2])
+    found = [_attended_backward(q[:, :, own], k[:, :, :own.stop], v[:, :, :own.stop], y[:, :, own], sums[:, :, own], dy[:, :, own], scale,
+                                _seen(own)) for own in blocks]  # fmt: skip
+    dq, dk, dv = zip(*found)
+
+    def added(parts):  # what a block of keys gets from its own queries and all behind them
+        return [sum(part[:, :, own] for part in parts[i:]) for i, own in enumerate(blocks)]
+
+    return tuple(jnp.swapaxes(jnp.concatenate(parts, axis=2), 1, 2) for parts in (dq, added(dk), added(dv)))
 
 
-def _last(q_BHTK, k_BHSK):
-    """Which of S positions each of the last T sees: itself and all before."""
-    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-    return jnp.tril(jnp.ones((T, S), bool), S - T)
+_causal_in_blocks.defvjp(_causal_forward, _causal_backward)
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+def _blocks(T: int) -> list[slice]:
+    """Positions in blocks of queries."""
+    size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
+    return [slice(start, min(T, start + size)) for start in range(0, T, size)]
+
+
+def _seen(own: slice):
+    """Which positions up to the block's end each of its own sees: itself and all before."""
+    return jnp.tril(jnp.ones((own.stop - own.start, own.stop), bool), own.start)
 
 
 def _scores(q_BHTK, k_BHSK, scale, seen):
@@ -96,9 +108,16 @@ def _attended_backward(q, k, v, y, sums, dy, scale, seen):
     along = jnp.sum(dy.astype(sums.dtype) * y.astype(sums.dtype), axis=-1, keepdims=True)
     dscores = (probs * (dprobs - along)).astype(q.dtype)
     dq = jnp.einsum("bhts,bhsk->bhtk", dscores, k, precision="highest", preferred_element_type=sums.dtype)
-    dk = jnp.einsum("bhts,bhtk->bhsk", dscores, q, precision="highest", preferred_element_type=sums.dtype)
-    dv = jnp.einsum("bhts,bhtk->bhsk", probs.astype(dy.dtype), dy, precision="highest")
+    dk = _transposed(q, dscores, sums.dtype)
+    dv = _transposed(dy, probs.astype(dy.dtype), dy.dtype)
     return (dq * scale).astype(q.dtype), (dk * scale).astype(k.dtype), dv
+
+
+def _transposed(x_BHTK, scores_BHTS, wide):
+    """scores^T x, (B, H, S, K), as the transpose of x^T scores: XLA on the CPU copies the left side of such a product, so let it be the
+    narrower one; without the barrier XLA turns it back."""
+    product = jnp.einsum("bhtk,bhts->bhks", x_BHTK, scores_BHTS, precision="highest", preferred_element_type=wide)
+    return jnp.swapaxes(jax.lax.optimization_barrier(product), 2, 3)
 
 
 CHUNK = 64  # queries that are taken together, each chunk against the keys that its own window reaches
@@ -244,5 +263,7 @@ def rotary(x_BTHK, base: float, wide, full: bool = False, tables=None):
         frequency_K2 = jnp.concatenate([turning, jnp.zeros(K // 4, wide)])
     theta_T1K2 = jnp.arange(T, dtype=wide)[:, None, None] * frequency_K2
     cos, sin = (f(theta_T1K2).astype(tables or wide).astype(wide) for f in (jnp.cos, jnp.sin))
+    if target_platform() == "cpu":  # made once: XLA would compute them again for every number that they turn
+        cos, sin = jax.lax.optimization_barrier((cos, sin))
     x1, x2 = jnp.split(x_BTHK.astype(wide), 2, axis=-1)
     return jnp.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], axis=-1).astype(x_BTHK.dtype)

@@ -1,5 +1,6 @@
 """What parts and own models are made of, in Flax (NNX): products, embeddings, norms, caps, losses. Letters: parity/recipe.py."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -226,24 +227,37 @@ def _token_losses(squash, scores_BTV, targets_BT):
 
 
 def _token_losses_forward(squash, scores_BTV, targets_BT):
+    if _needs_no_shift(squash):
+        exps_BTV = jax.lax.optimization_barrier(jnp.exp(squash(scores_BTV)))  # one pass; XLA would split it before the exponential
+        total = jnp.sum(exps_BTV, axis=-1)
+        target = squash(jnp.take_along_axis(scores_BTV, targets_BT[..., None], axis=-1)[..., 0])
+        return jnp.log(total) - target, (scores_BTV, total, targets_BT, exps_BTV)
     logits_BTV = squash(scores_BTV)
     largest = jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1))
     logits_BTV = squash(_read_again(scores_BTV, largest))
     total = jnp.log(jnp.sum(jnp.exp(logits_BTV - largest[..., None]), axis=-1)) + largest
     target = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return total - target, (scores_BTV, total, targets_BT)
+    return total - target, (scores_BTV, total, targets_BT, None)
 
 
 def _token_losses_backward(squash, kept, dlosses_BT):
     # softmax - 1 at the target, in one pass: the derivatives of its parts would write the logits' size several times
-    scores_BTV, total, targets_BT = kept
+    scores_BTV, total, targets_BT, exps_BTV = kept
     logits_BTV, pull = jax.vjp(squash, _read_again(scores_BTV, total))
     at_target = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    if exps_BTV is not None:
+        return pull(exps_BTV * (dlosses_BT / total)[..., None] - at_target * dlosses_BT[..., None])[0], None
     (dscores_BTV,) = pull((jnp.exp(logits_BTV - total[..., None]) - at_target) * dlosses_BT[..., None])
     return _read_again(dscores_BTV), None
 
 
 _token_losses.defvjp(_token_losses_forward, _token_losses_backward)
+
+
+def _needs_no_shift(squash) -> bool:
+    """Whether exponentials of the logits can be summed as they are, on a CPU, where a pass for their maximum costs as much as one for the sum:
+    `squash` may say the `bound` of its results, and exp(50) times any vocabulary is a float32."""
+    return target_platform() == "cpu" and getattr(squash, "bound", math.inf) <= 50
 
 
 def _read_again(x, *after):

@@ -263,7 +263,7 @@ class RationalCap:
     """c z / sqrt(z^2 + c^2)."""
 
     def __init__(self, recipe: Recipe):
-        self.cap, self.wide = recipe.logit_cap, recipe.dtypes.wide
+        self.cap, self.bound, self.wide = recipe.logit_cap, recipe.logit_cap, recipe.dtypes.wide
 
     def __call__(self, scores_BTV):
         return capped(scores_BTV.astype(self.wide), self.cap)
@@ -273,7 +273,7 @@ class TanhCap:
     """c tanh(z / c), rounded to a type of its own."""
 
     def __init__(self, recipe: Recipe):
-        self.cap, self.dtypes = recipe.logit_cap, recipe.dtypes
+        self.cap, self.bound, self.dtypes = recipe.logit_cap, recipe.logit_cap, recipe.dtypes
 
     def __call__(self, scores_BTV):
         logits = self.cap * jnp.tanh(scores_BTV.astype(self.dtypes.wide) / self.cap)
@@ -284,7 +284,7 @@ class SigmoidCap:
     """c sigmoid(z / s)."""
 
     def __init__(self, recipe: Recipe):
-        self.cap, self.slope, self.wide = recipe.logit_cap, recipe.logit_slope, recipe.dtypes.wide
+        self.cap, self.bound, self.slope, self.wide = recipe.logit_cap, recipe.logit_cap, recipe.logit_slope, recipe.dtypes.wide
 
     def __call__(self, scores_BTV):
         return self.cap * jax.nn.sigmoid(scores_BTV.astype(self.wide) / self.slope)

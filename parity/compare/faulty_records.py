@@ -273,7 +273,7 @@ OF_8_BITS = (
 )  # fmt: skip
 
 NARROW = (
-    Fault("fp8-missing", "the head's product is not rounded to 8 bits in training", "gradients", "*", TWENTY_ONE,
+    Fault("fp8-missing", "the head's product is not rounded to 8 bits in training", "loss", "8 bits: *", TWENTY_ONE,
           parts.with_fields(fp8=False), only=OTHERS, dtype="bfloat16"),
     Fault("fp8-in-evaluation", "evaluation too has the head's product in 8 bits", "loss", "token losses: *|log-probabilities: *", TWENTY_ONE,
           patches=parts.forward(("FP8Head",), _in_8_bits), only=OTHERS, dtype="bfloat16"),
