@@ -113,10 +113,10 @@ def _attended_backward(q, k, v, y, sums, dy, scale, seen):
     return (dq * scale).astype(q.dtype), (dk * scale).astype(k.dtype), dv
 
 
-def _transposed(x_BHTK, scores_BHTS, wide):
+def _transposed(x_BHTK, scores_BHTS, dtype):
     """scores^T x, (B, H, S, K), as the transpose of x^T scores: XLA on the CPU copies the left side of such a product, so let it be the
     narrower one; without the barrier XLA turns it back."""
-    product = jnp.einsum("bhtk,bhts->bhks", x_BHTK, scores_BHTS, precision="highest", preferred_element_type=wide)
+    product = jnp.einsum("bhtk,bhts->bhks", x_BHTK, scores_BHTS, precision="highest", preferred_element_type=dtype)
     return jnp.swapaxes(jax.lax.optimization_barrier(product), 2, 3)
 
 
