@@ -9,17 +9,14 @@ WATCHED = """
 import sys
 import parity.program
 
-kept, found = parity.program.keep_freed_memory, []
-
 def watching():
-    found.append([name for name in ("jax", "torch") if name in sys.modules])
-    return kept()
+    print("imported before:", [name for name in ("jax", "torch") if name in sys.modules])
+    sys.exit(0)
 
 parity.program.keep_freed_memory = watching
 from parity.harness.train import main
-code = main(sys.argv[1], sys.argv[2:])
-print("imported before:", found[0])
-sys.exit(code)
+main(sys.argv[1], sys.argv[2:])
+sys.exit("it was never set")
 """
 
 

@@ -87,7 +87,7 @@ def same(path: Path, other: Path) -> None:
     assert max(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in ours) < 1e-3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])  # the first compiles for both anew
 def test_two_processes_make_the_run_of_one(backend, several, finished):
     path, ends = several.new(backend, 2, "two")
     assert [done.code for done in ends] == [0, 0], ends

@@ -19,6 +19,7 @@ import pytest
 from parity.harness.runlog import read, validate
 
 BACKENDS = ("jaxrun", "torchref")
+LONG_IN_JAX = [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"]
 STOPS = [pytest.param("jaxrun", signal.SIGINT), pytest.param("torchref", signal.SIGTERM),
          pytest.param("jaxrun", signal.SIGTERM, marks=pytest.mark.slow),
          pytest.param("torchref", signal.SIGINT, marks=pytest.mark.slow)]  # fmt: skip
@@ -182,7 +183,7 @@ def killed(commands: Any, backend: str, runs: Path, times: int, seed: int) -> li
     return paths
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(backend, commands, finished, tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     for path in killed(commands, backend, tmp_path, 2, seed):
@@ -251,11 +252,17 @@ def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
         write_own(folder, backend)
         return [first, again, commands.resume(path, backend=backend, cwd=folder)], path
 
-    made: dict[str, Future] = {backend: pool.submit(crash, backend) for backend in BACKENDS}
-    return lambda backend: made[backend].result()
+    made: dict[str, Future] = {}
+
+    def get(backend: str) -> tuple[list[Any], Path]:
+        if backend not in made:
+            made[backend] = pool.submit(crash, backend)
+        return made[backend].result()
+
+    return get
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_mended(backend, crashed):
     (first, again, mended), path = crashed(backend)
     assert (first.code, again.code if again else 3, mended.code) == (3, 3, 0)
@@ -265,7 +272,7 @@ def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_mended(back
     assert sorted(by_step(path, "loss")) == list(range(60))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_an_own_optimizer_trains_and_is_packed_with_the_run(backend, crashed):
     (*_, mended), path = crashed(backend)
     losses = by_step(path, "loss")
@@ -297,12 +304,13 @@ def test_a_checkpoint_that_does_not_fit_the_disk_ends_the_run_and_harms_nothing(
     path = tmp_path / "tiny" / "full"
     process = commands.start(*commands.small(backend, tmp_path, "full"))
     wait_for(path / "log.jsonl", process, lambda lines: any(b'"event":"state"' in line for line in lines))
-    # Before anything is compiled, since sixty steps are over at once. The log has some 40,000 bytes at its end, a checkpoint's largest file more.
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+    # Before anything is compiled, since sixty steps are over at once. By step 15, the first checkpoint that can meet the limit, the log has some
+    # 14,000 bytes (and 50,000 at its end); a checkpoint has at least the embedding, 60,000, in one file.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
     done = commands.finish(process)
     assert done.code == 2
-    # Before or after it orbax's own threads may say what they met with.
-    assert [line for line in done.err.splitlines() if line.startswith(f"error: {path}/checkpoints/step-")]
+    # Before, after or within a line of it orbax's own threads may say what they met with.
+    assert f"error: {path}/checkpoints/step-" in done.err, done.err
     assert commands.resume(path, backend=backend).code == 0
     assert_same(path, finished(backend).path)
 

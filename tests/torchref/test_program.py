@@ -271,3 +271,10 @@ def test_a_compiled_program_is_near_the_eager_one_and_compiles_once_for_all_stat
     assert compiled.digest(compiled.reset(state, snapshot)) == fresh == eager.digest(eager.init(0))
     with torch.compiler.set_stance("fail_on_recompile"):
         assert np.array_equal(run(compiled, compiled.init(0), 3)[0], losses)
+
+
+def test_torchs_compiler_is_not_loaded_before_it_is_needed():
+    """It takes 2 s, which every command would wait that only reads, evaluates or refuses."""
+    pytest.importorskip("torch")
+    code = "import sys, torchref.program; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
