@@ -81,7 +81,7 @@ def rotary(x_BTHK, base: float, wide: torch.dtype, full: bool = False, tables: t
     frequencies base^(-2 i / K). With x1, x2 the halves of a head: y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos, in `wide`, cosines and
     sines rounded to the type `tables` first.
     """
-    cos, sin = rotary_tables(x_BTHK.shape[1], x_BTHK.shape[3], base, wide, full, tables or wide, x_BTHK.device)
+    cos, sin = _tables(x_BTHK.shape[1], x_BTHK.shape[3], base, wide, full, tables or wide, x_BTHK.device)
     x1, x2 = x_BTHK.to(wide).chunk(2, dim=-1)
     return torch.cat([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], dim=-1).to(x_BTHK.dtype)
 
@@ -89,11 +89,11 @@ def rotary(x_BTHK, base: float, wide: torch.dtype, full: bool = False, tables: t
 _kept: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
-def rotary_tables(T: int, K: int, base: float, wide: torch.dtype, full: bool, tables: torch.dtype, device: torch.device):
+def _tables(T: int, K: int, base: float, wide: torch.dtype, full: bool, tables: torch.dtype, device: torch.device):
     """Cosines and sines of the angles of `rotary`, each (T, 1, K/2) in `wide`, made once for each set of arguments.
 
-    Whoever compiles a model with `rotary` in it marks this as constant: `torch.compiler.assume_constant_result(rotary_tables)`. Not marked
-    here, since that alone loads the compiler, 2 s in every process.
+    Constant to torch.compile, which is what the attribute below says. `torch.compiler.assume_constant_result` would set the same and load the
+    compiler to do so, 2 s in every process.
     """
     key = (T, K, base, wide, full, tables, device)
     if key not in _kept:  # the same for every layer and step, so made once
@@ -105,3 +105,6 @@ def rotary_tables(T: int, K: int, base: float, wide: torch.dtype, full: bool, ta
         theta_T1K2 = torch.arange(T, dtype=wide, device=device)[:, None, None] * frequency_K2
         _kept[key] = tuple(x.to(tables).to(wide) for x in (theta_T1K2.cos(), theta_T1K2.sin()))
     return _kept[key]
+
+
+_tables._dynamo_marked_constant = True

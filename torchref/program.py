@@ -18,7 +18,6 @@ from parity.errors import InputError
 from parity.program import check_microbatches, own_function
 from parity.recipe import Recipe
 from torchref import checkpoint, distributed, layers, model, optim
-from torchref.attention import rotary_tables
 from torchref.inspection import Inspection
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
@@ -50,8 +49,6 @@ class TorchProgram(Inspection):
         self.make_model = make_model
         self.groups = optim.group_of(recipe)
         self._before: list[torch.Tensor] | None = None
-        if compile:
-            torch.compiler.assume_constant_result(rotary_tables)
         compiled = (lambda function: torch.compile(function, dynamic=False)) if compile else (lambda function: function)
         self._loss = compiled(_loss)
         self._losses = compiled(_token_losses)

@@ -5,7 +5,7 @@
   const form = document.getElementById("filters"),
     measures = document.getElementById("delta-form"),
     count = document.getElementById("count");
-  const later = window.requestIdleCallback || ((work) => setTimeout(work, 30));
+  const later = (work) => (window.requestIdleCallback ? requestIdleCallback(work, { timeout: 500 }) : setTimeout(work, 30));
   const newest = board.count
     ? board.names.track[board.entries.track[board.count - 1]]
     : board.others
@@ -36,8 +36,8 @@
   }
 
   async function draw(shown) {
+    const turn = ++waiting; // before the wait: what was asked for last is what is drawn last
     await site.frontier.draw(shown);
-    const turn = ++waiting;
     for (const part of [site.progress, site.delta])
       later(() => {
         if (turn === waiting) part.draw(shown);
