@@ -89,12 +89,16 @@ def rotary(x_BTHK, base: float, wide: torch.dtype, full: bool = False, tables: t
 _kept: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
-def _tables(T: int, K: int, base: float, wide: torch.dtype, full: bool, tables: torch.dtype, device: torch.device):
-    """Cosines and sines of the angles of `rotary`, each (T, 1, K/2) in `wide`, made once for each set of arguments.
+def _constant(function):
+    """A function whose result torch.compile takes as constant; torch.compiler.assume_constant_result does the same, and loads the compiler
+    to do so, 2 s in every process."""
+    function._dynamo_marked_constant = True
+    return function
 
-    Constant to torch.compile, which is what the attribute below says. `torch.compiler.assume_constant_result` would set the same and load the
-    compiler to do so, 2 s in every process.
-    """
+
+@_constant
+def _tables(T: int, K: int, base: float, wide: torch.dtype, full: bool, tables: torch.dtype, device: torch.device):
+    """Cosines and sines of the angles of `rotary`, each (T, 1, K/2) in `wide`, made once for each set of arguments."""
     key = (T, K, base, wide, full, tables, device)
     if key not in _kept:  # the same for every layer and step, so made once
         if full:
@@ -105,6 +109,3 @@ def _tables(T: int, K: int, base: float, wide: torch.dtype, full: bool, tables: 
         theta_T1K2 = torch.arange(T, dtype=wide, device=device)[:, None, None] * frequency_K2
         _kept[key] = tuple(x.to(tables).to(wide) for x in (theta_T1K2.cos(), theta_T1K2.sin()))
     return _kept[key]
-
-
-_tables._dynamo_marked_constant = True
