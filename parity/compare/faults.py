@@ -209,7 +209,7 @@ FORWARD = [
     Fault("embedding-scaled", "embeddings are multiplied by sqrt(D)", "forward", "stream: embed", patches=parts.forward(
         ("Embedding",), lambda backend: lambda original: lambda self, index: original(self, index) * (
             self.weight.shape[-1] ** 0.5 if index.ndim == 2 else 1.0))),
-    Fault("heads-transposed", "channels are cut into heads the wrong way round", "forward", f"{QUERY}|attn: blocks.0.attn:v",
+    Fault("heads-transposed", "channels are cut into heads the wrong way round", "forward", f"{QUERY}|attn: blocks.0.attn:v|attn: blocks.0.attn.lambdas:in",
           patches=_one("parts", "heads", _heads_last)),
     Fault("q-k-swapped", "q and k are swapped", "forward", SCORES, patches=_q_k_v(lambda q, k, v, scale: (k, q, v, scale))),
     Fault("qkv-order", "q, k, v are cut in the order k, q, v", "forward", QUERY, ("nanogpt", "record-21"),

@@ -41,7 +41,7 @@ def _dropout(original):
 
 def _keeping_stale(original):
     def step(self, state, batch):
-        self.stale = self.export(state), step_of(state)
+        self.stale = self.export(state), int(step_of(state))  # the state itself is given up to the step
         return original(self, state, batch)
 
     return step
