@@ -51,6 +51,7 @@ class Part:
     clash: Callable[["Recipe"], str] = lambda recipe: ""
 
 
+OPTIMIZERS = ("AdamW", "Muon", "SummedMuon")  # what `optim.py` of both backends has
 SLOTS = {
     "init": "how matrices and embeddings are drawn",
     "positions": "added to the embedding",
@@ -235,8 +236,13 @@ def check(recipe: "Recipe") -> None:
             raise InputError(f"{where} does not fit {reason}")
     if missing := sorted(SLOTS.keys() - OPTIONAL - recipe.parts.keys()):
         raise InputError(f"recipe {recipe.name}: the slot {missing[0]} ({SLOTS[missing[0]]}) is empty: name a part for it")
+    for group, name in recipe.optimizers.items():
+        if name not in OPTIMIZERS:
+            raise InputError(f"recipe {recipe.name}: the optimizer {name} of {group} is unknown; {nearest(name, OPTIMIZERS)}")
     for name, parameter in recipe.parameters().items():
-        if recipe.optimizers.get(parameter.group, "AdamW") != "AdamW" and len(parameter.shape) < 2:
+        if parameter.group not in recipe.optimizers:
+            raise InputError(f"recipe {recipe.name}: {name} is of the group {parameter.group}, which has no optimizer: name one for it")
+        if recipe.optimizers[parameter.group] != "AdamW" and len(parameter.shape) < 2:
             raise InputError(f"recipe {recipe.name}: the optimizer {recipe.optimizers[parameter.group]} does not fit {name} of shape "
                              f"{parameter.shape}, which is no matrix: give its group AdamW")  # fmt: skip
 

@@ -109,10 +109,20 @@ class Recipe(abc.ABC):
         self._need(all(0 <= beta < 1 for beta in getattr(self, "betas", ())), "betas", "two numbers in [0, 1)", "they are averaging factors")
         for field in ("momentum", "momentum_start"):
             self._need(0 <= getattr(self, field, 0) < 1, field, "in [0, 1)", "it is an averaging factor")
+        self._need(getattr(self, "momentum_steps", 0) >= 0, "momentum_steps", "not negative", "the momentum rises over so many steps")
         self._need(0 < getattr(self, "cooldown", 1) <= 1, "cooldown", "in (0, 1]", "it is the fraction of the run over which rates fall")
         self._need(getattr(self, "newton_schulz_steps", 1) > 0, "newton_schulz_steps", "positive", "without it nothing is orthogonalised")
         self._need(0 <= getattr(self, "final_fraction", 0) <= 1, "final_fraction", "in [0, 1]", "it is a fraction of the peak")
+        self._check_fields()
         parts.check(self)
+
+    def _check_fields(self) -> None:
+        """Raises InputError where a class names a field that it does not have, since it was not made a dataclass."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for kind in type(self).__mro__:
+            for name, hint in vars(kind).get("__annotations__", {}).items():
+                if name not in known and "ClassVar" not in str(hint):
+                    raise InputError(f"recipe {self.name}: {kind.__name__}.{name} is no field yet: put @dataclass(frozen=True) above the class")
 
     def _need(self, holds: bool, field: str, expected: str, reason: str) -> None:
         if not holds:
@@ -429,7 +439,7 @@ class Record21(Recipe):
     block: int = 128
     """Tokens of a block of attention."""
     long_blocks: tuple[int, ...] | None = None
-    """Blocks of the model with the long window; None: the first, the last, and of six or more those at L / 3 and bare_block."""
+    """Blocks of the model with the long window; None: the first, the last, and of six or more those at L / 3 and 7 L / 12."""
     bare_block: int | None = None
     """The block without attention; None: 7 L / 12, and none of fewer than four; -1: none."""
     value_embeddings: int | None = None
@@ -472,13 +482,13 @@ class Record21(Recipe):
     """The rate at the end as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        for field in ("long_blocks", "value_embedding_of"):
-            self._need(all(0 <= i < self.layers for i in getattr(self, field) or ()), field, f"from 0 to {self.layers - 1}",
-                       f"the model has {self.layers} blocks")
+        self._need(all(0 <= i < self.layers for i in self.long_blocks or ()), "long_blocks", f"from 0 to {self.layers - 1}",
+                   f"the model has {self.layers} blocks")
         self._need(-1 <= (self.bare or 0) < self.layers, "bare_block", f"-1, or from 0 to {self.layers - 1}",
                    f"the model has {self.layers} blocks")
         for field in ("block", "window"):
             self._need(getattr(self, field) > 0, field, "positive", "attention sees at least its own block")
+        self._need(self.val_context is None or self.val_context > 0, "val_context", "positive", "evaluation reads rows of so many tokens")
         self._need(all(scale > 0 for scale in self.fp8_scales), "fp8_scales", "three positive numbers", "they are divided by again")
         super().__post_init__()
         self._need(self.scale > 0, "attention_scale", "positive", "it scales the scores")
@@ -499,7 +509,7 @@ class Record21(Recipe):
 
     @property
     def val_row(self) -> int:
-        return self.val_context or 4 * self.context
+        return 4 * self.context if self.val_context is None else self.val_context
 
     @property
     def long(self) -> frozenset[int]:
@@ -561,7 +571,7 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("record-21", "pocket"): dict(context=1024, val_context=4096, window=432, block=32, momentum_steps=43),
     ("record-21", "small"): dict(context=48 * 1024, val_context=256 * 1024, batch_tokens=8 * 48 * 1024, steps=1770),
 }
-RECIPES: dict[str, Callable[..., Recipe]] = {kind.name: kind for kind in (NanoGPT, Muon, Record11, Record21)}
+RECIPES: dict[str, type[Recipe]] = {kind.name: kind for kind in (NanoGPT, Muon, Record11, Record21)}
 
 
 def recipe_for(name: str, scale: str) -> Recipe:
@@ -570,7 +580,9 @@ def recipe_for(name: str, scale: str) -> Recipe:
         raise InputError(f"unknown recipe {name!r}; {nearest(name, RECIPES)}")
     if scale not in SIZES:
         raise InputError(f"unknown scale {scale!r}; {nearest(scale, SIZES)}")
-    return RECIPES[name](**(SIZES[scale] | CHANGES.get((name, scale), {})))
+    names = [kind.name for kind in RECIPES[name].__mro__ if "name" in vars(kind)]  # a recipe that derives from another has its sizes
+    changes = next((CHANGES[own, scale] for own in names if (own, scale) in CHANGES), {})
+    return RECIPES[name](**(SIZES[scale] | changes))
 
 
 def to_fields(recipe: Recipe) -> dict[str, Any]:

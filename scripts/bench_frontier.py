@@ -6,6 +6,7 @@
 Times on a shared machine are noisy; the sizes are what the goals are stated for.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -105,7 +106,10 @@ def _run(*arguments: str) -> str:
 
 if __name__ == "__main__":
     known = {"simulated": simulated, "size": size}
-    for name in sys.argv[1:] or known:
-        if name not in known:
-            sys.exit(f"unknown figures {name!r}; known: {', '.join(known)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{' or '.join(known)}; by default both")
+    asked = parser.parse_args().what or list(known)
+    if strange := [name for name in asked if name not in known]:
+        parser.error(f"unknown figures {strange[0]!r}; known: {', '.join(known)}")
+    for name in asked:
         known[name]()

@@ -313,6 +313,42 @@ def test_vectors_are_refused_to_an_optimizer_of_matrices():
         kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda own: own | {"matrix": "Muonn"}, "the optimizer Muonn of matrix is unknown; did you mean Muon?"),
+    (lambda own: {"matrix": "Muon"}, "embed.weight is of the group embed, which has no optimizer"),
+])  # fmt: skip
+def test_an_optimizer_that_is_unknown_or_missing_is_refused(change, words):
+    base = recipe_for("muon", "tiny")
+    kind = made(base, optimizers=change(base.optimizers))
+    with pytest.raises(InputError, match=words.replace("?", "[?]")):
+        kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
+
+
+def test_the_backends_have_the_optimizers_that_recipes_may_name():
+    from parity.parts import OPTIMIZERS
+
+    for backend in ("jaxrun", "torchref"):
+        assert tuple(pytest.importorskip(f"{backend}.optim").OPTIMIZERS) == OPTIMIZERS
+
+
+def test_a_field_of_a_class_that_is_no_dataclass_is_told():
+    class Forgotten(Record21):
+        name = "forgotten"
+        logit_shift: float = 5.0
+
+    with pytest.raises(InputError, match=r"Forgotten.logit_shift is no field yet: put @dataclass"):
+        Forgotten(**{field.name: getattr(recipe_for("record-21", "tiny"), field.name) for field in dataclasses.fields(Record21)})
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("val_context", -512, "--val-context must be positive"), ("val_context", 0, "--val-context must be positive"),
+    ("momentum_steps", -3, "--momentum-steps must be not negative"), ("value_embeddings", 9, "does not fit --value-embeddings 9"),
+])  # fmt: skip
+def test_numbers_that_make_no_sense_in_record_21_are_refused(field, value, words):
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(recipe_for("record-21", "tiny"), **{field: value})
+
+
 def test_parts_of_different_recipes_make_a_new_one():
     base = recipe_for("record-21", "tiny")
     recipe = of_parts(base, values="FirstValues", turn="FullRotary", mask="Causal", head="Head", cap="TanhCap", qkv="SeparateQKV")

@@ -22,6 +22,8 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
     default_recipe(chosen, recipe)
     what = "optimizer" if chosen.fixed else "program"
     template = f"{BACKENDS[backend]}_{'optimizer' if chosen.fixed else recipe}.py"
+    if not (TEMPLATES / template).exists():
+        raise InputError(f"the recipe {recipe} has no program to start from: expected {TEMPLATES / template}: write it, or start from another")
     declaration = {
         "schema": DECLARATION_SCHEMA, "author": author, "kind": kind,
         "track": track, "backend": BACKENDS[backend], "recipe": recipe,

@@ -40,8 +40,10 @@ def enter(monkeypatch):
 def test_a_part_of_ten_lines_runs_in_both_backends(monkeypatch, x64):
     """Sums of up to 512 float64 terms through some thirty layers: 1.1e-16 sqrt(512) 30 is 1e-13 of the largest."""
     enter(monkeypatch)
-    small = recipe.recipe_for("record-21", "tiny")
-    made = Record55(**{field.name: getattr(small, field.name) for field in dataclasses.fields(small)} | {"precision": "float64"})
+    for scale in ("pocket", "small"):
+        base, own = recipe.recipe_for("record-21", scale), recipe.recipe_for("record-55", scale)
+        assert dataclasses.asdict(own) == dataclasses.asdict(base)
+    made = dataclasses.replace(recipe.recipe_for("record-55", "tiny"), precision="float64")
     start = canonical.initial_weights(made, 0)
     assert (start["skips.weight"] == 0).all()
     rng = np.random.default_rng(0)
@@ -56,3 +58,21 @@ def test_a_part_of_ten_lines_runs_in_both_backends(monkeypatch, x64):
     assert loss == pytest.approx(float(peer), rel=1e-12)
     assert all(np.abs(np.asarray(grads[name]) - peers[name]).max() < 1e-12 * np.abs(peers[name]).max() for name in peers)
     assert np.abs(peers["skips.weight"]).max() > 0
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_every_slot_is_asked_for_by_the_model(monkeypatch, backend):
+    """One that is listed, and called nowhere, would be a part that does nothing."""
+    module, asked = importlib.import_module(f"{backend}.parts"), set()
+    original = module.part
+
+    def watched(recipe, slot, *place):
+        asked.add(slot)
+        return original(recipe, slot, *place)
+
+    for place in (module, importlib.import_module(f"{backend}.model")):
+        monkeypatch.setattr(place, "part", watched)
+    for name in recipe.RECIPES:
+        made = recipe.recipe_for(name, "tiny")
+        build(backend, made, device="cpu").load(canonical.initial_weights(made, 0))
+    assert asked == parts.SLOTS.keys() - {"init"}  # the canonical weights are drawn for both backends at once
