@@ -12,7 +12,6 @@ Steps count from 0. A rate is a learning rate. `recipe_for(name, scale)` builds 
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
