@@ -7,10 +7,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NEGATIVE = -1e30  # a masked score: exp(NEGATIVE - max) is exactly 0 in every precision in use
-SMALLEST_BLOCK = 64  # positions; smaller products cost more than the scores they save
-MOST_BLOCKS = 8  # each is compiled by itself
+BLOCK = 64  # positions; smaller products cost more than the scores they save
+SHORT = 4 * BLOCK  # positions up to which every block is compiled by itself
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
@@ -35,93 +36,72 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
 
     q, k, v: (B, T, H, K), one type. Returns (B, T, H, K) in that type; scores and softmax in float32 or wider.
 
-    On a GPU, narrow types go to cuDNN's fused kernels. Elsewhere queries go in blocks of positions, each against the keys up
-    to its own end: that leaves out almost half of the scores, all of them masked.
+    On a GPU, narrow types go to cuDNN's fused kernels. Elsewhere queries go in blocks of positions, each against the keys up to its
+    own end: that leaves out almost half of the scores, all of them masked.
     """
     if target_platform() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16):
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn")
-    return _causal_in_blocks(q_BTHK, k_BTHK, v_BTHK, scale)
+    B, T, H, K = q_BTHK.shape
+    if T > SHORT:
+        return _in_chunks(q_BTHK, k_BTHK, v_BTHK, None, None, scale, 1, None)
+    q, k, v = (jnp.swapaxes(x, 1, 2).reshape(B * H, T, K) for x in (q_BTHK, k_BTHK, v_BTHK))
+    return jnp.swapaxes(_in_blocks(q, k, v, scale).reshape(B, H, T, K), 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _causal_in_blocks(q_BTHK, k_BTHK, v_BTHK, scale):
-    return _causal_forward(q_BTHK, k_BTHK, v_BTHK, scale)[0]
+def _in_blocks(q_gTK, k_gTK, v_gTK, scale):
+    return _blocks_forward(q_gTK, k_gTK, v_gTK, scale)[0]
 
 
-def _causal_forward(q_BTHK, k_BTHK, v_BTHK, scale):
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))  # products are fastest with batch axes in front
-    blocks = _blocks(q.shape[2])
-    found = [_attended(q[:, :, own], k[:, :, :own.stop], v[:, :, :own.stop], scale, _seen(own)) for own in blocks]
-    y, sums = (jnp.concatenate(parts, axis=2) for parts in zip(*found))
-    return jnp.swapaxes(y, 1, 2), (q, k, v, y, sums)
+def _blocks_forward(q, k, v, scale):
+    scaled, later = _scaled(q, scale)
+
+    def attended(own):
+        scores = _scores(scaled[:, own], k[:, :own.stop], later, _causal(own))
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        exponentials = jnp.exp(scores - largest)
+        total = jnp.sum(exponentials, axis=-1, keepdims=True)
+        y = _product("gts,gsk->gtk", exponentials.astype(v.dtype), v[:, :own.stop])
+        return (y / total).astype(q.dtype), largest + jnp.log(total)
+
+    y, sums = (jnp.concatenate(parts, axis=1) for parts in zip(*map(attended, _blocks(q.shape[1]))))
+    return y, (q, k, v, y, sums)
 
 
-def _causal_backward(scale, kept, dy_BTHK):
+def _blocks_backward(scale, kept, dy):
     q, k, v, y, sums = kept
-    dy, blocks = jnp.swapaxes(dy_BTHK, 1, 2), _blocks(q.shape[2])
-    found = [_attended_backward(q[:, :, own], k[:, :, :own.stop], v[:, :, :own.stop], y[:, :, own], sums[:, :, own], dy[:, :, own], scale,
-                                _seen(own)) for own in blocks]  # fmt: skip
-    dq, dk, dv = zip(*found)
+    (scaled, later), blocks = _scaled(q, scale), _blocks(q.shape[1])
+
+    def gradients(own):
+        seen = slice(0, own.stop)
+        dq, dk, dv = _gradients(scaled[:, own], k[:, seen], v[:, seen], dy[:, own], _along(dy[:, own], y[:, own]), sums[:, own], later,
+                                _causal(own), *_turned(scaled[:, own], dy[:, own]))  # fmt: skip
+        return dq, *_turned(dk, dv)
+
+    dq, dk, dv = zip(*map(gradients, blocks))
 
     def added(parts):  # what a block of keys gets from its own queries and all behind them
-        return [sum(part[:, :, own] for part in parts[i:]) for i, own in enumerate(blocks)]
+        return [sum(part[:, own] for part in parts[i:]) for i, own in enumerate(blocks)]
 
-    return tuple(jnp.swapaxes(jnp.concatenate(parts, axis=2), 1, 2) for parts in (dq, added(dk), added(dv)))
+    dq, dk, dv = (jnp.concatenate(parts, axis=1) for parts in (dq, added(dk), added(dv)))
+    return (dq * scale).astype(q.dtype), (dk * later).astype(k.dtype), dv.astype(v.dtype)
 
 
-_causal_in_blocks.defvjp(_causal_forward, _causal_backward)
+_in_blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 def _blocks(T: int) -> list[slice]:
     """Positions in blocks of queries."""
-    size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
-    return [slice(start, min(T, start + size)) for start in range(0, T, size)]
+    return [slice(start, min(T, start + BLOCK)) for start in range(0, T, BLOCK)]
 
 
-def _seen(own: slice):
+def _causal(own: slice):
     """Which positions up to the block's end each of its own sees: itself and all before."""
     return jnp.tril(jnp.ones((own.stop - own.start, own.stop), bool), own.start)
 
 
-def _scores(q_BHTK, k_BHSK, scale, seen):
-    wide = jnp.promote_types(q_BHTK.dtype, jnp.float32)
-    if q_BHTK.dtype == wide:  # a wide q can be scaled itself, and has fewer numbers
-        q_BHTK, scale = q_BHTK * scale, 1
-    scores = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=wide, precision="highest")
-    return jnp.where(seen, scores if scale == 1 else scores * scale, NEGATIVE)
-
-
-def _attended(q_BHTK, k_BHSK, v_BHSK, scale, seen):
-    """Attention, (B, H, T, K), and the logarithm of the sum of each position's exponentials, (B, H, T, 1)."""
-    scores = _scores(q_BHTK, k_BHSK, scale, seen)
-    largest = jnp.max(scores, axis=-1, keepdims=True)
-    exponentials = jnp.exp(scores - largest)
-    total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    y = jnp.einsum("bhts,bhsk->bhtk", exponentials.astype(v_BHSK.dtype), v_BHSK, precision="highest", preferred_element_type=scores.dtype)
-    return (y / total).astype(q_BHTK.dtype), largest + jnp.log(total)
-
-
-def _attended_backward(q, k, v, y, sums, dy, scale, seen):
-    """Gradients of q, k, v. With p the probabilities: dp = dy v^T; the scores' is p (dp - sum p dp), and that sum is dy y."""
-    probs = jnp.exp(_scores(q, k, scale, seen) - sums)
-    dprobs = jnp.einsum("bhtk,bhsk->bhts", dy, v, precision="highest", preferred_element_type=sums.dtype)
-    along = jnp.sum(dy.astype(sums.dtype) * y.astype(sums.dtype), axis=-1, keepdims=True)
-    dscores = (probs * (dprobs - along)).astype(q.dtype)
-    dq = jnp.einsum("bhts,bhsk->bhtk", dscores, k, precision="highest", preferred_element_type=sums.dtype)
-    dk = _transposed(q, dscores, sums.dtype)
-    dv = _transposed(dy, probs.astype(dy.dtype), dy.dtype)
-    return (dq * scale).astype(q.dtype), (dk * scale).astype(k.dtype), dv
-
-
-def _transposed(x_BHTK, scores_BHTS, dtype):
-    """scores^T x, (B, H, S, K), as the transpose of x^T scores: XLA on the CPU copies the left side of such a product, so let it be the
-    narrower one; without the barrier XLA turns it back."""
-    product = jnp.einsum("bhtk,bhts->bhks", x_BHTK, scores_BHTS, precision="highest", preferred_element_type=dtype)
-    return jnp.swapaxes(jax.lax.optimization_barrier(product), 2, 3)
-
-
-CHUNK = 64  # queries that are taken together, each chunk against the keys that its own window reaches
-AT_ONCE = 4  # chunks of a wide window: their scores stay in the caches
+CHUNK = 128  # positions, about, that are taken at once: the scores of two chunks stay in the caches
+CHAINS = 8  # into which the matrices are divided on a CPU; each is compiled by itself
 
 
 def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int, most: int):
@@ -138,114 +118,180 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
 
         if window_kernel.fits(q_BTHK.dtype, block, q_BTHK.shape[3]):
             return window_kernel.window_attention(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)
-    return _window_in_chunks(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)
+    return _in_chunks(q_BTHK, k_BTHK, v_BTHK, documents_BT, jnp.asarray(window, jnp.int32), scale, block, most)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 6, 7))
-def _window_in_chunks(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most):
-    return _window_forward(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _in_chunks(q_BTHK, k_BTHK, v_BTHK, documents_BT, window, scale, block, most):
+    """Flash attention (arXiv 2205.14135 and 2307.08691) by chunks of positions; documents and window may be None."""
+    return _chunks_forward(q_BTHK, k_BTHK, v_BTHK, documents_BT, window, scale, block, most)[0]
 
 
-def _window_forward(q, k, v, scale, documents, window, block, most):
-    def made(chunk, reach):
-        def forward(q, k, v, documents, window):
-            cut = _Chunks(documents.shape, chunk, reach)
-            y, sums = cut.each(lambda q, k, v, seen: _attended(q, k, v, scale, seen),
-                               cut.own(q), cut.reached(k), cut.reached(v), cut.seen(documents, window, block))  # fmt: skip
-            return cut.whole(y), cut.whole(sums)
+def _chunks_forward(q, k, v, documents, window, scale, block, most):
+    chunks = _Chunks(q.shape, documents, window, block, most)
+    scaled, later = _scaled(q, scale)
 
-        return forward
+    def pair(seen, of_queries, of_keys, state, _):
+        (q,), (k, v), (y, largest, total) = of_queries, of_keys, state
+        scores = _scores(q, k, later, seen)
+        top = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+        exponentials, fall = jnp.exp(scores - top), jnp.exp(largest - top)
+        y = y * fall + _product("gts,gsk->gtk", exponentials.astype(v.dtype), v)
+        return (y, top, total * fall + jnp.sum(exponentials, axis=-1, keepdims=True)), ()
 
-    y, sums = _by_reach(made, q, k, v, documents, window, block, most)
+    def start(q):
+        nothing = jnp.zeros(q.shape, _wide(q))
+        return nothing, jnp.full_like(nothing[..., :1], NEGATIVE), nothing[..., :1]
+
+    def end(y, largest, total):
+        return (y / total).astype(q.dtype), largest + jnp.log(total)
+
+    queries, keys = chunks.chains(scaled), chunks.chains(k, v)
+    ends, _ = chunks.each(pair, queries, keys, [()] * len(keys), start, end)
+    ys, sums = zip(*ends)
+    y, = chunks.rows(zip(ys))
     return y, (q, k, v, documents, window, y, sums)
 
 
-def _window_backward(scale, block, most, kept, dy):
+def _chunks_backward(scale, block, most, kept, dy):
     q, k, v, documents, window, y, sums = kept
+    chunks = _Chunks(q.shape, documents, window, block, most)
+    scaled, later = _scaled(q, scale)
 
-    def made(chunk, reach):
-        def gradients(q, k, v, documents, window, y, sums, dy):
-            cut = _Chunks(documents.shape, chunk, reach)
-            dq, dk, dv = cut.each(lambda *x: _attended_backward(*x[:6], scale, x[6]), cut.own(q), cut.reached(k), cut.reached(v),
-                                  cut.own(y), cut.own(sums), cut.own(dy), cut.seen(documents, window, block))  # fmt: skip
-            return cut.whole(dq), cut.gathered(dk), cut.gathered(dv)
+    def start(q, dy, y, *_):
+        return jnp.zeros(q.shape, _wide(q)), _along(dy, y)
 
-        return gradients
+    def pair(seen, of_queries, of_keys, state, state_of_keys):
+        (q, dy, _, sums, *turned), (dq, along) = of_queries, state
+        more, *changes = _gradients(q, *of_keys, dy, along, sums, later, seen, *turned)
+        return (dq + more, along), tuple(x + change for x, change in zip(state_of_keys, changes))
 
-    return *_by_reach(made, q, k, v, documents, window, block, most, y, sums, dy), None, None
-
-
-_window_in_chunks.defvjp(_window_forward, _window_backward)
-
-
-def reaches(T: int, block: int, most: int) -> list[tuple[int, int]]:
-    """What is compiled for: positions in a chunk and chunks before it that its keys come from; the last for `most` blocks of window."""
-    chunk = chunk_size(T, block, CHUNK)
-    largest = min(T // chunk - 1, -(-(max(1, most) - 1) * block // chunk))
-    found = [(chunk, reach) for reach in sorted({0, largest, *(2**n for n in range(largest.bit_length()) if 2**n < largest)})]
-    wider = chunk_size(T, block, 2 * CHUNK)
-    return [(wider, -(-reach * chunk // wider)) if reach > 2 and wider == 2 * chunk else (chunk, reach) for chunk, reach in found]
+    queries, keys = chunks.chains(scaled, dy, y), chunks.chains(k, v)
+    queries = [(q, dy, y, own, *_turned(q, dy)) for (q, dy, y), own in zip(queries, sums)]
+    states = [(jnp.zeros(turned.shape, _wide(turned)),) * 2 for *_, turned in queries]
+    ends, ends_of_keys = chunks.each(pair, queries, keys, states, start, lambda dq, _: (dq,))
+    dq, dk, dv = chunks.rows([(*own, *_turned(*turned)) for own, turned in zip(ends, ends_of_keys)])
+    return (dq * scale).astype(q.dtype), (dk * later).astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-def chunk_size(T: int, block: int, about: int) -> int:
-    """Positions in a chunk: whole blocks, a divisor of T, at most `about` where a block is."""
-    return block * max(n for n in range(1, max(1, about // block) + 1) if T % (block * n) == 0)
-
-
-def _by_reach(make, q, k, v, documents, window, block, most, *more):
-    """What `make(chunk, reach)` gives for the smallest reach that the window fits into."""
-    choices = reaches(q.shape[1], block, most)
-    before = jnp.asarray([chunk * reach for chunk, reach in choices])
-    index = jnp.minimum(jnp.sum((jnp.maximum(window, 1) - 1) * block > before), len(choices) - 1)
-    return jax.lax.switch(index, [make(*choice) for choice in choices], q, k, v, documents, window, *more)
+_in_chunks.defvjp(_chunks_forward, _chunks_backward)
 
 
 class _Chunks:
-    """Rows (B, T) in chunks of C positions, each with the keys of its own and of the `reach` chunks before."""
+    """Rows (B, T) in n chunks of C positions, their B H matrices in chains of g that need nothing of each other: XLA on the CPU makes a
+    product of several matrices on one core, and what is independent side by side."""
 
-    def __init__(self, shape: tuple[int, int], C: int, reach: int):
-        self.shape, self.C, self.reach = shape, C, reach
-        self.count = shape[0] * shape[1] // C
+    def __init__(self, shape, documents_BT, window, block, most):
+        self.B, self.T, self.H = shape[:3]
+        self.block, self.window = block, window
+        self.C = block * -(-self.T // (block * -(-self.T // max(CHUNK, block))))
+        self.n = -(-self.T // self.C)
+        self.most = self.n if most is None else min(self.n, self._reached(max(1, most)))
+        matrices, chains = self.B * self.H, min(self.B * self.H, CHAINS if target_platform() == "cpu" else 1)
+        self.parts = [slice(p * matrices // chains, (p + 1) * matrices // chains) for p in range(chains)]
+        ids = None if documents_BT is None else jnp.broadcast_to(documents_BT[:, :, None], (self.B, self.T, self.H))
+        self.documents = None if ids is None else self.chains(ids)
 
-    def own(self, x_BTHK):
-        """(B, T, H, K) -> (chunks, H, C, K)."""
-        return jnp.swapaxes(x_BTHK.reshape(-1, self.C, *x_BTHK.shape[2:]), 1, 2)
+    def _reached(self, window):
+        """How many chunks the first queries of a chunk see something of, if there are so many: their own is one."""
+        return 1 - (1 - window) * self.block // self.C
 
-    def whole(self, x_nHCK):
-        """(chunks, H, C, K) -> (B, T, H, K)."""
-        x = jnp.swapaxes(x_nHCK, 1, 2)
-        return x.reshape(*self.shape, *x.shape[2:])
+    def chains(self, *xs_BTH):
+        """Arrays (B, T, H, ...) -> for every chain of g matrices each array's (n, g, C, ...)."""
 
-    def reached(self, x_BTHK):
-        """(B, T, H, K) -> (chunks, H, S, K): for every chunk those before it, filled up before the first, and itself."""
-        return jnp.swapaxes(self._reached(x_BTHK), 1, 2)
+        def cut(x):
+            x = jnp.pad(x, ((0, 0), (0, self.n * self.C - self.T)) + ((0, 0),) * (x.ndim - 2))
+            x = jnp.moveaxis(x, 2, 1).reshape(self.B * self.H, self.n, self.C, *x.shape[3:])
+            return [jnp.swapaxes(x[part], 0, 1) for part in self.parts]
 
-    def _reached(self, x_BT, empty=0):
-        (B, T), n = self.shape, self.shape[1] // self.C
-        x = jnp.pad(x_BT.reshape(B, n, self.C, *x_BT.shape[2:]), ((0, 0), (self.reach, 0)) + ((0, 0),) * (x_BT.ndim - 1), constant_values=empty)
-        x = jnp.concatenate([x[:, i:i + n] for i in range(self.reach + 1)], axis=2)
-        return x.reshape(-1, (self.reach + 1) * self.C, *x_BT.shape[2:])
+        return list(zip(*map(cut, xs_BTH)))
 
-    def gathered(self, x_nHSK):
-        """The transpose of `reached`: what all chunks have for a position, added up."""
-        (B, T), (_, H, _, K) = self.shape, x_nHSK.shape
-        x = jnp.swapaxes(x_nHSK, 1, 2).reshape(B, T // self.C, self.reach + 1, self.C, H, K)
-        total = sum(jnp.pad(x[:, :, i], ((0, 0), (i, self.reach - i), (0, 0), (0, 0), (0, 0))) for i in range(self.reach + 1))
-        return total[:, self.reach:].reshape(B, T, H, K)
+    def rows(self, chains):
+        """The reverse."""
 
-    def seen(self, documents_BT, window, block):
-        """Which of its keys each query sees: (chunks, 1, C, S)."""
-        C, S = self.C, (self.reach + 1) * self.C
-        t, s = jnp.arange(S - C, S)[:, None], jnp.arange(S)[None, :]  # of a chunk whose keys begin at 0
-        near = (s <= t) & (s // block > t // block - jnp.maximum(window, 1))
-        return (near & (documents_BT.reshape(-1, C, 1) == self._reached(documents_BT, empty=-1)[:, None, :]))[:, None]
+        def joined(*xs):
+            x = jnp.concatenate([jnp.swapaxes(x, 0, 1) for x in xs]).reshape(self.B, self.H, self.n * self.C, -1)
+            return jnp.moveaxis(x, 1, 2)[:, :self.T]
 
-    def each(self, function, *xs):
-        """The results of a function of some chunks at a time, for all of them."""
-        if self.reach * self.C < 2 * CHUNK or self.count % AT_ONCE:
-            return function(*xs)
-        ys = jax.lax.map(lambda x: function(*x), tuple(x.reshape(-1, AT_ONCE, *x.shape[1:]) for x in xs))
-        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
+        return [joined(*xs) for xs in zip(*chains)]
+
+    def each(self, function, queries, keys, states, start, end):
+        """For every chunk of queries, goes through the chunks of keys that it sees, its own first. For every chain there are tuples of
+        arrays: what `function` reads of the chunk of queries and of the chunk of keys, (n, ...); what every chunk of queries starts
+        with; and `states` of the chunks of keys, (n, ...). It gets what queries and keys see of each other, then these four of two
+        chunks, and returns the last two anew. Gives what `end` makes of what the queries end with, (n, ...), and the states at the end."""
+
+        def row(states, i):
+            own = _at(queries, i)
+            rounds = i + 1 if self.window is None else jnp.minimum(i + 1, self._reached(jnp.maximum(self.window, 1)))
+
+            def one(round):
+                d, state, states = round
+                seen = self._seen(i, i - d)
+                found = [function(*xs) for xs in zip(seen, own, _at(keys, i - d), state, _at(states, i - d))]
+                state, changed = (list(xs) for xs in zip(*found))
+                return d + 1, state, [tuple(jax.lax.dynamic_update_index_in_dim(x, y, i - d, 0) for x, y in zip(*xs))
+                                      for xs in zip(states, changed)]  # fmt: skip
+
+            def more(round):  # that there are so many at most is said for what counts the products
+                return (round[0] < rounds) & (round[0] < self.most)
+
+            _, state, states = jax.lax.while_loop(more, one, (np.int32(0), [start(*xs) for xs in own], states))
+            return states, [end(*xs) for xs in state]
+
+        states, ends = jax.lax.scan(row, list(states), jnp.arange(self.n, dtype=jnp.int32))
+        return ends, states
+
+    def _seen(self, i, j):
+        """Which keys of chunk j the queries of chunk i see, for every chain: (1 or g, C, C)."""
+        t, s = (jnp.arange(self.C) + i * self.C)[:, None], (jnp.arange(self.C) + j * self.C)[None, :]
+        near = s <= t
+        if self.window is not None:
+            near &= s // self.block > t // self.block - jnp.maximum(self.window, 1)
+        if self.documents is None:
+            return [near[None]] * len(self.parts)
+        return [near & (own[:, :, None] == other[:, None, :]) for (own,), (other,) in zip(_at(self.documents, i), _at(self.documents, j))]
+
+
+def _at(tuples, i):
+    return [tuple(jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in xs) for xs in tuples]
+
+
+def _wide(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _scaled(q, scale):
+    """q, and by what its scores are yet to be scaled: a wide q can be scaled itself, and has fewer numbers."""
+    return (q * scale, 1) if q.dtype == _wide(q) else (q, scale)
+
+
+def _scores(q_gtk, k_gsk, scale, seen):
+    scores = _product("gtk,gsk->gts", q_gtk, k_gsk)
+    return jnp.where(seen, scores if scale == 1 else scores * scale, NEGATIVE)
+
+
+def _gradients(q, k, v, dy, along, sums, scale, seen, q_turned, dy_turned):
+    """Gradients of q (g, t, k), and of k and v, (g, k, s), in the wide type. With p the probabilities and dp = dy v^T, that of the scores
+    is p (dp - sum p dp), and the sum is `along`."""
+    probs = jnp.exp(_scores(q, k, scale, seen) - sums)
+    dscores = (probs * (_product("gtk,gsk->gts", dy, v) - along)).astype(q.dtype)
+    return (_product("gts,gsk->gtk", dscores, k), _product("gkt,gts->gks", q_turned, dscores),
+            _product("gkt,gts->gks", dy_turned, probs.astype(dy.dtype)))  # fmt: skip
+
+
+def _along(dy, y):
+    return jnp.sum(dy.astype(_wide(y)) * y.astype(_wide(y)), axis=-1, keepdims=True)
+
+
+def _product(which, x, y):
+    return jnp.einsum(which, x, y, preferred_element_type=_wide(x), precision="highest")
+
+
+def _turned(*xs):
+    """Matrices transposed in memory: without the barrier XLA puts that into their products, of which the CPU has fast ones for what
+    is not transposed alone."""
+    return jax.lax.optimization_barrier(tuple(jnp.swapaxes(x, -1, -2) for x in xs))
 
 
 def rotary(x_BTHK, base: float, wide, full: bool = False, tables=None):

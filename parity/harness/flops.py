@@ -67,8 +67,11 @@ def _in_equation(equation: Any, notes: list[str]) -> int:
     if name == "cond":
         return max(inner)
     if name == "while" and sum(inner):
-        notes.append("a while loop's number of rounds is not known: its products count once")
-    elif name == "ffi_call":
+        rounds = _most_rounds(equation)
+        if rounds is None:
+            notes.append("a while loop's number of rounds is not known: its products count once")
+        return sum(inner) * (1 if rounds is None else rounds)
+    if name == "ffi_call":
         notes.append(f"the foreign function {params.get('target_name')} is not counted")
     return sum(inner) * _repeats(name, params)
 
@@ -83,6 +86,35 @@ def _repeats(name: str, params: dict[str, Any]) -> int:
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
     return 1
+
+
+def _most_rounds(loop: Any) -> int | None:
+    """At most how often a while loop goes round, if its condition is `i < n`, or that and more, n a number and i counted from 0 by 1."""
+    condition, body = loop.params["cond_jaxpr"].jaxpr, loop.params["body_jaxpr"].jaxpr
+    first, first_of_body = loop.params["cond_nconsts"], loop.params["body_nconsts"]
+    makes = {id(equation.outvars[0]): equation for equation in [*condition.eqns, *body.eqns]}
+
+    def is_number(value: Any, number: int) -> bool:
+        return hasattr(value, "val") and value.val == number
+
+    def counts(variable: Any) -> bool:
+        for at, carried in enumerate(condition.invars[first:]):
+            if carried is variable:
+                step = makes.get(id(body.outvars[at]))
+                return (is_number(loop.invars[first + first_of_body + at], 0) and step is not None and step.primitive.name == "add"
+                        and step.invars[0] is body.invars[first_of_body + at] and is_number(step.invars[1], 1))  # fmt: skip
+        return False
+
+    def bound(variable: Any) -> int | None:
+        equation = makes.get(id(variable))
+        name = equation.primitive.name if equation else None
+        if name == "and":
+            return min((n for n in map(bound, equation.invars) if n is not None), default=None)
+        if name == "lt" and hasattr(equation.invars[1], "val") and counts(equation.invars[0]):
+            return max(0, int(equation.invars[1].val))
+        return None
+
+    return bound(condition.outvars[0])
 
 
 def _jaxprs_in(value: Any) -> Iterator[Any]:

@@ -82,6 +82,20 @@ def test_a_scan_counts_as_often_as_it_runs(jax):
     assert jax_count(lambda x: jax.lax.fori_loop(0, 11, lambda _, c: c @ c, x), a) == (11 * 54, [])
 
 
+@pytest.mark.parametrize(("start", "step", "more", "rounds"), [
+    (0, lambda i: i + 1, lambda i, c: (i < 7) & (c.sum() < 9), 7), (0, lambda i: i + 1, lambda i, c: (c.sum() < 9) & (i < 7) & (i < 5), 5),
+    (0, lambda i: i + 1, lambda i, c: i < 7, 7), (-9, lambda i: i + 1, lambda i, c: i < 7, None), (0, lambda i: i, lambda i, c: i < 7, None),
+    (0, lambda i: i - 1, lambda i, c: i < 7, None), (0, lambda i: i + 1, lambda i, c: (i < 7) | (c.sum() < 9), None),
+])  # fmt: skip
+def test_a_while_loop_that_counts_its_rounds_counts_as_often_as_they_may_be(jax, start, step, more, rounds):
+    def run(x):
+        return jax.lax.while_loop(lambda carried: more(*carried), lambda carried: (step(carried[0]), carried[1] @ carried[1]), (np.int32(start), x))
+
+    flops, notes = jax_count(run, np.ones((3, 3)))
+    assert flops == 2 * 27 * (1 if rounds is None else rounds)
+    assert len(notes) == (rounds is None)
+
+
 def test_a_while_loop_counts_once_and_says_so(jax):
     flops, notes = jax_count(lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c, x), np.ones((3, 3)))
     assert flops == 54

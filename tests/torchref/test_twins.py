@@ -26,8 +26,8 @@ RENAMED = {
 }
 ONLY = {
     "AdamWState", "MuonState",  # torch's optimizers own their state
-    "SMALLEST_BLOCK", "MOST_BLOCKS",  # XLA is told to skip what the mask hides; PyTorch's attention does by itself
-    "AT_ONCE", "reaches",  # XLA compiles for each width of the window; PyTorch takes shapes as they come
+    "BLOCK", "SHORT", "CHAINS",  # XLA is told to skip what the mask hides, and what goes side by side; PyTorch's attention does by itself
+    "chunk_size",  # PyTorch's chunks divide a row
     "matmul",  # the precision that JAX must be told at each product
     "apply", "torch_dtype",  # flax runs a definition on weights; torch's types are objects
     "kept", "remat", "memory", "WIDE_ROWS", "plus",  # what XLA must be told of memory, and of sums on a CPU

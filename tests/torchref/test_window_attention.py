@@ -73,12 +73,17 @@ def jaxrun(q, k, v, documents_BT, window, most):
         y, pull = jax.vjp(lambda q, k, v: window_attention(q, k, v, SCALE, documents_BT, window, BLOCK, most), q, k, v)
         return y, pull(jnp.asarray(WEIGHT.numpy))
 
-    compiled = COMPILED.setdefault(most, jax.jit(run))
-    y, grads = compiled(q, k, v, documents_BT, jnp.int32(window))
+    y, grads = COMPILED.setdefault((most, *chunks()), jax.jit(run))(q, k, v, documents_BT, jnp.int32(window))
     return np.asarray(y), [np.asarray(g) for g in grads]
 
 
 COMPILED = {}
+
+
+def chunks() -> tuple[int, int]:
+    from jaxrun import attention
+
+    return attention.CHUNK, attention.CHAINS
 
 
 def torchref(q, k, v, documents_BT, window, most):
@@ -104,6 +109,18 @@ def test_attention_is_the_dense_mask_of_the_rule(x64, attend, first, second):
         np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-13)
         for g, wanted in zip(found, grads):
             np.testing.assert_allclose(g, wanted.numpy(), atol=1e-13 * np.abs(wanted.numpy()).max() * 10)
+
+
+@pytest.mark.parametrize(("chunk", "chains"), [(BLOCK, 8), (20, 3), (40, 1)])
+def test_nothing_depends_on_how_rows_are_cut(monkeypatch, x64, chunk, chains):
+    """Chunks of one block, of three and of four; four matrices side by side, in uneven chains, and together."""
+    pytest.importorskip("jax")
+    from jaxrun import attention
+
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    monkeypatch.setattr(attention, "CHAINS", chains)
+    for first, second in itertools.pairwise(STARTS):
+        test_attention_is_the_dense_mask_of_the_rule(None, jaxrun, first, second)
 
 
 @pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
