@@ -1,5 +1,6 @@
 """The report as a page that stands alone: tables, a chart of difference against step, a heat map level x parameter."""
 
+import functools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -8,6 +9,7 @@ from typing import Any
 from parity.compare.matrix import Caught
 from parity.compare.observation import Result
 from parity.compare.report import MARKS, NUMBERS
+from parity.recipe import RECIPES, recipe_for
 
 STYLE = """
 :root { --ink: #1c2330; --soft: #667085; --line: #e3e7ee; --good: #1a7f4b; --bad: #c0362c; --mute: #9aa3b2; --back: #ffffff; }
@@ -125,8 +127,14 @@ def heat_map(results: Sequence[Result]) -> str:
 
 def _parameter(place: str) -> str:
     """The canonical name, or the module, that a place is about; "" for none."""
-    word = next((word for word in place.replace(":", " ").replace(",", " ").split() if "." in word or word in ("embed", "positions", "head")), "")
-    return word if word.split(".")[0] in ("embed", "positions", "blocks", "norm_in", "norm_out", "head") else ""
+    words = place.replace(":", " ").replace(",", " ").split()
+    return next((word for word in words if word.split(".")[0] in _modules()), "")
+
+
+@functools.cache
+def _modules() -> frozenset[str]:
+    """The first words of the canonical names of weights, of all recipes."""
+    return frozenset(name.split(".")[0] for recipe in RECIPES for name in recipe_for(recipe, "tiny").parameters())
 
 
 def _belongs(place: str, name: str) -> bool:
@@ -135,9 +143,10 @@ def _belongs(place: str, name: str) -> bool:
 
 
 def _order(name: str) -> tuple:
-    first = ("embed", "positions", "norm_in", "blocks", "norm_out", "head")
+    """What comes before the blocks, these, and what comes behind them."""
     parts = name.split(".")
-    return first.index(parts[0]), int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else -1, name
+    return ["blocks", "norm_out", "head"].index(parts[0]) + 1 if parts[0] in ("blocks", "norm_out", "head") else 0, (
+        int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else -1), name
 
 
 def _cell(used: float) -> str:

@@ -7,7 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from parity.compare import narrow
+from parity.compare.html import heat_map
 from parity.compare.levels import LEVELS
+from parity.compare.observation import Result
 from parity.compare.report import WIDTH
 from parity.recipe import RECIPES, recipe_for
 
@@ -62,6 +64,15 @@ def check_page(text, recipe):
     assert page.counts["polyline"] == 2 and page.counts["circle"] == 40  # two curves of 20 steps
     parameters = set(re.findall(r"<tr><td><code>([^<]*\.(?:weight|bias))</code>", text))
     assert {name for name in recipe_for(recipe, "tiny").parameters() if not name.endswith("attn.qkv.bias")} <= parameters
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_heat_map_has_a_row_for_every_weight(recipe):
+    names = list(recipe_for(recipe, "tiny").parameters())
+    seen = Result("gradients", "holds", heat=dict.fromkeys([*names, "all places together", "after clipping"], 0.5))
+    rows = re.findall(r"<tr><td><code>([^<]*)</code>", heat_map([seen]))
+    assert sorted(rows) == sorted(names)
+    assert rows.index("embed.weight") < rows.index("blocks.0.attn.proj.weight") < rows.index("blocks.1.attn.proj.weight")
 
 
 def test_float32_holds_against_the_recorded_errors(compare):
