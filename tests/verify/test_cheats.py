@@ -75,10 +75,10 @@ def test_without_its_rule_a_cheat_is_not_found(shop: Workshop, rule: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule, (facts, _) in RULES.items() if alone(rule)])
-def test_without_its_rule_no_cheat_is_found(shop: Workshop, rule: str):
+def test_without_its_rule_no_other_must_find_a_cheat(shop: Workshop, rule: str):
     cheat = alone(rule)
     found = outcome(shop, cheat, cheat.backends[-1], without=(rule,))
-    assert found.failing == [], said(found)
+    assert set(found.failing) <= {*cheat.may}, said(found)  # these may find it too, and need not
 
 
 def test_what_no_rule_finds_is_said_to_be_open_or_refused():

