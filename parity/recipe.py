@@ -174,7 +174,7 @@ class Recipe(abc.ABC):
         return self.parts.get("mask") == "DocumentWindow"
 
     def stages(self) -> list[int]:
-        """The steps at which something is compiled anew for a wider window: the first, and each whose window passes a power of two."""
+        """The steps at which PyTorch compiles anew for a wider window: the first, and each whose window passes a power of two."""
         widths = {step: ((self.windows(step) or 1) - 1).bit_length() for step in range(self.steps)}
         return [step for step, width in widths.items() if step == 0 or width > widths[step - 1]]
 
