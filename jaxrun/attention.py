@@ -57,11 +57,11 @@ def _blocks_forward(q, k, v, scale):
     scaled, later = _scaled(q, scale)
 
     def attended(own):
-        scores = _scores(scaled[:, own], k[:, :own.stop], later, _causal(own))
+        scores = _scores(scaled[:, own], k[:, : own.stop], later, _causal(own))
         largest = jnp.max(scores, axis=-1, keepdims=True)
         exponentials = jnp.exp(scores - largest)
         total = jnp.sum(exponentials, axis=-1, keepdims=True)
-        y = _product("gts,gsk->gtk", exponentials.astype(v.dtype), v[:, :own.stop])
+        y = _product("gts,gsk->gtk", exponentials.astype(v.dtype), v[:, : own.stop])
         return (y / total).astype(q.dtype), largest + jnp.log(total)
 
     y, sums = (jnp.concatenate(parts, axis=1) for parts in zip(*map(attended, _blocks(q.shape[1]))))
@@ -74,8 +74,17 @@ def _blocks_backward(scale, kept, dy):
 
     def gradients(own):
         seen = slice(0, own.stop)
-        dq, dk, dv = _gradients(scaled[:, own], k[:, seen], v[:, seen], dy[:, own], _along(dy[:, own], y[:, own]), sums[:, own], later,
-                                _causal(own), *_turned(scaled[:, own], dy[:, own]))  # fmt: skip
+        dq, dk, dv = _gradients(
+            scaled[:, own],
+            k[:, seen],
+            v[:, seen],
+            dy[:, own],
+            _along(dy[:, own], y[:, own]),
+            sums[:, own],
+            later,
+            _causal(own),
+            *_turned(scaled[:, own], dy[:, own]),
+        )
         return dq, *_turned(dk, dv)
 
     dq, dk, dv = zip(*map(gradients, blocks))
@@ -149,7 +158,7 @@ def _chunks_forward(q, k, v, documents, window, scale, block, most):
     queries, keys = chunks.chains(scaled), chunks.chains(k, v)
     ends, _ = chunks.each(pair, queries, keys, [()] * len(keys), start, end)
     ys, sums = zip(*ends)
-    y, = chunks.rows(zip(ys))
+    (y,) = chunks.rows(zip(ys))
     return y, (q, k, v, documents, window, y, sums)
 
 
@@ -211,7 +220,7 @@ class _Chunks:
 
         def joined(*xs):
             x = jnp.concatenate([jnp.swapaxes(x, 0, 1) for x in xs]).reshape(self.B, self.H, self.n * self.C, -1)
-            return jnp.moveaxis(x, 1, 2)[:, :self.T]
+            return jnp.moveaxis(x, 1, 2)[:, : self.T]
 
         return [joined(*xs) for xs in zip(*chains)]
 
@@ -230,8 +239,14 @@ class _Chunks:
                 seen = self._seen(i, i - d)
                 found = [function(*xs) for xs in zip(seen, own, _at(keys, i - d), state, _at(states, i - d))]
                 state, changed = (list(xs) for xs in zip(*found))
-                return d + 1, state, [tuple(jax.lax.dynamic_update_index_in_dim(x, y, i - d, 0) for x, y in zip(*xs))
-                                      for xs in zip(states, changed)]  # fmt: skip
+                return (
+                    d + 1,
+                    state,
+                    [
+                        tuple(jax.lax.dynamic_update_index_in_dim(x, y, i - d, 0) for x, y in zip(*xs))
+                        for xs in zip(states, changed)
+                    ],
+                )
 
             def more(round):  # that there are so many at most is said for what counts the products
                 return (round[0] < rounds) & (round[0] < self.most)
@@ -250,7 +265,10 @@ class _Chunks:
             near &= s // self.block > t // self.block - jnp.maximum(self.window, 1)
         if self.documents is None:
             return [near[None]] * len(self.parts)
-        return [near & (own[:, :, None] == other[:, None, :]) for (own,), (other,) in zip(_at(self.documents, i), _at(self.documents, j))]
+        return [
+            near & (own[:, :, None] == other[:, None, :])
+            for (own,), (other,) in zip(_at(self.documents, i), _at(self.documents, j))
+        ]
 
 
 def _at(tuples, i):
@@ -276,8 +294,11 @@ def _gradients(q, k, v, dy, along, sums, scale, seen, q_turned, dy_turned):
     is p (dp - sum p dp), and the sum is `along`."""
     probs = jnp.exp(_scores(q, k, scale, seen) - sums)
     dscores = (probs * (_product("gtk,gsk->gts", dy, v) - along)).astype(q.dtype)
-    return (_product("gts,gsk->gtk", dscores, k), _product("gkt,gts->gks", q_turned, dscores),
-            _product("gkt,gts->gks", dy_turned, probs.astype(dy.dtype)))  # fmt: skip
+    return (
+        _product("gts,gsk->gtk", dscores, k),
+        _product("gkt,gts->gks", q_turned, dscores),
+        _product("gkt,gts->gks", dy_turned, probs.astype(dy.dtype)),
+    )
 
 
 def _along(dy, y):

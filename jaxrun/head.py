@@ -92,12 +92,18 @@ def in_blocks(x_BTD, *others_BT) -> tuple:
 
 def each(function: Callable, blocks: tuple):
     """The results of a function for every block, stacked."""
-    return function(*(x[0] for x in blocks))[None] if len(blocks[0]) == 1 else jax.lax.map(lambda xs: function(*xs), blocks)
+    return (
+        function(*(x[0] for x in blocks))[None]
+        if len(blocks[0]) == 1
+        else jax.lax.map(lambda xs: function(*xs), blocks)
+    )
 
 
 def names_of(head: Head, weights: Weights, x_BTD) -> list[str]:
     """The weights that the head uses: the others have no gradient there."""
     names = sorted(weights)
-    jaxpr = jax.make_jaxpr(lambda *values: head.scores(dict(zip(names, values)), x_BTD[:1, :1]))(*(weights[name] for name in names)).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *values: head.scores(dict(zip(names, values)), x_BTD[:1, :1]))(
+        *(weights[name] for name in names)
+    ).jaxpr
     used = {id(x) for equation in jaxpr.eqns for x in equation.invars}
     return [name for name, x in zip(names, jaxpr.invars) if id(x) in used]

@@ -51,15 +51,20 @@ class Inspection:
 
     def eight_bit_product(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         recipe = self.recipe
-        y, pull = jax.vjp(lambda x, w: layers.fp8_product(x, w, recipe.fp8_scales, 1 / recipe.context), jnp.asarray(x_TD), jnp.asarray(weight_VD))
+        y, pull = jax.vjp(
+            lambda x, w: layers.fp8_product(x, w, recipe.fp8_scales, 1 / recipe.context),
+            jnp.asarray(x_TD),
+            jnp.asarray(weight_VD),
+        )
         return {"y": y, **dict(zip(("dx", "dweight"), pull(jnp.asarray(dy_TV))))}
 
     def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
         found = Outputs()
         with patch.object(optim, "gram", found.wrapped(optim.gram, "Gram matrix of step {}")):
             recipe = self.recipe
-            result = optim.orthogonalize(jnp.asarray(x_RC)[None], recipe.newton_schulz_steps, recipe.newton_schulz,
-                                         recipe.dtypes.newton_schulz)
+            result = optim.orthogonalize(
+                jnp.asarray(x_RC)[None], recipe.newton_schulz_steps, recipe.newton_schulz, recipe.dtypes.newton_schulz
+            )
         return {**found, "result": result}
 
     @staticmethod

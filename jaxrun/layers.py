@@ -92,7 +92,9 @@ def _product_forward(x, weight):
 def _product_backward(kept, dy):
     x, weight = kept
     rows = tuple(range(x.ndim - 1))
-    if weight.shape[1] <= weight.shape[0] <= WIDE_ROWS:  # XLA on the CPU copies the left side transposed: let it be the narrower one, or x
+    if (
+        weight.shape[1] <= weight.shape[0] <= WIDE_ROWS
+    ):  # XLA on the CPU copies the left side transposed: let it be the narrower one, or x
         dweight = jax.lax.optimization_barrier(_dot(x, dy, rows, rows)).T  # without the barrier XLA turns it back
     else:
         dweight = _dot(dy, x, rows, rows)
@@ -114,9 +116,13 @@ def plus(y, bias):
 
 def _plus_backward(_, dy):
     rows, wide = dy.reshape(-1, dy.shape[-1]), jnp.promote_types(dy.dtype, jnp.float32)
-    if target_platform() == "cpu" and rows.shape[1] > WIDE_ROWS:  # XLA's sum over so long rows takes ten times as long as a product with ones
+    if (
+        target_platform() == "cpu" and rows.shape[1] > WIDE_ROWS
+    ):  # XLA's sum over so long rows takes ten times as long as a product with ones
         ones = jnp.ones(len(rows), dy.dtype)
-        total = jax.lax.dot_general(ones, rows, (((0,), (0,)), ((), ())), precision="highest", preferred_element_type=wide)
+        total = jax.lax.dot_general(
+            ones, rows, (((0,), (0,)), ((), ())), precision="highest", preferred_element_type=wide
+        )
     else:
         total = jnp.sum(rows, axis=0, dtype=wide)
     return dy, total.astype(dy.dtype)
@@ -134,7 +140,9 @@ def times(x, factor):
 def _times_backward(kept, dy):
     x, factor = kept
     wide = jnp.promote_types(dy.dtype, jnp.float32)
-    total = jax.lax.dot_general(dy.reshape(-1), x.reshape(-1), (((0,), (0,)), ((), ())), precision="highest", preferred_element_type=wide)
+    total = jax.lax.dot_general(
+        dy.reshape(-1), x.reshape(-1), (((0,), (0,)), ((), ())), precision="highest", preferred_element_type=wide
+    )
     return factor * dy, total.astype(factor.dtype)
 
 
@@ -181,7 +189,10 @@ def eight_bits(x, scale: float, dtype):
 
 
 def _fp8_product_forward(x, weight, scales, share):
-    x8, weight8 = eight_bits(x, scales[0], jnp.float8_e4m3fn), eight_bits(weight.astype(x.dtype), scales[1], jnp.float8_e4m3fn)
+    x8, weight8 = (
+        eight_bits(x, scales[0], jnp.float8_e4m3fn),
+        eight_bits(weight.astype(x.dtype), scales[1], jnp.float8_e4m3fn),
+    )
     y = _fp8_dot(x8, weight8, (x.ndim - 1,), (1,), scales[0] * scales[1], x.dtype)
     return y, (x8, weight8)
 
@@ -228,7 +239,9 @@ def _token_losses(squash, scores_BTV, targets_BT):
 
 def _token_losses_forward(squash, scores_BTV, targets_BT):
     if _needs_no_shift(squash):
-        exps_BTV = jax.lax.optimization_barrier(jnp.exp(squash(scores_BTV)))  # one pass; XLA would split it before the exponential
+        exps_BTV = jax.lax.optimization_barrier(
+            jnp.exp(squash(scores_BTV))
+        )  # one pass; XLA would split it before the exponential
         total = jnp.sum(exps_BTV, axis=-1)
         target = squash(jnp.take_along_axis(scores_BTV, targets_BT[..., None], axis=-1)[..., 0])
         return jnp.log(total) - target, (scores_BTV, total, targets_BT, exps_BTV)

@@ -12,12 +12,42 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrun.layers import Embedding, LayerNorm, Linear, Norm, RMSNorm, capped, gelu, heads, plus, product, rms_norm, token_losses
+from jaxrun.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Norm,
+    RMSNorm,
+    capped,
+    gelu,
+    heads,
+    plus,
+    product,
+    rms_norm,
+    token_losses,
+)
 from jaxrun.parts import PARTS, Flow, part
 from parity.recipe import Recipe
 
-__all__ = ["Block", "Embedding", "LayerNorm", "Linear", "Model", "Norm", "RMSNorm", "apply", "capped", "gelu", "heads", "make_model", "plus",
-           "product", "remat", "rms_norm", "token_losses"]  # fmt: skip
+__all__ = [
+    "Block",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Model",
+    "Norm",
+    "RMSNorm",
+    "apply",
+    "capped",
+    "gelu",
+    "heads",
+    "make_model",
+    "plus",
+    "product",
+    "remat",
+    "rms_norm",
+    "token_losses",
+]
 
 
 class Block(nnx.Module):
@@ -48,7 +78,9 @@ class Model(nnx.Module):
         self.embed = Embedding(rows, recipe.dim, dtypes.embedding, dtypes.wide)
         self.positions, self.norm_in = part(recipe, "positions"), part(recipe, "norm_in")
         of = getattr(recipe, "value_embedding_of", {})
-        self.value_embeds = nnx.List([Embedding(rows, recipe.dim, dtypes.embedding, dtypes.wide) for _ in set(of.values())])
+        self.value_embeds = nnx.List(
+            [Embedding(rows, recipe.dim, dtypes.embedding, dtypes.wide) for _ in set(of.values())]
+        )
         self.blocks = nnx.List([Block(recipe, i) for i in range(recipe.layers)])
         self.skips = part(recipe, "skips")
         self.norm_out, self.head, self.squash = part(recipe, "norm"), part(recipe, "head"), part(recipe, "cap")
@@ -74,7 +106,11 @@ class Model(nnx.Module):
         return self.head(x_BTD, self.embed)
 
     def training_scores(self, x_BTD):
-        return self.head.training_scores(x_BTD, self.embed) if hasattr(self.head, "training_scores") else self.scores(x_BTD)
+        return (
+            self.head.training_scores(x_BTD, self.embed)
+            if hasattr(self.head, "training_scores")
+            else self.scores(x_BTD)
+        )
 
     def logits(self, x_BTD):
         return self.squash(self.scores(x_BTD))

@@ -58,8 +58,16 @@ def adamw(rates: np.ndarray, betas: tuple[float, float], eps: float, decay: floa
     return optax.GradientTransformation(init, update)
 
 
-def muon(rates: np.ndarray, decay: float, momentum: float | np.ndarray, steps: int, coefficients: tuple[float, float, float],
-         dtype: str, divide: Divide = lambda function: function, summed: bool = False) -> optax.GradientTransformation:
+def muon(
+    rates: np.ndarray,
+    decay: float,
+    momentum: float | np.ndarray,
+    steps: int,
+    coefficients: tuple[float, float, float],
+    dtype: str,
+    divide: Divide = lambda function: function,
+    summed: bool = False,
+) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for matrices (out, in) and stacks of them, orthogonalised in `dtype`; rates (steps,), momentum one number
     or one a step. `divide` may spread a function of a stack of matrices over devices.
 
@@ -85,7 +93,8 @@ def muon(rates: np.ndarray, decay: float, momentum: float | np.ndarray, steps: i
         for shape in sorted({g.shape[-2:] for g in grads.values()}):  # equal shapes as one batch
             names = [name for name, g in grads.items() if g.shape[-2:] == shape]
             turned = divide(lambda x_NRC: orthogonalize(x_NRC, steps, coefficients, dtype))(
-                jnp.concatenate([ahead[name].reshape(-1, *shape) for name in names]).astype(dtype))
+                jnp.concatenate([ahead[name].reshape(-1, *shape) for name in names]).astype(dtype)
+            )
             aspect = max(1.0, shape[0] / shape[1]) ** 0.5
             sizes = [ahead[name].size // (shape[0] * shape[1]) for name in names]
             for name, u in zip(names, jnp.split(turned, np.cumsum(sizes)[:-1])):
@@ -128,7 +137,9 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda weights: optax.EmptyState(), update)
 
 
-def by_group(transforms: dict[str, optax.GradientTransformation], groups: dict[str, str]) -> optax.GradientTransformation:
+def by_group(
+    transforms: dict[str, optax.GradientTransformation], groups: dict[str, str]
+) -> optax.GradientTransformation:
     """Each weight to the transform of its group; `groups` maps every canonical name to one key of `transforms`.
 
     Unlike optax.partition it hands each transform a mapping of its own weights only, so that those can be batched.
@@ -141,8 +152,10 @@ def by_group(transforms: dict[str, optax.GradientTransformation], groups: dict[s
         return {group: transform.init(part(weights, group)) for group, transform in transforms.items()}
 
     def update(grads, state, weights):
-        done = {group: transform.update(part(grads, group), state[group], part(weights, group))
-                for group, transform in transforms.items()}
+        done = {
+            group: transform.update(part(grads, group), state[group], part(weights, group))
+            for group, transform in transforms.items()
+        }
         updates = {name: update for group_updates, _ in done.values() for name, update in group_updates.items()}
         return {name: updates[name] for name in grads}, {group: new for group, (_, new) in done.items()}
 
@@ -162,8 +175,16 @@ def _adamw_of(recipe: Recipe, group: str, divide: Divide) -> optax.GradientTrans
 
 
 def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -> optax.GradientTransformation:
-    return muon(rates(recipe, group), recipe.decay(group), momenta(recipe), recipe.newton_schulz_steps, recipe.newton_schulz,
-                recipe.dtypes.newton_schulz, divide, summed)
+    return muon(
+        rates(recipe, group),
+        recipe.decay(group),
+        momenta(recipe),
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        recipe.dtypes.newton_schulz,
+        divide,
+        summed,
+    )
 
 
 OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "SummedMuon": functools.partial(_muon_of, summed=True)}
@@ -191,8 +212,10 @@ def global_norm(tensors: dict[str, jax.Array]) -> jax.Array:
 
 def group_norms(tensors: dict[str, jax.Array], groups: dict[str, str]) -> dict[str, jax.Array]:
     """L2 norm of every optimizer group, in float32 or wider."""
-    return {group: global_norm({name: x for name, x in tensors.items() if groups[name] == group})
-            for group in sorted(set(groups.values()))}
+    return {
+        group: global_norm({name: x for name, x in tensors.items() if groups[name] == group})
+        for group in sorted(set(groups.values()))
+    }
 
 
 def matmul(a, b):

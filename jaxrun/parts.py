@@ -8,7 +8,20 @@ from flax import nnx
 
 from jaxrun import layers
 from jaxrun.attention import NEGATIVE, causal_attention, rotary, window_attention
-from jaxrun.layers import Embedding, LayerNorm, Linear, Norm, RMSNorm, capped, empty, gelu, heads, product, rms_norm, times
+from jaxrun.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Norm,
+    RMSNorm,
+    capped,
+    empty,
+    gelu,
+    heads,
+    product,
+    rms_norm,
+    times,
+)
 from parity.recipe import Recipe
 
 
@@ -113,7 +126,13 @@ class FullRotary(HalfRotary):
     """q or k normed over the head, then turned: K/2 frequencies base^(-2 i / K); cosines and sines in a type of their own."""
 
     def __call__(self, x_BTHK):
-        return rotary(rms_norm(x_BTHK, self.eps, self.dtypes.wide), self.base, self.dtypes.wide, full=True, tables=self.dtypes.tables)
+        return rotary(
+            rms_norm(x_BTHK, self.eps, self.dtypes.wide),
+            self.base,
+            self.dtypes.wide,
+            full=True,
+            tables=self.dtypes.tables,
+        )
 
 
 class FirstValues(nnx.Module):
@@ -161,7 +180,9 @@ class DocumentWindow:
         self.block, self.most = recipe.block, recipe.windows(recipe.steps) // self.share
 
     def __call__(self, q_BTHK, k_BTHK, v_BTHK, scale: float, seen: Seen):
-        return window_attention(q_BTHK, k_BTHK, v_BTHK, scale, seen.documents_BT, seen.window // self.share, self.block, self.most)
+        return window_attention(
+            q_BTHK, k_BTHK, v_BTHK, scale, seen.documents_BT, seen.window // self.share, self.block, self.most
+        )
 
     @staticmethod
     def seen(recipe: Recipe, tokens_BT, window) -> Seen:
@@ -284,18 +305,47 @@ class SigmoidCap:
     """c sigmoid(z / s)."""
 
     def __init__(self, recipe: Recipe):
-        self.cap, self.bound, self.slope, self.wide = recipe.logit_cap, recipe.logit_cap, recipe.logit_slope, recipe.dtypes.wide
+        self.cap, self.bound, self.slope, self.wide = (
+            recipe.logit_cap,
+            recipe.logit_cap,
+            recipe.logit_slope,
+            recipe.dtypes.wide,
+        )
 
     def __call__(self, scores_BTV):
         return self.cap * jax.nn.sigmoid(scores_BTV.astype(self.wide) / self.slope)
 
 
-PARTS = {kind.__name__: kind for kind in (
-    LearnedPositions, MergedQKV, SeparateQKV, StackedQKV, HalfRotary, FullRotary, FirstValues, ValueEmbeddings, Causal, DocumentWindow,
-    GELU, ReLUSquared, InputResidual, UNet, TiedHead, Head, FP8Head, MaskedPadding, RationalCap, TanhCap, SigmoidCap)} | {
+PARTS = {
+    kind.__name__: kind
+    for kind in (
+        LearnedPositions,
+        MergedQKV,
+        SeparateQKV,
+        StackedQKV,
+        HalfRotary,
+        FullRotary,
+        FirstValues,
+        ValueEmbeddings,
+        Causal,
+        DocumentWindow,
+        GELU,
+        ReLUSquared,
+        InputResidual,
+        UNet,
+        TiedHead,
+        Head,
+        FP8Head,
+        MaskedPadding,
+        RationalCap,
+        TanhCap,
+        SigmoidCap,
+    )
+} | {
     "LayerNorm": lambda recipe: LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes),
     "RMSNorm": lambda recipe: RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes),
-    "Norm": lambda recipe: Norm(recipe.norm_eps, recipe.dtypes)}  # fmt: skip
+    "Norm": lambda recipe: Norm(recipe.norm_eps, recipe.dtypes),
+}
 
 
 def part(recipe: Recipe, slot: str, *place: int) -> Any:

@@ -33,27 +33,43 @@ class JaxProgram(Inspection):
 
     framework = "jax"
 
-    def __init__(self, recipe: Recipe, devices: list, optimizer: optax.GradientTransformation | None = None,
-                 make_model: Callable[[Recipe], nnx.Module] | None = None, microbatches: int = 1, shards: int | None = None,
-                 remat: str = "none"):
+    def __init__(
+        self,
+        recipe: Recipe,
+        devices: list,
+        optimizer: optax.GradientTransformation | None = None,
+        make_model: Callable[[Recipe], nnx.Module] | None = None,
+        microbatches: int = 1,
+        shards: int | None = None,
+        remat: str = "none",
+    ):
         self.recipe = recipe
         self.devices = [d.device_kind for d in devices]
         self.platform = "cpu" if devices[0].platform == "cpu" else "gpu"
         self.mesh = sharding.make_mesh(devices, shards)
         self.microbatches, self.remat = microbatches, remat
-        self.optimizer = optimizer or optim.make_optimizer(recipe, lambda function: sharding.by_matrix(self.mesh, function))
+        self.optimizer = optimizer or optim.make_optimizer(
+            recipe, lambda function: sharding.by_matrix(self.mesh, function)
+        )
         self.groups = optim.group_of(recipe)
         self.definition, _ = model.make_model(recipe, make_model)
-        self.shapes = jax.eval_shape(self._first_state, {name: jax.ShapeDtypeStruct(p.shape, np.float32)
-                                                         for name, p in recipe.parameters().items()})
+        self.shapes = jax.eval_shape(
+            self._first_state,
+            {name: jax.ShapeDtypeStruct(p.shape, np.float32) for name, p in recipe.parameters().items()},
+        )
         self.shardings = sharding.parts(self.mesh, self.shapes)
         self.head = self._head()
         state, weights = self.shardings, self.shardings["weights"]
         whole, rows = sharding.replicated(self.mesh), sharding.by_row(self.mesh)
-        self._step = self._compiled(self._update, in_shardings=(state, rows, rows), out_shardings=(state, whole), donate_argnums=0)
-        self._grads = self._compiled(self._loss_and_grads, in_shardings=(weights, whole, rows, rows), out_shardings=(whole, weights))
-        self._prefix_grads = self._compiled(self._loss_and_grads, in_shardings=(weights, whole, rows, rows, whole),
-                                            out_shardings=(whole, weights))  # fmt: skip
+        self._step = self._compiled(
+            self._update, in_shardings=(state, rows, rows), out_shardings=(state, whole), donate_argnums=0
+        )
+        self._grads = self._compiled(
+            self._loss_and_grads, in_shardings=(weights, whole, rows, rows), out_shardings=(whole, weights)
+        )
+        self._prefix_grads = self._compiled(
+            self._loss_and_grads, in_shardings=(weights, whole, rows, rows, whole), out_shardings=(whole, weights)
+        )
         self._losses = self._compiled(self._token_losses, in_shardings=(weights, whole, rows, rows), out_shardings=rows)
         self._log_probs = self._compiled(self._row_log_probs)
         self._given = self._compiled(lambda grads, state: self._apply(grads, state)[1], out_shardings=state)
@@ -68,7 +84,9 @@ class JaxProgram(Inspection):
 
     def at(self, state: State, step: int) -> State:
         place = sharding.replicated(self.mesh)
-        return state | {"step": jax.make_array_from_callback((), place, lambda _: np.asarray(step, np.int32))}  # no exchange of processes
+        return state | {
+            "step": jax.make_array_from_callback((), place, lambda _: np.asarray(step, np.int32))
+        }  # no exchange of processes
 
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
@@ -76,8 +94,10 @@ class JaxProgram(Inspection):
 
     def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % self.mesh.size:
-            raise InputError(f"a batch of {len(inputs_BT)} rows cannot be split over {self.mesh.size} devices: "
-                             "choose --devices that divides the rows of a batch")
+            raise InputError(
+                f"a batch of {len(inputs_BT)} rows cannot be split over {self.mesh.size} devices: "
+                "choose --devices that divides the rows of a batch"
+            )
         return sharding.placed_whole(self.mesh, inputs_BT), sharding.placed_whole(self.mesh, targets_BT)
 
     def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
@@ -95,7 +115,9 @@ class JaxProgram(Inspection):
 
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
         weights, step = state["weights"], state["step"]
-        return self._grads(weights, step, *batch) if prefix is None else self._prefix_grads(weights, step, *batch, prefix)
+        return (
+            self._grads(weights, step, *batch) if prefix is None else self._prefix_grads(weights, step, *batch, prefix)
+        )
 
     def fetch(self, values):
         return sharding.fetched(values)
@@ -129,15 +151,22 @@ class JaxProgram(Inspection):
         if not limit:
             return None
         found = self.lowered(self.recipe.batch_tokens // self.recipe.context).compile().memory_analysis()
-        return {"arguments": found.argument_size_in_bytes, "temporaries": found.temp_size_in_bytes,
-                "results": found.output_size_in_bytes - found.alias_size_in_bytes}, limit
+        return {
+            "arguments": found.argument_size_in_bytes,
+            "temporaries": found.temp_size_in_bytes,
+            "results": found.output_size_in_bytes - found.alias_size_in_bytes,
+        }, limit
 
     def lowered(self, rows: int, what: str = "step") -> Any:
         """The `step`, or the `evaluation`, of a batch of so many rows, lowered for the program's devices, which need not be there."""
         length = self.recipe.context if what == "step" else self.recipe.val_row
         batch = [jax.ShapeDtypeStruct((rows, length), np.int32, sharding=sharding.by_row(self.mesh))] * 2
         state = self._placed(self.shapes, self.shardings)
-        return self._step.lower(state, *batch) if what == "step" else self._losses.lower(state["weights"], state["step"], *batch)
+        return (
+            self._step.lower(state, *batch)
+            if what == "step"
+            else self._losses.lower(state["weights"], state["step"], *batch)
+        )
 
     def window(self, step) -> tuple:
         """What the model is told of the number of updates so far: nothing, or the window of its attention, int32."""
@@ -169,8 +198,11 @@ class JaxProgram(Inspection):
         updates, state = self._apply(grads, state)
         mean = loss if self.recipe.loss_reduction == "mean" else loss / targets_BT.size
         norms = {"weights": state["weights"], "grads": grads, "updates": updates}
-        metrics = {"loss": mean, "grad_norm": optim.global_norm(grads),
-                   "norms": {kind: optim.group_norms(x, self.groups) for kind, x in norms.items()}}
+        metrics = {
+            "loss": mean,
+            "grad_norm": optim.global_norm(grads),
+            "norms": {kind: optim.group_norms(x, self.groups) for kind, x in norms.items()},
+        }
         return state, metrics
 
     def _apply(self, grads, state: State):
@@ -183,12 +215,20 @@ class JaxProgram(Inspection):
         mean = prefix is None and self.recipe.loss_reduction == "mean"
         scale = 1 / inputs_BT.size if mean else 1.0
         window = self.window(step)
-        counted_BT = jnp.ones_like(inputs_BT) if prefix is None else jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]) < prefix, inputs_BT.shape)
+        counted_BT = (
+            jnp.ones_like(inputs_BT)
+            if prefix is None
+            else jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]) < prefix, inputs_BT.shape)
+        )
 
         def own(weights, *rows):
             def part(inputs_BT, targets_BT, counted_BT):
-                return jax.value_and_grad(lambda w: scale * self._total_loss(
-                    w, window, inputs_BT, targets_BT, None if prefix is None else counted_BT))(weights)
+                return jax.value_and_grad(
+                    lambda w: (
+                        scale
+                        * self._total_loss(w, window, inputs_BT, targets_BT, None if prefix is None else counted_BT)
+                    )
+                )(weights)
 
             return sharding.reduce_gradients(self.mesh, *sharding.in_microbatches(self.microbatches, part, *rows))
 
@@ -215,19 +255,33 @@ class JaxProgram(Inspection):
         net = model.apply(self.definition, empty, lambda m: m)
 
         def method(name: str) -> Callable:  # weights that the head does not use may be missing
-            return lambda weights, x_BTD: model.apply(self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD))
+            return lambda weights, x_BTD: model.apply(
+                self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD)
+            )
 
         if not hasattr(net, "squash"):
             return head.Head(method("logits"), method("logits"), lambda logits: logits)
-        return head.Head(method("scores"), method("training_scores" if hasattr(net, "training_scores") else "scores"), net.squash)
+        return head.Head(
+            method("scores"), method("training_scores" if hasattr(net, "training_scores") else "scores"), net.squash
+        )
 
     def _row_log_probs(self, weights, step, inputs_BT, positions):
-        logits_BPV = model.apply(self.definition, weights, lambda m: m.logits(m(inputs_BT, *self.window(step))[:, positions]))
+        logits_BPV = model.apply(
+            self.definition, weights, lambda m: m.logits(m(inputs_BT, *self.window(step))[:, positions])
+        )
         return jax.nn.log_softmax(logits_BPV, axis=-1)
 
 
-def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None,
-          microbatches: int = 1, shards: int | None = None, remat: str = "none") -> JaxProgram:
+def build(
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    devices: int | None = None,
+    optimizer: str | None = None,
+    microbatches: int = 1,
+    shards: int | None = None,
+    remat: str = "none",
+) -> JaxProgram:
     """The recipe in JAX on the chosen devices; `optimizer` is module:function, called with the recipe, an optax transform.
     Gradients are summed over `microbatches` equal parts of a batch; the state is divided over `shards` devices, or all of them;
     `remat` says what is computed again for the gradient ("none", "blocks").
@@ -240,15 +294,19 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
     chosen = sharding.pick_devices(device, devices)
     rows = recipe.batch_tokens // recipe.context
     if rows % len(chosen):
-        raise InputError(f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which {len(chosen)} "
-                         "devices do not divide: choose --devices or --batch-tokens so that they do")
+        raise InputError(
+            f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which {len(chosen)} "
+            "devices do not divide: choose --devices or --batch-tokens so that they do"
+        )
     check_microbatches(recipe, len(chosen), microbatches)
     transform = None
     if optimizer:
         transform = own_function(optimizer, "--optimizer")(recipe)
         if not isinstance(transform, optax.GradientTransformation):
-            raise InputError(f"--optimizer {optimizer}: expected an optax.GradientTransformation, found "
-                             f"{type(transform).__name__}: return what optax's optimizers return")
+            raise InputError(
+                f"--optimizer {optimizer}: expected an optax.GradientTransformation, found "
+                f"{type(transform).__name__}: return what optax's optimizers return"
+            )
     return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards, remat=remat)
 
 
@@ -265,5 +323,5 @@ def join(device: str = "auto") -> None:
 
 
 def platform(device: str = "auto") -> str:
-    """"cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
+    """ "cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
     return sharding.pick_devices(device)[0].platform

@@ -33,11 +33,20 @@ def pick_devices(device: str = "auto", count: int | None = None) -> list:
     try:
         found = jax.devices() if device == "auto" else jax.devices(device)
     except RuntimeError as error:
-        raise InputError(f"--device {device}: JAX finds no {device} here, only {jax.default_backend()}; "
-                         "install jax[cuda13] on a machine with an NVIDIA GPU, or use --device cpu") from error
-    if device == "auto" and found[0].platform == "cpu" and NVIDIA.exists() and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
-        raise InputError("--device auto: this machine has an NVIDIA GPU, and JAX has no plugin for it: pip install 'jaxrun[cuda]', or use "
-                         "--device cpu")
+        raise InputError(
+            f"--device {device}: JAX finds no {device} here, only {jax.default_backend()}; "
+            "install jax[cuda13] on a machine with an NVIDIA GPU, or use --device cpu"
+        ) from error
+    if (
+        device == "auto"
+        and found[0].platform == "cpu"
+        and NVIDIA.exists()
+        and "cpu" not in os.environ.get("JAX_PLATFORMS", "")
+    ):
+        raise InputError(
+            "--device auto: this machine has an NVIDIA GPU, and JAX has no plugin for it: pip install 'jaxrun[cuda]', or use "
+            "--device cpu"
+        )
     if count is not None and not 1 <= count <= len(found):
         raise InputError(f"--devices {count}: expected 1 to {len(found)}, the devices that JAX finds here")
     return found[:count]
@@ -51,8 +60,12 @@ def join(device: str = "auto") -> None:
     if device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    own = int(os.environ["LOCAL_RANK"]) if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and device != "cpu" else None
-    jax.distributed.initialize(f"{os.environ['MASTER_ADDR']}:{_port()}", count, int(os.environ["RANK"]), local_device_ids=own)
+    own = (
+        int(os.environ["LOCAL_RANK"]) if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and device != "cpu" else None
+    )
+    jax.distributed.initialize(
+        f"{os.environ['MASTER_ADDR']}:{_port()}", count, int(os.environ["RANK"]), local_device_ids=own
+    )
     if jax.default_backend() == "cpu":
         _first_exchange()
 
@@ -84,7 +97,9 @@ def make_mesh(devices: list, weights: int | None = None) -> Mesh:
     if weights is None:
         weights = MACHINE if len(devices) > MACHINE and len(devices) % MACHINE == 0 else len(devices)
     if weights < 1 or len(devices) % weights:
-        raise InputError(f"--shards {weights}: expected a divisor of the number of devices, {len(devices)}, found another: choose one")
+        raise InputError(
+            f"--shards {weights}: expected a divisor of the number of devices, {len(devices)}, found another: choose one"
+        )
     return Mesh(np.array(devices).reshape(-1, weights), ("data", "weights"))
 
 
@@ -102,7 +117,11 @@ def part(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
     """How a tensor of the state is divided: matrices by rows where the devices divide them, else by columns; all else is whole on every
     device."""
     count = mesh.shape["weights"]
-    axis = next((i for i in range(len(shape) - 2, len(shape)) if shape[i] % count == 0), None) if len(shape) > 1 and count > 1 else None
+    axis = (
+        next((i for i in range(len(shape) - 2, len(shape)) if shape[i] % count == 0), None)
+        if len(shape) > 1 and count > 1
+        else None
+    )
     return WHOLE if axis is None else PartitionSpec(*[None] * axis, "weights")
 
 
@@ -143,7 +162,10 @@ def by_matrix(mesh: Mesh, function: Callable) -> Callable:
     def divided(x_NRC):
         short = -len(x_NRC) % mesh.size
         x_NRC = jnp.concatenate([x_NRC, jnp.zeros((short, *x_NRC.shape[1:]), x_NRC.dtype)]) if short else x_NRC
-        by_row, by_half, by_one = (PartitionSpec(*spec) for spec in ((None, *part(mesh, x_NRC.shape[1:])), ("weights",), (("weights", "data"),)))
+        by_row, by_half, by_one = (
+            PartitionSpec(*spec)
+            for spec in ((None, *part(mesh, x_NRC.shape[1:])), ("weights",), (("weights", "data"),))
+        )
         for spec in (by_row, by_half):  # step by step: along one axis of the mesh at a time
             x_NRC = jax.lax.with_sharding_constraint(x_NRC, NamedSharding(mesh, spec))
         y_NRC = jax.shard_map(function, mesh=mesh, in_specs=by_one, out_specs=by_one, check_vma=False)(x_NRC)
@@ -162,11 +184,15 @@ def in_microbatches(count: int, function: Callable, *rows):
     if count == 1:
         return function(*rows)
     if len(rows[0]) % count:
-        raise InputError(f"--microbatches {count}: expected a divisor of the {len(rows[0])} rows that a device has: choose another")
+        raise InputError(
+            f"--microbatches {count}: expected a divisor of the {len(rows[0])} rows that a device has: choose another"
+        )
     divided = [x.reshape(count, -1, *x.shape[1:]) for x in rows]
     kinds = jax.eval_shape(function, *(x[0] for x in divided))
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), kinds)
-    total, _ = jax.lax.scan(lambda found, xs: (jax.tree.map(lambda a, b: a + b.astype(a.dtype), found, function(*xs)), None), empty, divided)
+    total, _ = jax.lax.scan(
+        lambda found, xs: (jax.tree.map(lambda a, b: a + b.astype(a.dtype), found, function(*xs)), None), empty, divided
+    )
     return jax.tree.map(lambda x, kind: x.astype(kind.dtype), total, kinds)
 
 
@@ -174,8 +200,14 @@ def fetched(tree: Any) -> Any:
     """A tree of arrays as numpy arrays. Where other processes have parts of them, all must ask."""
     from jax.experimental import multihost_utils
 
-    whole = jax.tree.map(lambda x: x if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-                         else multihost_utils.process_allgather(x, tiled=True), tree)
+    whole = jax.tree.map(
+        lambda x: (
+            x
+            if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+            else multihost_utils.process_allgather(x, tiled=True)
+        ),
+        tree,
+    )
     return jax.device_get(whole)
 
 
@@ -183,7 +215,9 @@ def placed_whole(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     """A batch that every process has whole."""
     if jax.process_count() == 1:
         return jax.device_put(rows, by_row(mesh))
-    return jax.make_array_from_callback(rows.shape, by_row(mesh), lambda own: rows[own])  # device_put would exchange all, from any thread
+    return jax.make_array_from_callback(
+        rows.shape, by_row(mesh), lambda own: rows[own]
+    )  # device_put would exchange all, from any thread
 
 
 def placed(mesh: Mesh, rows: np.ndarray) -> jax.Array:

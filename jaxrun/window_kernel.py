@@ -25,8 +25,17 @@ def fits(dtype, block: int, K: int) -> bool:
     return dtype in (jnp.bfloat16, jnp.float16) and all(size >= 16 and size.bit_count() == 1 for size in (block, K))
 
 
-def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int, most: int | None = None,
-                     interpret: bool = False):
+def window_attention(
+    q_BTHK,
+    k_BTHK,
+    v_BTHK,
+    scale: float,
+    documents_BT,
+    window,
+    block: int,
+    most: int | None = None,
+    interpret: bool = False,
+):
     """softmax(scale q k^T, over what is seen) v, in time that grows with the window.
 
     q, k, v: (B, T, H, K), one type, bfloat16 or float16. documents: (B, T) int32, never falling along a row. window: int32 scalar, in
@@ -36,11 +45,25 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
     """
     T, K = q_BTHK.shape[1], q_BTHK.shape[3]
     if T % block:
-        raise ValueError(f"window attention: {T} positions are no whole number of blocks of {block}: choose a block that divides them")
+        raise ValueError(
+            f"window attention: {T} positions are no whole number of blocks of {block}: choose a block that divides them"
+        )
     if not all(size >= 16 and size.bit_count() == 1 for size in (block, K)):
-        raise ValueError(f"window attention: expected powers of 2 from 16 for block and head width, found {block} and {K}")
+        raise ValueError(
+            f"window attention: expected powers of 2 from 16 for block and head width, found {block} and {K}"
+        )
     span = min(T, (max(1, most) if most is not None else T) * block)  # what is counted as FLOPs: the widest
-    return _attention(q_BTHK, k_BTHK, v_BTHK, *seen(documents_BT, window, block), scale, min(OWN, block), min(OTHER, block), span, interpret)
+    return _attention(
+        q_BTHK,
+        k_BTHK,
+        v_BTHK,
+        *seen(documents_BT, window, block),
+        scale,
+        min(OWN, block),
+        min(OTHER, block),
+        span,
+        interpret,
+    )
 
 
 def seen(documents_BT, window, block: int):
@@ -65,11 +88,16 @@ def _forward(q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, scale, own, other, span,
     B, T, H, K = q_BTHK.shape
     tile, row, whole, line = _specs(own, T, K)
     y_BTHK, lse_BHT = pl.pallas_call(
-        partial(_forward_kernel, scale=scale, keys=other), name="window_attention",
-        grid=(T // own, H, B), in_specs=[row, tile, whole, whole], out_specs=[tile, line],
+        partial(_forward_kernel, scale=scale, keys=other),
+        name="window_attention",
+        grid=(T // own, H, B),
+        in_specs=[row, tile, whole, whole],
+        out_specs=[tile, line],
         out_shape=[_like(q_BTHK), _like(q_BTHK, (B, H, T), jnp.float32)],
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=3), interpret=interpret, cost_estimate=_cost(2, q_BTHK, span),
-    )(first_BT, q_BTHK, k_BTHK, v_BTHK)  # fmt: skip
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+        interpret=interpret,
+        cost_estimate=_cost(2, q_BTHK, span),
+    )(first_BT, q_BTHK, k_BTHK, v_BTHK)
     return y_BTHK, (q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, y_BTHK, lse_BHT)
 
 
@@ -81,15 +109,25 @@ def _backward(scale, own, other, span, interpret, kept, dy_BTHK):
     delta_BHT = jnp.einsum("bthk,bthk->bht", y_BTHK, dy_BTHK, preferred_element_type=jnp.float32)
     common = {"grid": (T // own, H, B), "interpret": interpret}
     dq_BTHK = pl.pallas_call(
-        partial(_dq_kernel, scale=scale, keys=other), name="window_attention_dq", out_shape=_like(q_BTHK),
-        in_specs=[row, tile, whole, whole, tile, line, line], out_specs=tile,
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2), cost_estimate=_cost(3, q_BTHK, span), **common,
-    )(first_BT, q_BTHK, k_BTHK, v_BTHK, dy_BTHK, lse_BHT, delta_BHT)  # fmt: skip
+        partial(_dq_kernel, scale=scale, keys=other),
+        name="window_attention_dq",
+        out_shape=_like(q_BTHK),
+        in_specs=[row, tile, whole, whole, tile, line, line],
+        out_specs=tile,
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
+        cost_estimate=_cost(3, q_BTHK, span),
+        **common,
+    )(first_BT, q_BTHK, k_BTHK, v_BTHK, dy_BTHK, lse_BHT, delta_BHT)
     dk_BTHK, dv_BTHK = pl.pallas_call(
-        partial(_dkv_kernel, scale=scale, queries=other), name="window_attention_dkv", out_shape=[_like(k_BTHK), _like(v_BTHK)],
-        in_specs=[row, whole, tile, tile, whole, whole_line, whole_line], out_specs=[tile, tile],
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2), cost_estimate=_cost(4, q_BTHK, span), **common,
-    )(last_BT, q_BTHK, k_BTHK, v_BTHK, dy_BTHK, lse_BHT, delta_BHT)  # fmt: skip
+        partial(_dkv_kernel, scale=scale, queries=other),
+        name="window_attention_dkv",
+        out_shape=[_like(k_BTHK), _like(v_BTHK)],
+        in_specs=[row, whole, tile, tile, whole, whole_line, whole_line],
+        out_specs=[tile, tile],
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
+        cost_estimate=_cost(4, q_BTHK, span),
+        **common,
+    )(last_BT, q_BTHK, k_BTHK, v_BTHK, dy_BTHK, lse_BHT, delta_BHT)
     return dq_BTHK, dk_BTHK, dv_BTHK, None, None
 
 
@@ -98,14 +136,21 @@ _attention.defvjp(_forward, _backward)
 
 def _specs(own: int, T: int, K: int):
     """What a program (tile, head, row) sees: its tile of (B, T, H, K) and of (B, T), all positions, its tile of (B, H, T)."""
-    return (pl.BlockSpec((None, own, None, K), lambda i, h, b: (b, i, h, 0)), pl.BlockSpec((None, own), lambda i, h, b: (b, i)),
-            pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, 0, h, 0)), pl.BlockSpec((None, None, own), lambda i, h, b: (b, h, i)))
+    return (
+        pl.BlockSpec((None, own, None, K), lambda i, h, b: (b, i, h, 0)),
+        pl.BlockSpec((None, own), lambda i, h, b: (b, i)),
+        pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, 0, h, 0)),
+        pl.BlockSpec((None, None, own), lambda i, h, b: (b, h, i)),
+    )
 
 
 def _cost(products: int, q_BTHK, span: int):
     """What a kernel of so many products computes, as if every position saw `span` others."""
-    return pl.CostEstimate(flops=products * 2 * q_BTHK.size * span, transcendentals=q_BTHK.size // q_BTHK.shape[3] * span,
-                           bytes_accessed=4 * q_BTHK.nbytes)  # fmt: skip
+    return pl.CostEstimate(
+        flops=products * 2 * q_BTHK.size * span,
+        transcendentals=q_BTHK.size // q_BTHK.shape[3] * span,
+        bytes_accessed=4 * q_BTHK.nbytes,
+    )
 
 
 def _like(x, shape=None, dtype=None):
@@ -130,7 +175,10 @@ def _forward_kernel(first_ref, q_ref, k_ref, v_ref, y_ref, lse_ref, *, scale, ke
         at_S = j * keys + jnp.arange(keys, dtype=jnp.int32)
         score_TS = jnp.where((first_T[:, None] <= at_S) & (at_S <= at_T[:, None]), score_TS, NEGATIVE)
         new_T = jnp.maximum(top_T, jnp.max(score_TS, axis=1))
-        prob_TS, shrink_T = jnp.exp2(score_TS - new_T[:, None]), jnp.exp2(top_T - new_T)  # until a key is seen these are
+        prob_TS, shrink_T = (
+            jnp.exp2(score_TS - new_T[:, None]),
+            jnp.exp2(top_T - new_T),
+        )  # until a key is seen these are
         v_SK = v_ref[span, :]  # of masked scores alone: the first key that is seen shrinks them to 0
         y_TK = y_TK * shrink_T[:, None] + jnp.dot(prob_TS.astype(v_SK.dtype), v_SK, preferred_element_type=jnp.float32)
         return y_TK, new_T, sum_T * shrink_T + jnp.sum(prob_TS, axis=1)

@@ -17,6 +17,7 @@ PLAIN = (  # what the option parser says, and what it means
     (r"Missing value for argument '(\S+)'\. Expected \d+ values?\.", r"\1: expected a value, found none"),
 )
 
+
 def command_line(into: type, command: str, argv: Sequence[str] | None = None) -> Any:
     """Reads a command line into a dataclass; InputError, in one sentence, for what cannot be read. --help exits."""
     import tyro
@@ -30,15 +31,21 @@ def command_line(into: type, command: str, argv: Sequence[str] | None = None) ->
             raise
         raise InputError(_sentence(complaint.getvalue())) from None
     if unknown and not unknown[0].startswith("-"):
-        raise InputError(f"unexpected {unknown[0]!r} after {command}: it takes no such argument; --help lists what it takes")
+        raise InputError(
+            f"unexpected {unknown[0]!r} after {command}: it takes no such argument; --help lists what it takes"
+        )
     if unknown:
         close = difflib.get_close_matches(unknown[0], _names(into), n=1)
-        raise InputError(f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
-                         "--help lists all options")  # fmt: skip
+        raise InputError(
+            f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
+            "--help lists all options"
+        )
     return parsed
 
 
-def dispatch(command: str, commands: Mapping[str, tuple[type, Callable[[Any], int]]], argv: Sequence[str], form: str = "...") -> int:
+def dispatch(
+    command: str, commands: Mapping[str, tuple[type, Callable[[Any], int]]], argv: Sequence[str], form: str = "..."
+) -> int:
     """Runs one of a program's commands, each a dataclass of options and a function of it; returns its exit code. Without a name, or
     with --help, lists them by their docstrings. Raises InputError for an unknown name."""
     name = argv[0] if argv else "--help"
@@ -65,10 +72,16 @@ def _names(into: type) -> list[str]:
 def _sentence(box: str) -> str:
     """The first paragraph of a complaint that the option parser drew as a box; in ASCII it has a title above a rule, and no sides."""
     drawn = box.splitlines()
-    lines = [line[2:].rstrip("│ ") for line in drawn if line.startswith("│")] or [line[2:].rstrip() for line in drawn[2:]]
+    lines = [line[2:].rstrip("│ ") for line in drawn if line.startswith("│")] or [
+        line[2:].rstrip() for line in drawn[2:]
+    ]
     lines = list(itertools.takewhile(lambda line: line and not re.fullmatch(r"[─-]{3,}", line), lines))
     first = " ".join(line.strip() for line in lines)
-    if missing := [line.strip() for line in lines if re.match(r" {4}\S", line)] if first.startswith("Missing from") else []:
+    if (
+        missing := [line.strip() for line in lines if re.match(r" {4}\S", line)]
+        if first.startswith("Missing from")
+        else []
+    ):
         first = f"expected {' and '.join(missing)} after {first.removeprefix('Missing from ').partition(':')[0]}, found none"
     for pattern, plain in PLAIN:
         first = re.sub(pattern, plain, first)

@@ -75,14 +75,24 @@ OPTIONAL = {"positions", "norm_in", "turn", "values", "residual", "skips", "cap"
 
 def linear(recipe: "Recipe", name: str, shape: tuple[int, ...], kind: str = "matrix") -> Table:
     """A matrix, or a stack of them, and a bias where the recipe has biases. `kind`: matrix, projection (back into the stream), head."""
-    table = {f"{name}.weight": Parameter(shape, recipe.group("head" if kind == "head" else "matrix"), **_first(recipe, kind, shape[-1]))}
+    table = {
+        f"{name}.weight": Parameter(
+            shape, recipe.group("head" if kind == "head" else "matrix"), **_first(recipe, kind, shape[-1])
+        )
+    }
     return table | ({f"{name}.bias": Parameter(shape[:1], recipe.group("vector"))} if recipe.biases else {})
 
 
 def embedding(recipe: "Recipe", name: str, rows: int, looked_up: bool = True) -> Table:
     """Rows of D; `looked_up`: the head does not use them too."""
-    return {f"{name}.weight": Parameter((rows, recipe.dim), recipe.group("embedding"), embedding=looked_up,
-                                        **_first(recipe, "embedding", recipe.dim))}  # fmt: skip
+    return {
+        f"{name}.weight": Parameter(
+            (rows, recipe.dim),
+            recipe.group("embedding"),
+            embedding=looked_up,
+            **_first(recipe, "embedding", recipe.dim),
+        )
+    }
 
 
 def factors(recipe: "Recipe", name: str, *values: float) -> Table:
@@ -154,12 +164,22 @@ def _first_values(recipe: "Recipe") -> str:
 def _value_embeddings(recipe: "Recipe") -> str:
     count = recipe.value_count
     if not 0 < 2 * count <= recipe.layers:
-        return f"--value-embeddings {count}: the first and the last so many of {recipe.layers} blocks use them, each one"
-    return f"--bare-block {recipe.bare}: value embeddings need its attention" if recipe.bare in recipe.value_embedding_of else ""
+        return (
+            f"--value-embeddings {count}: the first and the last so many of {recipe.layers} blocks use them, each one"
+        )
+    return (
+        f"--bare-block {recipe.bare}: value embeddings need its attention"
+        if recipe.bare in recipe.value_embedding_of
+        else ""
+    )
 
 
 def _unet(recipe: "Recipe") -> str:
-    return "" if recipe.layers % 2 == 0 else f"--layers {recipe.layers}: its halves must be equal, so that every block has a partner"
+    return (
+        ""
+        if recipe.layers % 2 == 0
+        else f"--layers {recipe.layers}: its halves must be equal, so that every block has a partner"
+    )
 
 
 def _window(recipe: "Recipe") -> str:
@@ -167,54 +187,147 @@ def _window(recipe: "Recipe") -> str:
         return f"--context {recipe.context}: rows are made of whole blocks, so it must be a multiple of --block {recipe.block}"
     if recipe.val_row % recipe.block:
         return f"--val-context {recipe.val_row}: rows are made of whole blocks, so it must be a multiple of --block {recipe.block}"
-    return "" if recipe.window <= recipe.context else f"--window {recipe.window}: it is above the context, {recipe.context}"
+    return (
+        ""
+        if recipe.window <= recipe.context
+        else f"--window {recipe.window}: it is above the context, {recipe.context}"
+    )
 
 
-PARTS = {part.name: part for part in (
-    Part("GPT2Init", "init", "matrices and embeddings N(0, std), projections N(0, std / sqrt(2 L))", "GPT-2", needs=("init_std",)),
-    Part("NormalInit", "init", "embeddings N(0, 1), projections and head 0, matrices of variance v / fan_in", "the optimization track",
-         needs=("init_variance",)),
-    Part("UniformInit", "init", "embeddings N(0, 1), projections and head 0, matrices uniform within b / sqrt(fan_in)", "record 11",
-         needs=("init_bound",)),
-    Part("LearnedPositions", "positions", "x + p[position]", "GPT-2",
-         lambda recipe, place: embedding(recipe, f"{place}positions", recipe.context)),
-    Part("LayerNorm", "norm", "(x - mean) / sqrt(variance + eps) gain + bias", "GPT-2", _gain_and_bias, ("norm_eps",)),
-    Part("RMSNorm", "norm", "x / sqrt(mean x^2 + eps) gain", "the optimization track", _gain, ("norm_eps",)),
-    Part("Norm", "norm", "x / sqrt(mean x^2 + eps)", "record 11", needs=("norm_eps",)),
-    Part("MergedQKV", "qkv", "q, k, v = parts of W x, W (3 D, D)", "GPT-2",
-         lambda recipe, place: linear(recipe, f"{place}qkv", (3 * recipe.dim, recipe.dim))),
-    Part("SeparateQKV", "qkv", "q = Wq x, k = Wk x, v = Wv x", "record 11", _separate),
-    Part("StackedQKV", "qkv", "q, k, v = W[0] x, W[1] x, W[2] x, W (3, D, D)", "record 20",
-         lambda recipe, place: linear(recipe, f"{place}qkv", (3, recipe.dim, recipe.dim)),
-         clash=lambda recipe: "biases: a stack of matrices has none" if recipe.biases else ""),
-    Part("HalfRotary", "turn", "q, k normed per head; half of the channels turn, by base^(-i / (K/4 - 1))", "the optimization track, record 21",
-         needs=("rotary_base", "norm_eps"), clash=lambda recipe: _rotary(recipe, 4, 8)),
-    Part("FullRotary", "turn", "q, k normed per head; all channels turn, by base^(-2 i / K)", "record 11",
-         needs=("rotary_base", "norm_eps"), clash=lambda recipe: _rotary(recipe, 2, 2)),
-    Part("FirstValues", "values", "v = (1 - a) v + a v1, v1 the first block's v before", "record 11",
-         lambda recipe, place: factors(recipe, f"{place}lambdas", 0.5), clash=_first_values),
-    Part("ValueEmbeddings", "values", "v = a0 v + a1 e[token], a0 v where a block has no e", "records 14 to 16",
-         lambda recipe, place: factors(recipe, f"{place}lambdas", 0.5, 0.5), ("value_embeddings",), _value_embeddings),
-    Part("Causal", "mask", "earlier positions and the own one", "GPT-2"),
-    Part("DocumentWindow", "mask", "of these, those of the own document and of the last W blocks", "records 12, 13, 20",
-         needs=("window", "block", "long_blocks"), clash=_window),
-    Part("GELU", "mlp", "W2 gelu(W1 x)", "GPT-2", _mlp, ("gelu",)),
-    Part("ReLUSquared", "mlp", "W2 relu(W1 x)^2", "record 11", _mlp),
-    Part("InputResidual", "residual", "x = l0 x + l1 x0, x0 the normed embedding", "record 11",
-         lambda recipe, place: factors(recipe, f"{place}lambdas", 1.0, 0.0)),
-    Part("UNet", "skips", "block L/2 + i begins with x + w_i (output of block L/2 - 1 - i)", "record 11",
-         lambda recipe, place: factors(recipe, f"{place}skips", *[1.0] * (recipe.layers // 2)), clash=_unet),
-    Part("TiedHead", "head", "scores = E x, E the embedding", "GPT-2", clash=_tied),
-    Part("Head", "head", "scores = W x", "record 8",
-         lambda recipe, place: linear(recipe, f"{place}head", (recipe.vocab_size, recipe.dim), "head")),
-    Part("FP8Head", "head", "scores = W x, in training with x, W in e4m3 and the gradient in e5m2", "record 19",
-         lambda recipe, place: linear(recipe, f"{place}head", (recipe.vocab_size, recipe.dim), "head"), ("fp8_scales",),
-         lambda recipe: "biases: its product has none" if recipe.biases else ""),
-    Part("MaskedPadding", "cap", "columns above the tokenizer's take no part", "nanoGPT"),
-    Part("RationalCap", "cap", "c z / sqrt(z^2 + c^2)", "the optimization track", needs=("logit_cap",)),
-    Part("TanhCap", "cap", "c tanh(z / c)", "record 11", needs=("logit_cap",)),
-    Part("SigmoidCap", "cap", "c sigmoid(z / s)", "record 18", needs=("logit_cap", "logit_slope")),
-)}  # fmt: skip
+PARTS = {
+    part.name: part
+    for part in (
+        Part(
+            "GPT2Init",
+            "init",
+            "matrices and embeddings N(0, std), projections N(0, std / sqrt(2 L))",
+            "GPT-2",
+            needs=("init_std",),
+        ),
+        Part(
+            "NormalInit",
+            "init",
+            "embeddings N(0, 1), projections and head 0, matrices of variance v / fan_in",
+            "the optimization track",
+            needs=("init_variance",),
+        ),
+        Part(
+            "UniformInit",
+            "init",
+            "embeddings N(0, 1), projections and head 0, matrices uniform within b / sqrt(fan_in)",
+            "record 11",
+            needs=("init_bound",),
+        ),
+        Part(
+            "LearnedPositions",
+            "positions",
+            "x + p[position]",
+            "GPT-2",
+            lambda recipe, place: embedding(recipe, f"{place}positions", recipe.context),
+        ),
+        Part(
+            "LayerNorm", "norm", "(x - mean) / sqrt(variance + eps) gain + bias", "GPT-2", _gain_and_bias, ("norm_eps",)
+        ),
+        Part("RMSNorm", "norm", "x / sqrt(mean x^2 + eps) gain", "the optimization track", _gain, ("norm_eps",)),
+        Part("Norm", "norm", "x / sqrt(mean x^2 + eps)", "record 11", needs=("norm_eps",)),
+        Part(
+            "MergedQKV",
+            "qkv",
+            "q, k, v = parts of W x, W (3 D, D)",
+            "GPT-2",
+            lambda recipe, place: linear(recipe, f"{place}qkv", (3 * recipe.dim, recipe.dim)),
+        ),
+        Part("SeparateQKV", "qkv", "q = Wq x, k = Wk x, v = Wv x", "record 11", _separate),
+        Part(
+            "StackedQKV",
+            "qkv",
+            "q, k, v = W[0] x, W[1] x, W[2] x, W (3, D, D)",
+            "record 20",
+            lambda recipe, place: linear(recipe, f"{place}qkv", (3, recipe.dim, recipe.dim)),
+            clash=lambda recipe: "biases: a stack of matrices has none" if recipe.biases else "",
+        ),
+        Part(
+            "HalfRotary",
+            "turn",
+            "q, k normed per head; half of the channels turn, by base^(-i / (K/4 - 1))",
+            "the optimization track, record 21",
+            needs=("rotary_base", "norm_eps"),
+            clash=lambda recipe: _rotary(recipe, 4, 8),
+        ),
+        Part(
+            "FullRotary",
+            "turn",
+            "q, k normed per head; all channels turn, by base^(-2 i / K)",
+            "record 11",
+            needs=("rotary_base", "norm_eps"),
+            clash=lambda recipe: _rotary(recipe, 2, 2),
+        ),
+        Part(
+            "FirstValues",
+            "values",
+            "v = (1 - a) v + a v1, v1 the first block's v before",
+            "record 11",
+            lambda recipe, place: factors(recipe, f"{place}lambdas", 0.5),
+            clash=_first_values,
+        ),
+        Part(
+            "ValueEmbeddings",
+            "values",
+            "v = a0 v + a1 e[token], a0 v where a block has no e",
+            "records 14 to 16",
+            lambda recipe, place: factors(recipe, f"{place}lambdas", 0.5, 0.5),
+            ("value_embeddings",),
+            _value_embeddings,
+        ),
+        Part("Causal", "mask", "earlier positions and the own one", "GPT-2"),
+        Part(
+            "DocumentWindow",
+            "mask",
+            "of these, those of the own document and of the last W blocks",
+            "records 12, 13, 20",
+            needs=("window", "block", "long_blocks"),
+            clash=_window,
+        ),
+        Part("GELU", "mlp", "W2 gelu(W1 x)", "GPT-2", _mlp, ("gelu",)),
+        Part("ReLUSquared", "mlp", "W2 relu(W1 x)^2", "record 11", _mlp),
+        Part(
+            "InputResidual",
+            "residual",
+            "x = l0 x + l1 x0, x0 the normed embedding",
+            "record 11",
+            lambda recipe, place: factors(recipe, f"{place}lambdas", 1.0, 0.0),
+        ),
+        Part(
+            "UNet",
+            "skips",
+            "block L/2 + i begins with x + w_i (output of block L/2 - 1 - i)",
+            "record 11",
+            lambda recipe, place: factors(recipe, f"{place}skips", *[1.0] * (recipe.layers // 2)),
+            clash=_unet,
+        ),
+        Part("TiedHead", "head", "scores = E x, E the embedding", "GPT-2", clash=_tied),
+        Part(
+            "Head",
+            "head",
+            "scores = W x",
+            "record 8",
+            lambda recipe, place: linear(recipe, f"{place}head", (recipe.vocab_size, recipe.dim), "head"),
+        ),
+        Part(
+            "FP8Head",
+            "head",
+            "scores = W x, in training with x, W in e4m3 and the gradient in e5m2",
+            "record 19",
+            lambda recipe, place: linear(recipe, f"{place}head", (recipe.vocab_size, recipe.dim), "head"),
+            ("fp8_scales",),
+            lambda recipe: "biases: its product has none" if recipe.biases else "",
+        ),
+        Part("MaskedPadding", "cap", "columns above the tokenizer's take no part", "nanoGPT"),
+        Part("RationalCap", "cap", "c z / sqrt(z^2 + c^2)", "the optimization track", needs=("logit_cap",)),
+        Part("TanhCap", "cap", "c tanh(z / c)", "record 11", needs=("logit_cap",)),
+        Part("SigmoidCap", "cap", "c sigmoid(z / s)", "record 18", needs=("logit_cap", "logit_slope")),
+    )
+}
 
 
 def check(recipe: "Recipe") -> None:
@@ -222,29 +335,43 @@ def check(recipe: "Recipe") -> None:
     for slot, name in recipe.parts.items():
         where = f"recipe {recipe.name}: part {name}"
         if slot not in SLOTS:
-            raise InputError(f"recipe {recipe.name}: there is no slot {slot!r} for the part {name}; {nearest(slot, SLOTS)}")
+            raise InputError(
+                f"recipe {recipe.name}: there is no slot {slot!r} for the part {name}; {nearest(slot, SLOTS)}"
+            )
         if name not in PARTS:
-            raise InputError(f"{where} is unknown; {nearest(name, [p.name for p in PARTS.values() if p.slot == _kind(slot)])}")
+            raise InputError(
+                f"{where} is unknown; {nearest(name, [p.name for p in PARTS.values() if p.slot == _kind(slot)])}"
+            )
         part = PARTS[name]
         if part.slot != _kind(slot):
-            raise InputError(f"{where} is for the slot {part.slot}, found in {slot}: expected one of "
-                             f"{', '.join(p.name for p in PARTS.values() if p.slot == _kind(slot))}")  # fmt: skip
+            raise InputError(
+                f"{where} is for the slot {part.slot}, found in {slot}: expected one of "
+                f"{', '.join(p.name for p in PARTS.values() if p.slot == _kind(slot))}"
+            )
         for field in part.needs:
             if not hasattr(recipe, field):
                 raise InputError(f"{where} needs the field {field}, which the recipe has not: add it to the class")
         if reason := part.clash(recipe):
             raise InputError(f"{where} does not fit {reason}")
     if missing := sorted(SLOTS.keys() - OPTIONAL - recipe.parts.keys()):
-        raise InputError(f"recipe {recipe.name}: the slot {missing[0]} ({SLOTS[missing[0]]}) is empty: name a part for it")
+        raise InputError(
+            f"recipe {recipe.name}: the slot {missing[0]} ({SLOTS[missing[0]]}) is empty: name a part for it"
+        )
     for group, name in recipe.optimizers.items():
         if name not in OPTIMIZERS:
-            raise InputError(f"recipe {recipe.name}: the optimizer {name} of {group} is unknown; {nearest(name, OPTIMIZERS)}")
+            raise InputError(
+                f"recipe {recipe.name}: the optimizer {name} of {group} is unknown; {nearest(name, OPTIMIZERS)}"
+            )
     for name, parameter in recipe.parameters().items():
         if parameter.group not in recipe.optimizers:
-            raise InputError(f"recipe {recipe.name}: {name} is of the group {parameter.group}, which has no optimizer: name one for it")
+            raise InputError(
+                f"recipe {recipe.name}: {name} is of the group {parameter.group}, which has no optimizer: name one for it"
+            )
         if recipe.optimizers[parameter.group] != "AdamW" and len(parameter.shape) < 2:
-            raise InputError(f"recipe {recipe.name}: the optimizer {recipe.optimizers[parameter.group]} does not fit {name} of shape "
-                             f"{parameter.shape}, which is no matrix: give its group AdamW")  # fmt: skip
+            raise InputError(
+                f"recipe {recipe.name}: the optimizer {recipe.optimizers[parameter.group]} does not fit {name} of shape "
+                f"{parameter.shape}, which is no matrix: give its group AdamW"
+            )
 
 
 def weights(recipe: "Recipe") -> Table:
@@ -254,7 +381,11 @@ def weights(recipe: "Recipe") -> Table:
         return PARTS[recipe.parts[slot]].weights(recipe, place) if slot in recipe.parts else {}
 
     tied = recipe.parts["head"] == "TiedHead"
-    table = embedding(recipe, "embed", recipe.embedding_rows, looked_up=not tied) | of("positions", "") | of("norm_in", "norm_in")
+    table = (
+        embedding(recipe, "embed", recipe.embedding_rows, looked_up=not tied)
+        | of("positions", "")
+        | of("norm_in", "norm_in")
+    )
     for i in range(getattr(recipe, "value_count", 0)):
         table |= embedding(recipe, f"value_embeds.{i}", recipe.embedding_rows)
     for i in range(recipe.layers):

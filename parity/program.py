@@ -177,7 +177,7 @@ def join(backend: str, device: str = "auto") -> None:
 
 
 def platform(backend: str, device: str = "auto") -> str:
-    """"cpu" or "gpu": what `device` (auto, cpu, gpu) means here. Raises InputError where there is no such device."""
+    """ "cpu" or "gpu": what `device` (auto, cpu, gpu) means here. Raises InputError where there is no such device."""
     return _backend(backend).platform(device)
 
 
@@ -190,16 +190,19 @@ def _backend(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("jaxrun", "torchref", "parity"):
             raise
-        raise InputError(f"backend {name} needs the package {error.name}, which is not installed: "
-                         f"pip install {error.name}") from error
+        raise InputError(
+            f"backend {name} needs the package {error.name}, which is not installed: pip install {error.name}"
+        ) from error
 
 
 def check_microbatches(recipe: Recipe, devices: int, microbatches: int) -> None:
     """Raises InputError unless each device's rows of a batch can be cut into so many microbatches."""
     rows = recipe.batch_tokens // recipe.context // devices
     if microbatches < 1 or rows % microbatches:
-        raise InputError(f"--microbatches {microbatches}: expected a divisor of the {rows} rows that each of {devices} devices has of a "
-                         "batch: choose another")
+        raise InputError(
+            f"--microbatches {microbatches}: expected a divisor of the {rows} rows that each of {devices} devices has of a "
+            "batch: choose another"
+        )
 
 
 def own_function(spec: str, option: str) -> Any:
@@ -207,14 +210,18 @@ def own_function(spec: str, option: str) -> Any:
     module_name, colon, name = spec.partition(":")
     if not colon or not name:
         raise InputError(f"{option} {spec}: expected module:function, for example mymodule:make")
-    before, sys.pycache_prefix = sys.pycache_prefix, os.devnull  # from its source: what lies compiled beside it may be other code
+    before, sys.pycache_prefix = (
+        sys.pycache_prefix,
+        os.devnull,
+    )  # from its source: what lies compiled beside it may be other code
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0] and error.name != module_name:
             raise
-        raise InputError(f"{option} {spec}: no module {module_name} on the import path: run from its folder or set "
-                         "PYTHONPATH") from error
+        raise InputError(
+            f"{option} {spec}: no module {module_name} on the import path: run from its folder or set PYTHONPATH"
+        ) from error
     finally:
         sys.pycache_prefix = before
     if not callable(getattr(module, name, None)):

@@ -85,33 +85,87 @@ class Recipe(abc.ABC):
     """float32, bfloat16 (narrow products, float32 master weights) or float64 (for parity)."""
 
     def __post_init__(self) -> None:
-        for field in ("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "steps",
-                      "val_every", "final_val_every"):
+        for field in (
+            "tokenizer_size",
+            "vocab_size",
+            "dim",
+            "layers",
+            "head_dim",
+            "context",
+            "batch_tokens",
+            "steps",
+            "val_every",
+            "final_val_every",
+        ):
             self._need(getattr(self, field) > 0, field, "a positive number", "a run cannot be made of none")
         for field in dataclasses.fields(self):
             numbers = [value for value in np.ravel(getattr(self, field.name)) if isinstance(value, float)]
             self._need(all(map(math.isfinite, numbers)), field.name, "finite", "nothing can be computed with it")
-        self._need(self.vocab_size >= self.tokenizer_size, "vocab_size", f"at least tokenizer_size {self.tokenizer_size}",
-                   "every token needs a row of the embedding")
+        self._need(
+            self.vocab_size >= self.tokenizer_size,
+            "vocab_size",
+            f"at least tokenizer_size {self.tokenizer_size}",
+            "every token needs a row of the embedding",
+        )
         self._need(self.vocab_size <= 65536, "vocab_size", "at most 65536", "shards hold tokens as 16-bit numbers")
         self._need(self.dim % self.head_dim == 0, "head_dim", f"a divisor of dim {self.dim}", "heads have equal widths")
-        self._need(self.batch_tokens % self.context == 0, "batch_tokens", f"a multiple of context {self.context}",
-                   "a batch is made of whole rows")
-        self._need(self.checkpoints >= 5, "checkpoints", "at least 5",
-                   "a replay needs the start, the end and three between")
-        self._need(self.precision in ("float32", "bfloat16", "float64"), "precision",
-                   "float32, bfloat16 or float64", "no other precision is described by the recipes")
-        for field in ("norm_eps", "adam_eps", "logit_cap", "logit_slope", "rotary_base", "clip_norm", "block", *self._rates):
+        self._need(
+            self.batch_tokens % self.context == 0,
+            "batch_tokens",
+            f"a multiple of context {self.context}",
+            "a batch is made of whole rows",
+        )
+        self._need(
+            self.checkpoints >= 5, "checkpoints", "at least 5", "a replay needs the start, the end and three between"
+        )
+        self._need(
+            self.precision in ("float32", "bfloat16", "float64"),
+            "precision",
+            "float32, bfloat16 or float64",
+            "no other precision is described by the recipes",
+        )
+        for field in (
+            "norm_eps",
+            "adam_eps",
+            "logit_cap",
+            "logit_slope",
+            "rotary_base",
+            "clip_norm",
+            "block",
+            *self._rates,
+        ):
             self._need(getattr(self, field, 1) > 0, field, "positive", "it divides, or scales the update")
         for field in ("weight_decay", "adam_decay", "muon_decay"):
             self._need(getattr(self, field, 0) >= 0, field, "not negative", "decay shrinks weights")
-        self._need(all(0 <= beta < 1 for beta in getattr(self, "betas", ())), "betas", "two numbers in [0, 1)", "they are averaging factors")
+        self._need(
+            all(0 <= beta < 1 for beta in getattr(self, "betas", ())),
+            "betas",
+            "two numbers in [0, 1)",
+            "they are averaging factors",
+        )
         for field in ("momentum", "momentum_start"):
             self._need(0 <= getattr(self, field, 0) < 1, field, "in [0, 1)", "it is an averaging factor")
-        self._need(getattr(self, "momentum_steps", 0) >= 0, "momentum_steps", "not negative", "the momentum rises over so many steps")
-        self._need(0 < getattr(self, "cooldown", 1) <= 1, "cooldown", "in (0, 1]", "it is the fraction of the run over which rates fall")
-        self._need(getattr(self, "newton_schulz_steps", 1) > 0, "newton_schulz_steps", "positive", "without it nothing is orthogonalised")
-        self._need(0 <= getattr(self, "final_fraction", 0) <= 1, "final_fraction", "in [0, 1]", "it is a fraction of the peak")
+        self._need(
+            getattr(self, "momentum_steps", 0) >= 0,
+            "momentum_steps",
+            "not negative",
+            "the momentum rises over so many steps",
+        )
+        self._need(
+            0 < getattr(self, "cooldown", 1) <= 1,
+            "cooldown",
+            "in (0, 1]",
+            "it is the fraction of the run over which rates fall",
+        )
+        self._need(
+            getattr(self, "newton_schulz_steps", 1) > 0,
+            "newton_schulz_steps",
+            "positive",
+            "without it nothing is orthogonalised",
+        )
+        self._need(
+            0 <= getattr(self, "final_fraction", 0) <= 1, "final_fraction", "in [0, 1]", "it is a fraction of the peak"
+        )
         self._check_fields()
         parts.check(self)
 
@@ -121,19 +175,30 @@ class Recipe(abc.ABC):
         for kind in type(self).__mro__:
             for name, hint in vars(kind).get("__annotations__", {}).items():
                 if name not in known and "ClassVar" not in str(hint):
-                    raise InputError(f"recipe {self.name}: {kind.__name__}.{name} is no field yet: put @dataclass(frozen=True) above the class")
+                    raise InputError(
+                        f"recipe {self.name}: {kind.__name__}.{name} is no field yet: put @dataclass(frozen=True) above the class"
+                    )
 
     def _need(self, holds: bool, field: str, expected: str, reason: str) -> None:
         if not holds:
             option = "--" + field.replace("_", "-")
-            raise InputError(f"recipe {self.name}: {option} must be {expected} ({reason}), found {getattr(self, field)!r}")
+            raise InputError(
+                f"recipe {self.name}: {option} must be {expected} ({reason}), found {getattr(self, field)!r}"
+            )
 
     @classmethod
     def derived(cls, base: "Recipe") -> "Recipe":
         """A recipe of this class from one of a class that it derives from: fields that it gives itself as it gives them, the
         others as in `base`, whoever chose those."""
-        given = {name for own in cls.__mro__ if not issubclass(type(base), own) for name in vars(own).get("__annotations__", ())}
-        return cls(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name not in given})
+        given = {
+            name
+            for own in cls.__mro__
+            if not issubclass(type(base), own)
+            for name in vars(own).get("__annotations__", ())
+        }
+        return cls(
+            **{field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name not in given}
+        )
 
     @property
     def _rates(self) -> list[str]:
@@ -204,13 +269,22 @@ class Recipe(abc.ABC):
     def stored(self, name: str) -> str:
         """The type that a weight is stored in."""
         parameter = self.parameters()[name]
-        return self.dtypes.embedding if parameter.embedding else self.dtypes.scalars if parameter.scalar else self.dtypes.weights
+        return (
+            self.dtypes.embedding
+            if parameter.embedding
+            else self.dtypes.scalars
+            if parameter.scalar
+            else self.dtypes.weights
+        )
 
     def eval_steps(self) -> tuple[int, ...]:
         """Numbers of updates after which the val loss is taken: 0, every val_every, denser in the last tenth, the last."""
         last_tenth = self.steps - self.steps // 10
-        return tuple(n for n in range(self.steps + 1) if n == self.steps
-                     or n % (self.final_val_every if n >= last_tenth else self.val_every) == 0)
+        return tuple(
+            n
+            for n in range(self.steps + 1)
+            if n == self.steps or n % (self.final_val_every if n >= last_tenth else self.val_every) == 0
+        )
 
     def checkpoint_steps(self) -> tuple[int, ...]:
         """Numbers of updates after which a checkpoint is kept, evenly spaced from 0 to the last."""
@@ -223,8 +297,10 @@ class Recipe(abc.ABC):
     def group(self, kind: str) -> str:
         """The optimizer group of a kind of weight. InputError where the recipe's parts have a kind that it gives no group."""
         if kind not in self.groups:
-            raise InputError(f"recipe {self.name}: its parts have weights of the kind {kind}, for which `groups` has no optimizer group: "
-                             "name one")
+            raise InputError(
+                f"recipe {self.name}: its parts have weights of the kind {kind}, for which `groups` has no optimizer group: "
+                "name one"
+            )
         return self.groups[kind]
 
     @abc.abstractmethod
@@ -250,8 +326,15 @@ class NanoGPT(Recipe):
 
     name: ClassVar[str] = "nanogpt"
     parts: ClassVar[dict[str, str]] = {
-        "init": "GPT2Init", "positions": "LearnedPositions", "norm": "LayerNorm", "qkv": "MergedQKV", "mask": "Causal", "mlp": "GELU",
-        "head": "TiedHead", "cap": "MaskedPadding"}  # fmt: skip
+        "init": "GPT2Init",
+        "positions": "LearnedPositions",
+        "norm": "LayerNorm",
+        "qkv": "MergedQKV",
+        "mask": "Causal",
+        "mlp": "GELU",
+        "head": "TiedHead",
+        "cap": "MaskedPadding",
+    }
     biases: ClassVar[bool] = True
     groups: ClassVar[dict[str, str]] = {"embedding": "decay", "matrix": "decay", "vector": "no_decay"}
     optimizers: ClassVar[dict[str, str]] = {"decay": "AdamW", "no_decay": "AdamW"}
@@ -281,8 +364,12 @@ class NanoGPT(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._need(self.gelu in ("exact", "tanh"), "gelu", "exact or tanh", "these are the two forms in use")
-        self._need(0 <= self.warmup_steps < self.steps, "warmup_steps", f"from 0 to steps - 1 = {self.steps - 1}",
-                   "the rate must reach its peak before the run ends")
+        self._need(
+            0 <= self.warmup_steps < self.steps,
+            "warmup_steps",
+            f"from 0 to steps - 1 = {self.steps - 1}",
+            "the rate must reach its peak before the run ends",
+        )
         self._need(self.init_std >= 0, "init_std", "not negative", "it is a standard deviation")
 
     def decay(self, group: str) -> float:
@@ -299,8 +386,16 @@ class Muon(Recipe):
 
     name: ClassVar[str] = "muon"
     parts: ClassVar[dict[str, str]] = {
-        "init": "NormalInit", "norm_in": "RMSNorm", "norm": "RMSNorm", "qkv": "SeparateQKV", "turn": "HalfRotary", "mask": "Causal",
-        "mlp": "ReLUSquared", "head": "Head", "cap": "RationalCap"}  # fmt: skip
+        "init": "NormalInit",
+        "norm_in": "RMSNorm",
+        "norm": "RMSNorm",
+        "qkv": "SeparateQKV",
+        "turn": "HalfRotary",
+        "mask": "Causal",
+        "mlp": "ReLUSquared",
+        "head": "Head",
+        "cap": "RationalCap",
+    }
     biases: ClassVar[bool] = True
     groups: ClassVar[dict[str, str]] = {"embedding": "embed", "head": "head", "vector": "vector", "matrix": "matrix"}
     optimizers: ClassVar[dict[str, str]] = {"embed": "AdamW", "head": "AdamW", "vector": "AdamW", "matrix": "Muon"}
@@ -365,12 +460,37 @@ class Record11(Recipe):
 
     name: ClassVar[str] = "record-11"
     parts: ClassVar[dict[str, str]] = {
-        "init": "UniformInit", "norm_in": "Norm", "norm": "Norm", "qkv": "SeparateQKV", "turn": "FullRotary", "values": "FirstValues",
-        "mask": "Causal", "mlp": "ReLUSquared", "residual": "InputResidual", "skips": "UNet", "head": "Head", "cap": "TanhCap"}  # fmt: skip
+        "init": "UniformInit",
+        "norm_in": "Norm",
+        "norm": "Norm",
+        "qkv": "SeparateQKV",
+        "turn": "FullRotary",
+        "values": "FirstValues",
+        "mask": "Causal",
+        "mlp": "ReLUSquared",
+        "residual": "InputResidual",
+        "skips": "UNet",
+        "head": "Head",
+        "cap": "TanhCap",
+    }
     groups: ClassVar[dict[str, str]] = {"embedding": "embed", "head": "head", "scalar": "scalar", "matrix": "matrix"}
-    optimizers: ClassVar[dict[str, str]] = {"embed": "AdamW", "head": "AdamW", "scalar": "AdamW", "matrix": "SummedMuon"}
-    bfloat16: ClassVar[Dtypes] = Dtypes("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "float32", scalars="bfloat16",
-                                        tables="bfloat16", capped="bfloat16")  # fmt: skip
+    optimizers: ClassVar[dict[str, str]] = {
+        "embed": "AdamW",
+        "head": "AdamW",
+        "scalar": "AdamW",
+        "matrix": "SummedMuon",
+    }
+    bfloat16: ClassVar[Dtypes] = Dtypes(
+        "float32",
+        "bfloat16",
+        "bfloat16",
+        "bfloat16",
+        "bfloat16",
+        "float32",
+        scalars="bfloat16",
+        tables="bfloat16",
+        capped="bfloat16",
+    )
     init_bound: ClassVar[float] = 1.0
 
     norm_eps: float = RMS_EPS
@@ -419,9 +539,19 @@ class Record21(Recipe):
 
     name: ClassVar[str] = "record-21"
     parts: ClassVar[dict[str, str]] = {
-        "init": "UniformInit", "norm_in": "Norm", "norm": "Norm", "qkv": "StackedQKV", "turn": "HalfRotary", "values": "ValueEmbeddings",
-        "mask": "DocumentWindow", "mlp": "ReLUSquared", "residual": "InputResidual", "skips": "UNet", "head": "FP8Head",
-        "cap": "SigmoidCap"}  # fmt: skip
+        "init": "UniformInit",
+        "norm_in": "Norm",
+        "norm": "Norm",
+        "qkv": "StackedQKV",
+        "turn": "HalfRotary",
+        "values": "ValueEmbeddings",
+        "mask": "DocumentWindow",
+        "mlp": "ReLUSquared",
+        "residual": "InputResidual",
+        "skips": "UNet",
+        "head": "FP8Head",
+        "cap": "SigmoidCap",
+    }
     groups: ClassVar[dict[str, str]] = Record11.groups
     optimizers: ClassVar[dict[str, str]] = Record11.optimizers | {"matrix": "Muon"}
     bfloat16: ClassVar[Dtypes] = Dtypes("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "float32", fp8=True)
@@ -481,14 +611,32 @@ class Record21(Recipe):
     """The rate at the end as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        self._need(all(0 <= i < self.layers for i in self.long_blocks or ()), "long_blocks", f"from 0 to {self.layers - 1}",
-                   f"the model has {self.layers} blocks")
-        self._need(-1 <= (self.bare or 0) < self.layers, "bare_block", f"-1, or from 0 to {self.layers - 1}",
-                   f"the model has {self.layers} blocks")
+        self._need(
+            all(0 <= i < self.layers for i in self.long_blocks or ()),
+            "long_blocks",
+            f"from 0 to {self.layers - 1}",
+            f"the model has {self.layers} blocks",
+        )
+        self._need(
+            -1 <= (self.bare or 0) < self.layers,
+            "bare_block",
+            f"-1, or from 0 to {self.layers - 1}",
+            f"the model has {self.layers} blocks",
+        )
         for field in ("block", "window"):
             self._need(getattr(self, field) > 0, field, "positive", "attention sees at least its own block")
-        self._need(self.val_context is None or self.val_context > 0, "val_context", "positive", "evaluation reads rows of so many tokens")
-        self._need(all(scale > 0 for scale in self.fp8_scales), "fp8_scales", "three positive numbers", "they are divided by again")
+        self._need(
+            self.val_context is None or self.val_context > 0,
+            "val_context",
+            "positive",
+            "evaluation reads rows of so many tokens",
+        )
+        self._need(
+            all(scale > 0 for scale in self.fp8_scales),
+            "fp8_scales",
+            "three positive numbers",
+            "they are divided by again",
+        )
         super().__post_init__()
         self._need(self.scale > 0, "attention_scale", "positive", "it scales the scores")
 
@@ -527,15 +675,21 @@ class Record21(Recipe):
     def value_embedding_of(self) -> dict[int, int]:
         """Block -> the number of the value embedding that it uses."""
         last = self.layers - self.value_count
-        return {i if i < self.value_count else last + i - self.value_count: i % self.value_count for i in range(2 * self.value_count)}
+        return {
+            i if i < self.value_count else last + i - self.value_count: i % self.value_count
+            for i in range(2 * self.value_count)
+        }
 
     def windows(self, step: int) -> int:
         return schedules.grown(min(step, self.steps), self.steps, self.window, self.block)
 
     def spans(self) -> list[int]:
         widest = self.windows(self.steps)
-        return [min(self.context, self.block * (widest if i in self.long else max(1, widest // 2)))
-                for i in range(self.layers) if i != self.bare]  # fmt: skip
+        return [
+            min(self.context, self.block * (widest if i in self.long else max(1, widest // 2)))
+            for i in range(self.layers)
+            if i != self.bare
+        ]
 
     def momenta(self, step: int) -> float:
         return schedules.warmed(step, self.momentum_steps, self.momentum_start, self.momentum)
@@ -552,23 +706,59 @@ def _scale(recipe: Any) -> float:
 
 # Checkpoints cost disk (23 MB each at pocket), and save the verifier time: it makes whole stretches between them again.
 SIZES: dict[str, dict[str, int]] = {
-    "tiny": dict(tokenizer_size=512, vocab_size=512, dim=64, layers=4, head_dim=16, context=64, batch_tokens=1024,
-                 steps=60, val_every=20, final_val_every=20),
-    "pocket": dict(tokenizer_size=4096, vocab_size=4096, dim=128, layers=4, head_dim=32, context=256,
-                   batch_tokens=4096, steps=256, val_every=32, final_val_every=32, checkpoints=17),
-    "small": dict(tokenizer_size=50257, vocab_size=50304, dim=768, layers=12, head_dim=128, context=1024,
-                  batch_tokens=524_288, steps=3250, val_every=125, final_val_every=25),
+    "tiny": {
+        "tokenizer_size": 512,
+        "vocab_size": 512,
+        "dim": 64,
+        "layers": 4,
+        "head_dim": 16,
+        "context": 64,
+        "batch_tokens": 1024,
+        "steps": 60,
+        "val_every": 20,
+        "final_val_every": 20,
+    },
+    "pocket": {
+        "tokenizer_size": 4096,
+        "vocab_size": 4096,
+        "dim": 128,
+        "layers": 4,
+        "head_dim": 32,
+        "context": 256,
+        "batch_tokens": 4096,
+        "steps": 256,
+        "val_every": 32,
+        "final_val_every": 32,
+        "checkpoints": 17,
+    },
+    "small": {
+        "tokenizer_size": 50257,
+        "vocab_size": 50304,
+        "dim": 768,
+        "layers": 12,
+        "head_dim": 128,
+        "context": 1024,
+        "batch_tokens": 524_288,
+        "steps": 3250,
+        "val_every": 125,
+        "final_val_every": 25,
+    },
 }
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
-    ("nanogpt", "tiny"): dict(peak_rate=3e-3, warmup_steps=6),
-    ("nanogpt", "pocket"): dict(peak_rate=1e-2, warmup_steps=26),
-    ("nanogpt", "small"): dict(head_dim=64, steps=19_380, val_every=250, final_val_every=250, gelu="tanh"),
-    ("record-11", "tiny"): dict(momentum_steps=10),
-    ("record-11", "pocket"): dict(momentum_steps=43),
-    ("record-11", "small"): dict(steps=3000),
-    ("record-21", "tiny"): dict(context=128, val_context=512, window=54, block=4, momentum_steps=10),
-    ("record-21", "pocket"): dict(context=1024, val_context=4096, window=432, block=32, momentum_steps=43),
-    ("record-21", "small"): dict(context=48 * 1024, val_context=256 * 1024, batch_tokens=8 * 48 * 1024, steps=1770),
+    ("nanogpt", "tiny"): {"peak_rate": 3e-3, "warmup_steps": 6},
+    ("nanogpt", "pocket"): {"peak_rate": 1e-2, "warmup_steps": 26},
+    ("nanogpt", "small"): {"head_dim": 64, "steps": 19_380, "val_every": 250, "final_val_every": 250, "gelu": "tanh"},
+    ("record-11", "tiny"): {"momentum_steps": 10},
+    ("record-11", "pocket"): {"momentum_steps": 43},
+    ("record-11", "small"): {"steps": 3000},
+    ("record-21", "tiny"): {"context": 128, "val_context": 512, "window": 54, "block": 4, "momentum_steps": 10},
+    ("record-21", "pocket"): {"context": 1024, "val_context": 4096, "window": 432, "block": 32, "momentum_steps": 43},
+    ("record-21", "small"): {
+        "context": 48 * 1024,
+        "val_context": 256 * 1024,
+        "batch_tokens": 8 * 48 * 1024,
+        "steps": 1770,
+    },
 }
 RECIPES: dict[str, type[Recipe]] = {kind.name: kind for kind in (NanoGPT, Muon, Record11, Record21)}
 
@@ -579,7 +769,9 @@ def recipe_for(name: str, scale: str) -> Recipe:
         raise InputError(f"unknown recipe {name!r}; {nearest(name, RECIPES)}")
     if scale not in SIZES:
         raise InputError(f"unknown scale {scale!r}; {nearest(scale, SIZES)}")
-    names = [kind.name for kind in RECIPES[name].__mro__ if "name" in vars(kind)]  # a recipe that derives from another has its sizes
+    names = [
+        kind.name for kind in RECIPES[name].__mro__ if "name" in vars(kind)
+    ]  # a recipe that derives from another has its sizes
     changes = next((CHANGES[own, scale] for own in names if (own, scale) in CHANGES), {})
     return RECIPES[name](**(SIZES[scale] | changes))
 

@@ -61,14 +61,20 @@ def check(weights: Mapping[str, np.ndarray], recipe: Recipe, where: str) -> None
     """Raises InputError, naming `where`, unless the names and shapes are those of the recipe."""
     wanted = recipe.parameters()
     if missing := wanted.keys() - weights.keys():
-        raise InputError(f"{where}: weight {min(missing)} is missing; recipe {recipe.name} has {len(wanted)} weights, "
-                         f"found {len(weights)}: use the recipe that wrote it")
+        raise InputError(
+            f"{where}: weight {min(missing)} is missing; recipe {recipe.name} has {len(wanted)} weights, "
+            f"found {len(weights)}: use the recipe that wrote it"
+        )
     if extra := weights.keys() - wanted.keys():
-        raise InputError(f"{where}: weight {min(extra)} is not part of recipe {recipe.name}: use the recipe that wrote it")
+        raise InputError(
+            f"{where}: weight {min(extra)} is not part of recipe {recipe.name}: use the recipe that wrote it"
+        )
     for name, parameter in wanted.items():
         if tuple(weights[name].shape) != parameter.shape:
-            raise InputError(f"{where}: weight {name} expected shape {parameter.shape}, found "
-                             f"{tuple(weights[name].shape)}: use the recipe that wrote it")
+            raise InputError(
+                f"{where}: weight {name} expected shape {parameter.shape}, found "
+                f"{tuple(weights[name].shape)}: use the recipe that wrote it"
+            )
 
 
 def save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
@@ -84,7 +90,9 @@ def save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written ({error.strerror}): free some space, then go on with --resume") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}): free some space, then go on with --resume"
+        ) from error
 
 
 def load(path: Path) -> Weights:
@@ -97,4 +105,6 @@ def load(path: Path) -> Weights:
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: expected a safetensors file, found something else ({error}): it is damaged") from error
+        raise InputError(
+            f"{path}: expected a safetensors file, found something else ({error}): it is damaged"
+        ) from error

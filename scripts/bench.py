@@ -31,15 +31,20 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-VARIANTS = {"jaxrun": ("jaxrun", {}), "torchref eager": ("torchref", {"compile": False}),
-            "torchref compiled": ("torchref", {"compile": True})}  # fmt: skip
+VARIANTS = {
+    "jaxrun": ("jaxrun", {}),
+    "torchref eager": ("torchref", {"compile": False}),
+    "torchref compiled": ("torchref", {"compile": True}),
+}
 
 
 @dataclass(frozen=True)
 class Bench:
     """Benchmarks of the trainers."""
 
-    what: tyro.conf.Positional[Literal["step", "plain", "growth", "attention", "loader", "parts", "start", "first", "verify", "seeds"]]
+    what: tyro.conf.Positional[
+        Literal["step", "plain", "growth", "attention", "loader", "parts", "start", "first", "verify", "seeds"]
+    ]
     """Which figures."""
     recipes: tuple[str, ...] = ("muon", "nanogpt")
     """Recipes to measure."""
@@ -66,12 +71,28 @@ class Bench:
 
 
 def main(options: Bench) -> None:
-    figures = {"step": bench_step, "plain": bench_plain, "growth": bench_growth, "attention": bench_attention, "loader": bench_loader, "parts": bench_parts, "start": bench_start, "first": bench_first,
-               "verify": bench_verify, "seeds": bench_seeds}[options.what](options)  # fmt: skip
+    figures = {
+        "step": bench_step,
+        "plain": bench_plain,
+        "growth": bench_growth,
+        "attention": bench_attention,
+        "loader": bench_loader,
+        "parts": bench_parts,
+        "start": bench_start,
+        "first": bench_first,
+        "verify": bench_verify,
+        "seeds": bench_seeds,
+    }[options.what](options)
     from parity.harness import fingerprint
 
-    report = {"what": options.what, "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": fingerprint.host(),
-              "versions": fingerprint.versions(), "python": platform.python_version(), "figures": figures}  # fmt: skip
+    report = {
+        "what": options.what,
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": fingerprint.host(),
+        "versions": fingerprint.versions(),
+        "python": platform.python_version(),
+        "figures": figures,
+    }
     print(json.dumps(figures, indent=2))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -90,9 +111,13 @@ def bench_step(options: Bench) -> dict[str, Any]:
             "tokens_per_s": {name: round(tokens / median) for name, median in medians.items()},
             "step_ms": {name: round(1e3 * median, 1) for name, median in medians.items()},
             "better_torchref": best,
-            "jaxrun_over_better_torchref": {"median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3),
-                                            "most": round(ratios[-1], 3), "turns": options.turns},
-        }  # fmt: skip
+            "jaxrun_over_better_torchref": {
+                "median": round(statistics.median(ratios), 3),
+                "least": round(ratios[0], 3),
+                "most": round(ratios[-1], 3),
+                "turns": options.turns,
+            },
+        }
     return found
 
 
@@ -100,7 +125,9 @@ def fields_of(texts: tuple[str, ...]) -> dict[str, int]:
     return {name: int(value) for name, _, value in (text.partition("=") for text in texts)}
 
 
-def in_turns(options: Bench, recipe: str, variants: dict[str, Any], fields: dict[str, int]) -> tuple[int, dict[str, list[float]]]:
+def in_turns(
+    options: Bench, recipe: str, variants: dict[str, Any], fields: dict[str, int]
+) -> tuple[int, dict[str, list[float]]]:
     """Tokens of a step, and the median seconds of each turn of each variant."""
     from parity.recipe import recipe_for
 
@@ -120,19 +147,32 @@ def in_turns(options: Bench, recipe: str, variants: dict[str, Any], fields: dict
 
 def bench_plain(options: Bench) -> dict[str, Any]:
     """torchref's nanogpt and the plain model, eager and compiled each, as the ratio of their better forms."""
-    variants = {f"{name} {form}": (backend, {"compile": form == "compiled"}) for name, backend in (("torchref", "torchref"), ("plain", "plain"))
-                for form in ("eager", "compiled")}
+    variants = {
+        f"{name} {form}": (backend, {"compile": form == "compiled"})
+        for name, backend in (("torchref", "torchref"), ("plain", "plain"))
+        for form in ("eager", "compiled")
+    }
     tokens, times = in_turns(options, "nanogpt", variants, fields_of(options.fields))
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = {name: min((f"{name} eager", f"{name} compiled"), key=medians.get) for name in ("torchref", "plain")}
     ratios = sorted(b / a for a, b in zip(times[best["torchref"]], times[best["plain"]]))
-    return {"tokens_per_s": {name: round(tokens / median) for name, median in medians.items()}, "better": best,
-            "torchref_over_plain": {"median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3), "most": round(ratios[-1], 3)}}  # fmt: skip
+    return {
+        "tokens_per_s": {name: round(tokens / median) for name, median in medians.items()},
+        "better": best,
+        "torchref_over_plain": {
+            "median": round(statistics.median(ratios), 3),
+            "least": round(ratios[0], 3),
+            "most": round(ratios[-1], 3),
+        },
+    }
 
 
-GROWTH = {"batch (rows of 256)": [{"batch_tokens": rows * 256} for rows in (4, 16, 64)],
-          "context (4,096 tokens a batch)": [{"context": T} for T in (256, 512, 1024, 2048, 4096)],
-          "width": [{"dim": D} for D in (128, 256, 512)], "depth": [{"layers": L} for L in (2, 4, 8)]}  # fmt: skip
+GROWTH = {
+    "batch (rows of 256)": [{"batch_tokens": rows * 256} for rows in (4, 16, 64)],
+    "context (4,096 tokens a batch)": [{"context": T} for T in (256, 512, 1024, 2048, 4096)],
+    "width": [{"dim": D} for D in (128, 256, 512)],
+    "depth": [{"layers": L} for L in (2, 4, 8)],
+}
 
 
 def bench_growth(options: Bench) -> dict[str, Any]:
@@ -149,10 +189,15 @@ def bench_growth(options: Bench) -> dict[str, Any]:
             recipe = replace(base, **fields)
             key = (recipe.batch_tokens, recipe.context, recipe.dim, recipe.layers)
             if key not in seen:
-                tokens, times = in_turns(options, base.name, {"jaxrun": VARIANTS["jaxrun"], "torchref": VARIANTS["torchref eager"]}, fields)
+                tokens, times = in_turns(
+                    options, base.name, {"jaxrun": VARIANTS["jaxrun"], "torchref": VARIANTS["torchref eager"]}, fields
+                )
                 seen[key] = {name: tokens / statistics.median(values) for name, values in times.items()}
-            row = {"at": next(iter(fields.values())), **{name: round(speed) for name, speed in seen[key].items()},
-                   "flops_per_token": recipe.model_flops_per_token()}  # fmt: skip
+            row = {
+                "at": next(iter(fields.values())),
+                **{name: round(speed) for name, speed in seen[key].items()},
+                "flops_per_token": recipe.model_flops_per_token(),
+            }
             rows.append(row)
             print(axis, row, file=sys.stderr, flush=True)
     if options.chart:
@@ -173,8 +218,13 @@ def draw_growth(found: dict[str, Any], path: Path) -> None:
         xs = [row["at"] // 256 if axis.startswith("batch") else row["at"] for row in rows]
         for name, colour, marker in (("jaxrun", "#0072b2", "o"), ("torchref", "#d55e00", "s")):
             place.plot(xs, [row[name] for row in rows], marker=marker, color=colour, label=name)
-        place.plot(xs, [rows[0]["jaxrun"] * rows[0]["flops_per_token"] / row["flops_per_token"] for row in rows], ":", color="grey",
-                   label="as FLOPs foretell")
+        place.plot(
+            xs,
+            [rows[0]["jaxrun"] * rows[0]["flops_per_token"] / row["flops_per_token"] for row in rows],
+            ":",
+            color="grey",
+            label="as FLOPs foretell",
+        )
         place.set(xscale="log", yscale="log", xlabel=axis, xticks=xs, xticklabels=[f"{x:,}" for x in xs])
         place.minorticks_off()
         place.grid(alpha=0.3)
@@ -207,18 +257,36 @@ def bench_attention(options: Bench) -> dict[str, Any]:
     for T in CONTEXTS:
         qkv = rng.standard_normal((3, BATCH // T, T, recipe.heads, recipe.head_dim), np.float32)
         ids = np.cumsum(rng.random((BATCH // T, T)) < 1 / 600, axis=1).astype(np.int32)
-        there, rows, here, documents = torch.from_numpy(qkv).requires_grad_(), torch.from_numpy(ids), jnp.asarray(qkv), jnp.asarray(ids)
-        windowed = jax.jit(jax.grad(lambda x, ids, w: ours.window_attention(*x, 0.12, ids, w, recipe.block, most).var()))
+        there, rows, here, documents = (
+            torch.from_numpy(qkv).requires_grad_(),
+            torch.from_numpy(ids),
+            jnp.asarray(qkv),
+            jnp.asarray(ids),
+        )
+        windowed = jax.jit(
+            jax.grad(lambda x, ids, w: ours.window_attention(*x, 0.12, ids, w, recipe.block, most).var())
+        )
         causal = jax.jit(jax.grad(lambda x: ours.causal_attention(*x, 0.12).var()))
         for window in (*WINDOWS, None):
             if window is None and T > 4096:
                 continue  # minutes
+
             def jaxrun(window=window):
                 jax.block_until_ready(causal(here) if window is None else windowed(here, documents, jnp.int32(window)))
 
             def torchref(window=window):
-                y = theirs.causal_attention(*there, 0.12) if window is None else theirs.window_attention(
-                    *there, 0.12, rows, torch.tensor(window, dtype=torch.int32), recipe.block, min(most, 1 << (window - 1).bit_length()))
+                y = (
+                    theirs.causal_attention(*there, 0.12)
+                    if window is None
+                    else theirs.window_attention(
+                        *there,
+                        0.12,
+                        rows,
+                        torch.tensor(window, dtype=torch.int32),
+                        recipe.block,
+                        min(most, 1 << (window - 1).bit_length()),
+                    )
+                )
                 torch.autograd.grad(y.var(), there)
 
             seconds: dict[str, list[float]] = {"jaxrun": [], "torchref": []}
@@ -227,7 +295,11 @@ def bench_attention(options: Bench) -> dict[str, Any]:
                     begin_s = time.perf_counter()
                     run()
                     seconds[name] += [time.perf_counter() - begin_s] if turn else []
-            row = {"context": T, "window": window, **{name: round(1e3 * statistics.median(values), 1) for name, values in seconds.items()}}
+            row = {
+                "context": T,
+                "window": window,
+                **{name: round(1e3 * statistics.median(values), 1) for name, values in seconds.items()},
+            }
             found["ms"].append(row)
             print(row, file=sys.stderr, flush=True)
     if options.chart:
@@ -247,14 +319,33 @@ def draw_attention(found: dict[str, Any], path: Path) -> None:
     for name, (colour, marker) in looks.items():
         for T, style in zip(CONTEXTS, ("-", "--", ":")):
             rows = [row for row in found["ms"] if row["context"] == T and row["window"]]
-            by_window.plot([row["window"] * found["block"] for row in rows], [row[name] for row in rows], style, marker=marker, color=colour,
-                           markersize=4, label=f"{name}, rows of {T:,}")  # fmt: skip
-        for window, style, said in ((WINDOWS[-1], "-", f"window of {WINDOWS[-1] * found['block']} tokens"), (None, "--", "causal, no window")):
+            by_window.plot(
+                [row["window"] * found["block"] for row in rows],
+                [row[name] for row in rows],
+                style,
+                marker=marker,
+                color=colour,
+                markersize=4,
+                label=f"{name}, rows of {T:,}",
+            )
+        for window, style, said in (
+            (WINDOWS[-1], "-", f"window of {WINDOWS[-1] * found['block']} tokens"),
+            (None, "--", "causal, no window"),
+        ):
             rows = [row for row in found["ms"] if row["window"] == window]
-            by_context.plot([row["context"] for row in rows], [row[name] for row in rows], style, marker=marker, color=colour, markersize=4,
-                            label=f"{name}, {said}")  # fmt: skip
+            by_context.plot(
+                [row["context"] for row in rows],
+                [row[name] for row in rows],
+                style,
+                marker=marker,
+                color=colour,
+                markersize=4,
+                label=f"{name}, {said}",
+            )
     by_window.set(xlabel="window, tokens", ylabel=f"ms, forward and backward of {found['tokens']:,} tokens", ylim=0)
-    by_context.set(xlabel="tokens of a row (log)", xscale="log", xticks=CONTEXTS, xticklabels=[f"{T:,}" for T in CONTEXTS], ylim=0)
+    by_context.set(
+        xlabel="tokens of a row (log)", xscale="log", xticks=CONTEXTS, xticklabels=[f"{T:,}" for T in CONTEXTS], ylim=0
+    )
     by_context.minorticks_off()
     for place in (by_window, by_context):
         place.grid(alpha=0.3)
@@ -281,7 +372,11 @@ def bench_loader(options: Bench) -> dict[str, Any]:
         shard = open_shard(path)
         _ = int(np.asarray(shard).max())  # now it is in the page cache
         plan = [Segment(180, 524_288, 1024)]
-        for name, options_ in (("one process", {}), ("one of 8, the first", {"ranks": 8}), ("one of 8, another", {"rank": 1, "ranks": 8, "digests": False})):
+        for name, options_ in (
+            ("one process", {}),
+            ("one of 8, the first", {"ranks": 8}),
+            ("one of 8, another", {"rank": 1, "ranks": 8, "digests": False}),
+        ):
             speeds = []
             for _ in range(options.turns):
                 begin_s = time.perf_counter()
@@ -336,7 +431,9 @@ def worker(spec: str) -> None:
         print(json.dumps(seconds), flush=True)
 
 
-def prepared(name: str, scale: str, backend: str, build: dict[str, Any], fields: dict[str, int] | None = None) -> tuple[Any, Any, Any, Any]:
+def prepared(
+    name: str, scale: str, backend: str, build: dict[str, Any], fields: dict[str, int] | None = None
+) -> tuple[Any, Any, Any, Any]:
     from dataclasses import replace
 
     import numpy as np
@@ -369,9 +466,11 @@ def bench_parts(options: Bench) -> dict[str, Any]:
                 program.fetch(metrics["loss"])
                 program.wait(state)
 
-            parts = {"forward": lambda p=program, b=batch: p.fetch(p.token_losses(state, b)).sum(),
-                     "forward and backward": lambda p=program, b=batch: p.fetch(p.loss_and_grads(state, b)),
-                     "step": step}  # fmt: skip
+            parts = {
+                "forward": lambda p=program, b=batch: p.fetch(p.token_losses(state, b)).sum(),
+                "forward and backward": lambda p=program, b=batch: p.fetch(p.loss_and_grads(state, b)),
+                "step": step,
+            }
             times: dict[str, list[float]] = {part: [] for part in parts}
             for turn in range(options.turns + 1):
                 for part, run in parts.items():
@@ -379,7 +478,9 @@ def bench_parts(options: Bench) -> dict[str, Any]:
                     run()
                     if turn:
                         times[part].append(time.perf_counter() - begin_s)
-            found[f"{recipe_name} {backend}"] = {part: f"{1e3 * statistics.median(t):.1f} ms" for part, t in times.items()}
+            found[f"{recipe_name} {backend}"] = {
+                part: f"{1e3 * statistics.median(t):.1f} ms" for part, t in times.items()
+            }
     return found
 
 
@@ -392,8 +493,10 @@ def bench_start(options: Bench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         env = {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled"}
         for start in ("first", "second"):
-            _, out = timed(["jaxrun.train", "--runs", scratch, "--name", start, "--samples", "0", "--steps", "8", *where(options)],
-                           env)  # fmt: skip
+            _, out = timed(
+                ["jaxrun.train", "--runs", scratch, "--name", start, "--samples", "0", "--steps", "8", *where(options)],
+                env,
+            )
             found[f"jaxrun {start} start"] = {"warm_up_s": round(out["warm-up"], 1)}
     return found
 
@@ -403,15 +506,23 @@ def bench_first(options: Bench) -> dict[str, Any]:
     found = {}
     for backend in options.backends:
         with tempfile.TemporaryDirectory() as scratch:
-            env = {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled", "XDG_CACHE_HOME": f"{scratch}/cache",
-                   "JAXRUN_DATA": f"{scratch}/data"}  # fmt: skip
+            env = {
+                "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
+                "XDG_CACHE_HOME": f"{scratch}/cache",
+                "JAXRUN_DATA": f"{scratch}/data",
+            }
             seconds, _ = timed([f"{backend}.train", "--runs", f"{scratch}/runs", "--name", "first"], env)
             events = log_of(Path(scratch) / "runs/pocket/first")
             totals = events[-1]["totals"]
-            found[backend] = {"whole_s": round(seconds, 1), "train_s": round(totals["train_s"], 1),
-                              "eval_s": round(totals["eval_s"], 1), "warm_up_s": round(phases(events)["warm-up"], 1),
-                              "val_loss": round(totals["val_loss"], 4), "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
-                              "telemetry_fraction": round(totals["telemetry_fraction"], 5)}  # fmt: skip
+            found[backend] = {
+                "whole_s": round(seconds, 1),
+                "train_s": round(totals["train_s"], 1),
+                "eval_s": round(totals["eval_s"], 1),
+                "warm_up_s": round(phases(events)["warm-up"], 1),
+                "val_loss": round(totals["val_loss"], 4),
+                "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
+                "telemetry_fraction": round(totals["telemetry_fraction"], 5),
+            }
     return found
 
 
@@ -422,11 +533,19 @@ def bench_verify(options: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for run in sorted(path.parent for path in options.runs.glob("**/weights.safetensors")):
         begin_s = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "parity.verify", str(run.absolute()), "--json", "--no-write", *where(options)],
-                              cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "parity.verify", str(run.absolute()), "--json", "--no-write", *where(options)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         verdict = json.loads(done.stdout)
         rules = {rule["id"]: rule["seconds"] for rule in verdict["rules"] if rule["seconds"] >= 0.1}
-        found[str(run)] = {"status": verdict["status"], "seconds": round(time.perf_counter() - begin_s, 1), "rules": rules}
+        found[str(run)] = {
+            "status": verdict["status"],
+            "seconds": round(time.perf_counter() - begin_s, 1),
+            "rules": rules,
+        }
         print(f"{run}: {found[str(run)]}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         long = Path(folder) / "run"
@@ -439,12 +558,18 @@ def bench_verify(options: Bench) -> dict[str, Any]:
         rewrite(long, longer)
         logs = Path(folder) / "logs"
         logs.mkdir()
-        lines = "".join(f"step:{s}/3000 {f'val_loss:{9 - s / 500:.4f} ' if s % 125 == 0 else ''}train_time:{s * 100}ms step_avg:100.00ms\n"
-                        for s in range(1, 3001))  # fmt: skip
+        lines = "".join(
+            f"step:{s}/3000 {f'val_loss:{9 - s / 500:.4f} ' if s % 125 == 0 else ''}train_time:{s * 100}ms step_avg:100.00ms\n"
+            for s in range(1, 3001)
+        )
         for i in range(1000):
-            (logs / f"{i}.txt").write_text("# its source\n" * 2000 + lines.replace("val_loss:3.0000", f"val_loss:3.{i:04d}"))
-        for name, arguments in (("100,000 steps, depth log", [str(long), "--depth", "log", "--no-write"]),
-                                ("1,000 public logs", ["--log", str(logs), "--json"])):  # fmt: skip
+            (logs / f"{i}.txt").write_text(
+                "# its source\n" * 2000 + lines.replace("val_loss:3.0000", f"val_loss:3.{i:04d}")
+            )
+        for name, arguments in (
+            ("100,000 steps, depth log", [str(long), "--depth", "log", "--no-write"]),
+            ("1,000 public logs", ["--log", str(logs), "--json"]),
+        ):
             begin_s = time.perf_counter()
             subprocess.run([sys.executable, "-m", "parity.verify", *arguments], cwd=ROOT, capture_output=True)
             found[name] = round(time.perf_counter() - begin_s, 2)
@@ -463,27 +588,53 @@ def bench_seeds(options: Bench) -> dict[str, Any]:
                 name = f"{recipe}-{backend}-seed{seed}"
                 path = options.runs / "pocket" / name
                 if not (path / "weights.safetensors").exists():
-                    timed([f"{backend}.train", "--recipe", recipe, "--seed", str(seed), "--runs", str(options.runs), "--name", name,
-                           *where(options)])  # fmt: skip
+                    timed(
+                        [
+                            f"{backend}.train",
+                            "--recipe",
+                            recipe,
+                            "--seed",
+                            str(seed),
+                            "--runs",
+                            str(options.runs),
+                            "--name",
+                            name,
+                            *where(options),
+                        ]
+                    )
                 totals = log_of(path)[-1]["totals"]
-                row = {"val_loss": round(totals["val_loss"], 4), "train_s": round(totals["train_s"], 1),
-                       "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
-                       "telemetry_fraction": round(totals["telemetry_fraction"], 5)}  # fmt: skip
+                row = {
+                    "val_loss": round(totals["val_loss"], 4),
+                    "train_s": round(totals["train_s"], 1),
+                    "peak_host_gb": round(totals["peak_host_bytes"] / 1e9, 2),
+                    "telemetry_fraction": round(totals["telemetry_fraction"], 5),
+                }
                 print(name, row, file=sys.stderr, flush=True)
                 found.setdefault(f"{recipe} {backend}", []).append(row)
     for rows in list(found.values()):
         losses = [row["val_loss"] for row in rows]
-        rows.append({"mean": round(statistics.mean(losses), 4), "highest": max(losses),
-                     "sd": round(statistics.stdev(losses), 4) if len(losses) > 1 else None,
-                     "target": target, "margin": round(target - max(losses), 4) if target else None})  # fmt: skip
+        rows.append(
+            {
+                "mean": round(statistics.mean(losses), 4),
+                "highest": max(losses),
+                "sd": round(statistics.stdev(losses), 4) if len(losses) > 1 else None,
+                "target": target,
+                "margin": round(target - max(losses), 4) if target else None,
+            }
+        )
     return found
 
 
 def timed(arguments: list[str], env: dict[str, str] | None = None) -> tuple[float, dict[str, float]]:
     """Runs `python -m ARGUMENTS`; seconds of the whole process, and of each phase of the run it made, if any."""
     begin_s = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT if "--runs" not in arguments else None,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT if "--runs" not in arguments else None,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+    )
     seconds = time.perf_counter() - begin_s
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")

@@ -48,31 +48,52 @@ def simulated() -> None:
             improves, covered, shift = 0, 0, gain * SD * (2 / n) ** 0.5
             for _ in range(TRIALS):
                 old = fake("old", around(SHAPE, rng, n, SD), step_s=rng.normal(0.5, 0.01, n))
-                new = fake("new", around([loss - shift for loss in SHAPE], rng, n, SD), step_s=rng.normal(0.5, 0.01, n), began_s=1.8e9 + 200)
+                new = fake(
+                    "new",
+                    around([loss - shift for loss in SHAPE], rng, n, SD),
+                    step_s=rng.normal(0.5, 0.01, n),
+                    began_s=1.8e9 + 200,
+                )
                 found = delta(new, [old])
                 loss = next(change for change in found.losses if change.axis == "steps")
                 improves += found.verdict == "improves"
                 covered += loss.low < -shift < loss.high
             row.append((improves / TRIALS, covered / TRIALS))
         power = ", ".join(f"{100 * part:.0f}%" for part, _ in row[1:])
-        print(f"| {n} | {100 * row[0][0]:.2f}% | {100 * np.mean([part for _, part in row]):.1f}% | {power} |", flush=True)
+        print(
+            f"| {n} | {100 * row[0][0]:.2f}% | {100 * np.mean([part for _, part in row]):.1f}% | {power} |", flush=True
+        )
 
 
 def size() -> None:
     """A ledger of 2,000 attempts of 5 runs, and the site of 1,000."""
     rng = np.random.default_rng(0)
     steps = (0, *range(32, 257, 32))
-    rules = [[f"rule.{i}", "holds", True, "what was found of it, in some sixty characters or a few more"] for i in range(46)]
+    rules = [
+        [f"rule.{i}", "holds", True, "what was found of it, in some sixty characters or a few more"] for i in range(46)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for i in range(2000):
             means = 4.5 + 3.8 * np.exp(-np.array(steps) / rng.uniform(40, 90)) + rng.uniform(0, 0.3)
-            entry = fake(f"attempt {i}", around(means, rng, 5), steps=steps, began_s=1.8e9 + 9000 * i, techniques=(f"technique {i % 20}",),
-                         kind=("person", "model", "agent")[i % 3], backend=("jaxrun", "torchref")[i % 2], step_s=rng.normal(0.5, 0.05, 5))
+            entry = fake(
+                f"attempt {i}",
+                around(means, rng, 5),
+                steps=steps,
+                began_s=1.8e9 + 9000 * i,
+                techniques=(f"technique {i % 20}",),
+                kind=("person", "model", "agent")[i % 3],
+                backend=("jaxrun", "torchref")[i % 2],
+                step_s=rng.normal(0.5, 0.05, 5),
+            )
             data = entry.data
             for run in data["runs"]:
                 run["verdict"]["rules"] = rules
                 run["train"] = [[2 * k, round(5 + float(rng.normal()), 5)] for k in range(128)]
-            data["source"] = {"file": "program.py", "sha256": sha("x"), "lines": ["    a line of a program, which has a hundred and more"] * 120}
+            data["source"] = {
+                "file": "program.py",
+                "sha256": sha("x"),
+                "lines": ["    a line of a program, which has a hundred and more"] * 120,
+            }
             for place in ("all", *(["half"] if i < 1000 else [])):
                 path = Path(folder, place, "pocket", f"{entry.id}.json")
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +101,11 @@ def size() -> None:
         print(json.loads(_run("-c", PROBE, f"{folder}/all")))
         begin = time.perf_counter()
         _run("-c", SITE, f"{folder}/half", f"{folder}/site")
-        first = {path.name: path.stat().st_size for path in Path(folder, "site").rglob("*") if path.is_file() and path.parent.name != "attempt"}
+        first = {
+            path.name: path.stat().st_size
+            for path in Path(folder, "site").rglob("*")
+            if path.is_file() and path.parent.name != "attempt"
+        }
         print({"site_s": round(time.perf_counter() - begin, 1), "bytes": first})
 
 

@@ -40,7 +40,10 @@ def figures(backend: str, recipe: str, data_dir: Path | None = None) -> Figures:
         for step, batch in enumerate(case.batches(0, STEPS)):
             state, metrics = program.step(state, program.place(*batch))
             metrics = program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
-            found["loss"][str(step)], found["gradient norm"][str(step)] = float(metrics["loss"]), float(metrics["grad_norm"])
+            found["loss"][str(step)], found["gradient norm"][str(step)] = (
+                float(metrics["loss"]),
+                float(metrics["grad_norm"]),
+            )
         for name, w in program.export(state).items():
             direction = canonical.generator(0, f"golden:{name}").standard_normal(w.shape)
             found["weight norm"][name] = float(np.linalg.norm(w))

@@ -68,8 +68,13 @@ def main(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     begin_s, found = time.monotonic(), {}
     plan = [("versions", 60), ("correctness:jaxrun", 150), ("correctness:torchref", 120)]
-    plan += [(f"step:{recipe}", 240) for recipe in RECIPES] + [("parts", 120), ("windows", 90), *((f"step:{recipe}", 200) for recipe in RECORDS),
-             *((f"program:{recipe}", 90) for recipe in (*RECIPES, *RECORDS)), ("trace:muon", 90)]
+    plan += [(f"step:{recipe}", 240) for recipe in RECIPES] + [
+        ("parts", 120),
+        ("windows", 90),
+        *((f"step:{recipe}", 200) for recipe in RECORDS),
+        *((f"program:{recipe}", 90) for recipe in (*RECIPES, *RECORDS)),
+        ("trace:muon", 90),
+    ]
     for part, limit_s in plan:
         left = options.budget_s - (time.monotonic() - begin_s)
         if left < 15:
@@ -93,15 +98,24 @@ def _alone(options: Options, part: str, limit_s: float) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, cwd=ROOT)
         lines = done.stdout.strip().splitlines()
-        found = json.loads(lines[-1]) if done.returncode == 0 and lines else {"failed": (done.stderr or done.stdout).strip()[-1500:]}
+        found = (
+            json.loads(lines[-1])
+            if done.returncode == 0 and lines
+            else {"failed": (done.stderr or done.stdout).strip()[-1500:]}
+        )
     except subprocess.TimeoutExpired:
         found = {"failed": f"took longer than {limit_s:.0f} s"}
     return found | {"seconds": round(time.monotonic() - begin_s, 1)}
 
 
 def _write(options: Options, found: dict[str, Any], begin_s: float) -> None:
-    said = {"utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "scale": options.scale, "device": options.device,
-            "seconds": round(time.monotonic() - begin_s), "parts": found}  # fmt: skip
+    said = {
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "scale": options.scale,
+        "device": options.device,
+        "seconds": round(time.monotonic() - begin_s),
+        "parts": found,
+    }
     (options.out / "gpu_check.json").write_text(json.dumps(said, indent=2) + "\n")
 
 
@@ -111,7 +125,9 @@ def versions(options: Options, _: str) -> dict[str, Any]:
 
     try:
         fields = "name,driver_version,memory.total,clocks.max.sm,power.limit,clocks_throttle_reasons.active"
-        gpu = subprocess.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
+        gpu = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True
+        ).stdout.strip()
     except OSError:
         gpu = "no nvidia-smi"
     found: dict[str, Any] = {"nvidia-smi": gpu, "host": fingerprint.host(), "versions": fingerprint.versions()}
@@ -134,7 +150,9 @@ def _recipe(name: str, options: Options, **fields: Any) -> Any:
 def _batch(recipe: Any, seed: int = 0) -> tuple[Any, Any]:
     import numpy as np
 
-    tokens = np.random.default_rng(seed).integers(0, recipe.tokenizer_size, (2, recipe.batch_tokens // recipe.context, recipe.context))
+    tokens = np.random.default_rng(seed).integers(
+        0, recipe.tokenizer_size, (2, recipe.batch_tokens // recipe.context, recipe.context)
+    )
     return tuple(tokens.astype(np.int32))
 
 
@@ -145,15 +163,22 @@ def correctness(options: Options, backend: str) -> dict[str, Any]:
     name = f"reference:{backend}"
     path = options.out / f"{backend}.npz"
     env = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, __file__, "--part", name, "--out", str(options.out), "--device", "cpu"], cwd=ROOT, check=True,
-                   env=os.environ | env, capture_output=True)
+    subprocess.run(
+        [sys.executable, __file__, "--part", name, "--out", str(options.out), "--device", "cpu"],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | env,
+        capture_output=True,
+    )
     reference, found, holds = np.load(path), {}, True
     for precision in TOLERANCES:
         for recipe in RECIPES:
             for key, value in _three_steps(backend, recipe, precision, options).items():
                 expected = reference[f"{recipe} {key}"].astype(np.float64)
                 apart = float(np.abs(value - expected).max() / max(1e-12, np.abs(expected).max()))
-                worst = found.setdefault(f"{recipe} {precision}", {"largest": 0.0, "at": "", "allowed": TOLERANCES[precision]})
+                worst = found.setdefault(
+                    f"{recipe} {precision}", {"largest": 0.0, "at": "", "allowed": TOLERANCES[precision]}
+                )
                 if not apart <= worst["largest"]:
                     worst |= {"largest": apart, "at": key}
                 holds &= apart <= TOLERANCES[precision]
@@ -164,7 +189,11 @@ def reference(options: Options, backend: str) -> dict[str, Any]:
     """Float64 on the CPU, into a file."""
     import numpy as np
 
-    found = {f"{recipe} {key}": value for recipe in RECIPES for key, value in _three_steps(backend, recipe, "float64", options).items()}
+    found = {
+        f"{recipe} {key}": value
+        for recipe in RECIPES
+        for key, value in _three_steps(backend, recipe, "float64", options).items()
+    }
     np.savez(options.out / f"{backend}.npz", **found)
     return {"tensors": len(found)}
 
@@ -187,9 +216,15 @@ def _three_steps(backend: str, name: str, precision: str, options: Options) -> d
     start, rng = canonical.initial_weights(recipe, 0), np.random.default_rng(0)
     state = program.load({key: (w + rng.normal(0, 0.05, w.shape)).astype(w.dtype) for key, w in sorted(start.items())})
     loss, grads = program.fetch(program.loss_and_grads(state, program.place(*_batch(recipe))))
-    found = {"losses": np.asarray(program.fetch(program.token_losses(state, program.place(*_batch(recipe)))), np.float64)}
+    found = {
+        "losses": np.asarray(program.fetch(program.token_losses(state, program.place(*_batch(recipe)))), np.float64)
+    }
     # the key bias has a gradient of zero: nothing to be relative to
-    found |= {f"gradient of {key}": np.asarray(g, np.float64) for key, g in grads.items() if not key.endswith(("attn.k.bias", "attn.qkv.bias"))}
+    found |= {
+        f"gradient of {key}": np.asarray(g, np.float64)
+        for key, g in grads.items()
+        if not key.endswith(("attn.k.bias", "attn.qkv.bias"))
+    }
     for i in range(3):
         state, metrics = program.step(state, program.place(*_batch(recipe, i)))
         found[f"loss of step {i}"] = np.asarray(program.fetch(metrics["loss"]), np.float64)
@@ -201,11 +236,32 @@ def step(options: Options, recipe_name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     times: dict[str, list[float]] = {}
     variants = [name for name in VARIANTS if options.compile or "compiled" not in name]
-    for turn in range(options.turns if options.device == "cpu" else 1):  # on a GPU one after the other: each takes its memory
+    for turn in range(
+        options.turns if options.device == "cpu" else 1
+    ):  # on a GPU one after the other: each takes its memory
         for variant in variants:
-            done = subprocess.run([sys.executable, __file__, "--part", f"timed:{recipe_name}/{variant}", "--scale", options.scale, "--device", options.device,
-                                   "--out", str(options.out), "--steps", str(options.steps), "--turns", str(options.turns),
-                                   *(["--rows", str(options.rows)] if options.rows else [])], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    __file__,
+                    "--part",
+                    f"timed:{recipe_name}/{variant}",
+                    "--scale",
+                    options.scale,
+                    "--device",
+                    options.device,
+                    "--out",
+                    str(options.out),
+                    "--steps",
+                    str(options.steps),
+                    "--turns",
+                    str(options.turns),
+                    *(["--rows", str(options.rows)] if options.rows else []),
+                ],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 found[variant] = {"failed": done.stderr.strip()[-800:]}
                 continue
@@ -215,7 +271,10 @@ def step(options: Options, recipe_name: str) -> dict[str, Any]:
     torch = {name: found[name]["step_ms"] for name in variants if name != "jaxrun" and "step_ms" in found[name]}
     if torch and "step_ms" in found["jaxrun"]:
         best = min(torch, key=torch.get)
-        found["jaxrun over the better torchref"] = {"which": best, "time": round(found["jaxrun"]["step_ms"] / torch[best], 3)}
+        found["jaxrun over the better torchref"] = {
+            "which": best,
+            "time": round(found["jaxrun"]["step_ms"] / torch[best], 3),
+        }
     return found
 
 
@@ -251,9 +310,14 @@ def timed(options: Options, what: str) -> dict[str, Any]:
     program.wait(state)
     step_s = min(statistics.median(medians), (time.perf_counter() - begin_s) / options.steps)
     peak = peak_flops(program.devices[0], recipe.precision)
-    return {"step_ms": round(1e3 * step_s, 2), "first_step_s": round(first_s, 1), "tokens_per_s": round(recipe.batch_tokens / step_s),
-            "mfu": round(recipe.model_flops_per_token() * recipe.batch_tokens / step_s / peak, 4) if peak else None,
-            "peak_device_bytes": fingerprint.peak_device_bytes(program.framework), "peak_host_bytes": fingerprint.peak_memory_bytes()}  # fmt: skip
+    return {
+        "step_ms": round(1e3 * step_s, 2),
+        "first_step_s": round(first_s, 1),
+        "tokens_per_s": round(recipe.batch_tokens / step_s),
+        "mfu": round(recipe.model_flops_per_token() * recipe.batch_tokens / step_s / peak, 4) if peak else None,
+        "peak_device_bytes": fingerprint.peak_device_bytes(program.framework),
+        "peak_host_bytes": fingerprint.peak_memory_bytes(),
+    }
 
 
 def parts(options: Options, _: str) -> dict[str, Any]:
@@ -266,7 +330,10 @@ def parts(options: Options, _: str) -> dict[str, Any]:
         B, T, H, K = recipe.batch_tokens // recipe.context, recipe.context, recipe.heads, recipe.head_dim
         rng = np.random.default_rng(0)
         qkv = rng.standard_normal((3, B, T, H, K), np.float32)
-        x, weight = rng.standard_normal((B, T, recipe.dim), np.float32), rng.standard_normal((recipe.vocab_size, recipe.dim), np.float32)
+        x, weight = (
+            rng.standard_normal((B, T, recipe.dim), np.float32),
+            rng.standard_normal((recipe.vocab_size, recipe.dim), np.float32),
+        )
         targets = rng.integers(0, recipe.tokenizer_size, (B, T))
         for backend, make in (("jaxrun", _jax_parts), ("torchref", _torch_parts)):
             for part, run in make(recipe, qkv, x, weight, targets, options).items():
@@ -279,7 +346,9 @@ def parts(options: Options, _: str) -> dict[str, Any]:
     return found
 
 
-def _jax_parts(recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, options: Options) -> dict[str, Callable[[], Any]]:
+def _jax_parts(
+    recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, options: Options
+) -> dict[str, Callable[[], Any]]:
     import jax
     import jax.numpy as jnp
 
@@ -293,10 +362,15 @@ def _jax_parts(recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, options
     one = head.Head(scores, scores, lambda scores: scores.astype("float32"))
     attention = jax.jit(jax.grad(lambda qkv: causal_attention(*qkv.astype(narrow), 0.1).astype("float32").sum()))
     whole = jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1)))
-    return {"attention": lambda: jax.block_until_ready(attention(qkv)), "head": lambda: jax.block_until_ready(whole({"w": weight}, x.astype(narrow)))}
+    return {
+        "attention": lambda: jax.block_until_ready(attention(qkv)),
+        "head": lambda: jax.block_until_ready(whole({"w": weight}, x.astype(narrow))),
+    }
 
 
-def _torch_parts(recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, options: Options) -> dict[str, Callable[[], Any]]:
+def _torch_parts(
+    recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, options: Options
+) -> dict[str, Callable[[], Any]]:
     import torch
 
     from torchref import model
@@ -317,7 +391,10 @@ def _torch_parts(recipe: Any, qkv: Any, x: Any, weight: Any, targets: Any, optio
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return {"attention": lambda: run(lambda qkv: causal_attention(*qkv.to(narrow), 0.1).float().sum(), qkv), "head": lambda: run(whole, x, weight)}
+    return {
+        "attention": lambda: run(lambda qkv: causal_attention(*qkv.to(narrow), 0.1).float().sum(), qkv),
+        "head": lambda: run(whole, x, weight),
+    }
 
 
 def windows(options: Options, _: str) -> dict[str, Any]:
@@ -334,25 +411,37 @@ def windows(options: Options, _: str) -> dict[str, Any]:
     recipe = _recipe("record-21", options)
     T, H, K, block, most = recipe.context, recipe.heads, recipe.head_dim, recipe.block, recipe.windows(recipe.steps)
     rng = np.random.default_rng(0)
-    qkv, ids = rng.standard_normal((3, 1, T, H, K), np.float32), np.cumsum(rng.random((1, T)) < 1 / 600, axis=1).astype(np.int32)
+    qkv, ids = (
+        rng.standard_normal((3, 1, T, H, K), np.float32),
+        np.cumsum(rng.random((1, T)) < 1 / 600, axis=1).astype(np.int32),
+    )
     narrow, place = recipe.dtypes.products, torch.device("cuda" if options.device == "gpu" else "cpu")
 
     @jax.jit
     def jaxrun(qkv, ids, window):
-        return jax.grad(lambda x: ours.window_attention(*x.astype(narrow), 0.12, ids, window, block, most).astype("float32").var())(qkv)
+        return jax.grad(
+            lambda x: ours.window_attention(*x.astype(narrow), 0.12, ids, window, block, most).astype("float32").var()
+        )(qkv)
 
     there, rows = torch.from_numpy(qkv).to(place).requires_grad_(), torch.from_numpy(ids).to(place)
-    attend = torch.compile(theirs.window_attention, dynamic=False) if options.device == "gpu" else theirs.window_attention
+    attend = (
+        torch.compile(theirs.window_attention, dynamic=False) if options.device == "gpu" else theirs.window_attention
+    )
 
     def torchref(window):
         wide = torch.tensor(window, dtype=torch.int32, device=place)
-        y = attend(*there.to(getattr(torch, narrow)), 0.12, rows, wide, block, min(most, 1 << (window - 1).bit_length()))
+        y = attend(
+            *there.to(getattr(torch, narrow)), 0.12, rows, wide, block, min(most, 1 << (window - 1).bit_length())
+        )
         return torch.autograd.grad(y.float().var(correction=0), there)[0].cpu().numpy()
 
     found: dict[str, Any] = {}
     here, documents = jnp.asarray(qkv), jnp.asarray(ids)
     for window in (w for w in WINDOWS if w <= most):
-        runs = {"jaxrun": lambda window=window: np.asarray(jaxrun(here, documents, jnp.int32(window))), "torchref": lambda window=window: torchref(window)}
+        runs = {
+            "jaxrun": lambda window=window: np.asarray(jaxrun(here, documents, jnp.int32(window))),
+            "torchref": lambda window=window: torchref(window),
+        }
         results = {name: run() for name, run in runs.items()}
         apart = float(np.abs(results["jaxrun"] - results["torchref"]).max() / np.abs(results["torchref"]).max())
         for name, run in runs.items():
@@ -363,7 +452,10 @@ def windows(options: Options, _: str) -> dict[str, Any]:
                 seconds.append(time.perf_counter() - begin_s)
             found[f"window {window} {name}"] = {"ms": round(1e3 * statistics.median(seconds), 2)}
         found[f"window {window}"] = {"apart": apart, "allowed": TOLERANCES[recipe.precision]}
-    return {"holds": all(one.get("apart", 0) <= one.get("allowed", 0) for name, one in found.items() if "apart" in one), **found}
+    return {
+        "holds": all(one.get("apart", 0) <= one.get("allowed", 0) for name, one in found.items() if "apart" in one),
+        **found,
+    }
 
 
 def program(options: Options, recipe_name: str) -> dict[str, Any]:
@@ -375,7 +467,9 @@ def program(options: Options, recipe_name: str) -> dict[str, Any]:
     recipe = _recipe(recipe_name, options)
     made = build("jaxrun", recipe, device=options.device)
     rows = recipe.batch_tokens // recipe.context
-    return {what: facts(made.lowered(rows, what).compile(), recipe.batch_tokens, recipe) for what in ("step", "evaluation")}
+    return {
+        what: facts(made.lowered(rows, what).compile(), recipe.batch_tokens, recipe) for what in ("step", "evaluation")
+    }
 
 
 def trace(options: Options, recipe_name: str) -> dict[str, Any]:
@@ -398,17 +492,29 @@ def trace(options: Options, recipe_name: str) -> dict[str, Any]:
     kernels: Counter[str] = Counter()
     for path in folder.rglob("*.trace.json.gz"):
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-        tracks = {event["pid"]: event["args"].get("name", "") for event in events if event.get("name") == "process_name"}
+        tracks = {
+            event["pid"]: event["args"].get("name", "") for event in events if event.get("name") == "process_name"
+        }
         for event in events:
             if event.get("ph") == "X" and ("GPU" in tracks.get(event["pid"], "") or options.device == "cpu"):
                 kernels[event["name"][:80]] += event.get("dur", 0)
-    return {"trace": str(folder), "kernels_ms_of_3_steps": {name: round(us / 1e3, 2) for name, us in kernels.most_common(25)}}
+    return {
+        "trace": str(folder),
+        "kernels_ms_of_3_steps": {name: round(us / 1e3, 2) for name, us in kernels.most_common(25)},
+    }
 
 
 PARTS: dict[str, Callable[[Options, str], dict[str, Any]]] = {
-    "versions": versions, "correctness": correctness, "reference": reference, "step": step, "timed": timed, "parts": parts, "windows": windows,
-    "program": program, "trace": trace,
-}  # fmt: skip
+    "versions": versions,
+    "correctness": correctness,
+    "reference": reference,
+    "step": step,
+    "timed": timed,
+    "parts": parts,
+    "windows": windows,
+    "program": program,
+    "trace": trace,
+}
 
 
 def table(found: dict[str, Any]) -> None:
@@ -420,21 +526,35 @@ def table(found: dict[str, Any]) -> None:
             print(f"{part}: FAILED: {one['failed'].splitlines()[-1] if one['failed'] else ''}")
         elif part.startswith("correctness"):
             for name, worst in one["apart"].items():
-                print(f"{part:<22}{name:<20} {worst['largest']:.1e} of {worst['allowed']:.0e} allowed, at {worst['at']}")
+                print(
+                    f"{part:<22}{name:<20} {worst['largest']:.1e} of {worst['allowed']:.0e} allowed, at {worst['at']}"
+                )
         elif part.startswith("step"):
             for name, row in one.items():
                 if isinstance(row, dict) and "step_ms" in row:
                     mfu, memory = (f", MFU {100 * row['mfu']:.1f}%" if row["mfu"] else ""), row["peak_device_bytes"]
-                    print(f"{part:<16}{name:<20}{row['step_ms']:>9.2f} ms {row['tokens_per_s']:>10,} tokens/s{mfu}" + (f", {memory / 1e9:.1f} GB" if memory else ""))
+                    print(
+                        f"{part:<16}{name:<20}{row['step_ms']:>9.2f} ms {row['tokens_per_s']:>10,} tokens/s{mfu}"
+                        + (f", {memory / 1e9:.1f} GB" if memory else "")
+                    )
                 elif isinstance(row, dict):
                     print(f"{part:<16}{name}: {row.get('failed', row)}")
         elif part in ("parts", "windows"):
             for name, row in one.items():
                 if isinstance(row, dict):
-                    print(f"{name:<36}" + (f"{row['ms']:>9.2f} ms" if "ms" in row else f"{row['apart']:.1e} apart, {row['allowed']:.0e} allowed"))
+                    print(
+                        f"{name:<36}"
+                        + (
+                            f"{row['ms']:>9.2f} ms"
+                            if "ms" in row
+                            else f"{row['apart']:.1e} apart, {row['allowed']:.0e} allowed"
+                        )
+                    )
         elif part.startswith("program"):
             peak = one["step"]["bytes"]["peak"]
-            print(f"{part:<22}step {peak / 1e9:.2f} GB by the compiled program, full logits {one['step']['full_logits']}, kernels {one['step']['kernels']}")
+            print(
+                f"{part:<22}step {peak / 1e9:.2f} GB by the compiled program, full logits {one['step']['full_logits']}, kernels {one['step']['kernels']}"
+            )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,40 @@ from typing import NamedTuple
 
 import numpy as np
 
-BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8, "c64": 8, "token": 0, "s4": 0.5, "u4": 0.5}
+BYTES = {
+    "pred": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "c64": 8,
+    "token": 0,
+    "s4": 0.5,
+    "u4": 0.5,
+}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-MOVES_NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "iota",
-                 "optimization-barrier", "partition-id", "replica-id")
-ATTENTION_PRODUCTS = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}  # the backward kernel makes the scores again
+MOVES_NOTHING = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "iota",
+    "optimization-barrier",
+    "partition-id",
+    "replica-id",
+)
+ATTENTION_PRODUCTS = {
+    "__cudnn$fmhaSoftmax": 2,
+    "__cudnn$fmhaSoftmaxBackward": 5,
+}  # the backward kernel makes the scores again
 
 
 class Array(NamedTuple):
@@ -48,8 +77,13 @@ class Instruction:
 
     def called(self) -> list[str]:
         """Names of the computations inside it."""
-        return re.findall(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)", self.rest) + [
-            name for names in re.findall(r"branch_computations=\{([^}]*)\}", self.rest) for name in re.findall(r"%([\w.\-]+)", names)]
+        return re.findall(
+            r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)", self.rest
+        ) + [
+            name
+            for names in re.findall(r"branch_computations=\{([^}]*)\}", self.rest)
+            for name in re.findall(r"%([\w.\-]+)", names)
+        ]
 
     @property
     def target(self) -> str:
@@ -124,13 +158,18 @@ class Compiled:
             elif current is not None and (one := _instruction(line)):
                 current.instructions[one.name] = one
 
-    def walk(self, name: str | None = None, runs: int = 1, fused: bool = False) -> Iterator[tuple[Computation, Instruction, int, bool]]:
+    def walk(
+        self, name: str | None = None, runs: int = 1, fused: bool = False
+    ) -> Iterator[tuple[Computation, Instruction, int, bool]]:
         """Every instruction with its computation, how often it runs, and whether it is inside a fusion."""
         computation = self.computations[name or self.entry]
         for one in computation.instructions.values():
             yield computation, one, runs, fused
             rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)
-            inside = one.op in ("fusion", "reduce", "scatter", "sort", "select-and-scatter", "map", "reduce-window") or one.op.removesuffix("-start") in COLLECTIVES
+            inside = (
+                one.op in ("fusion", "reduce", "scatter", "sort", "select-and-scatter", "map", "reduce-window")
+                or one.op.removesuffix("-start") in COLLECTIVES
+            )
             for called in one.called():
                 if called in self.computations:
                     yield from self.walk(called, runs * (int(rounds[1]) if rounds else 1), fused or inside)
@@ -144,7 +183,14 @@ class Compiled:
                 left, right = (computation.arrays(name)[0] for name in one.operands[:2])
                 dims = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)', one.rest)
                 contracted = math.prod(left.shape[int(i)] for i in re.findall(r"\d+", dims[1])) if dims else 1
-                found.append(Product(f"{left.dtype} x {right.dtype}", one.makes[0].dtype, 2 * math.prod(one.makes[0].shape) * contracted, runs))
+                found.append(
+                    Product(
+                        f"{left.dtype} x {right.dtype}",
+                        one.makes[0].dtype,
+                        2 * math.prod(one.makes[0].shape) * contracted,
+                        runs,
+                    )
+                )
         return found
 
     @cached_property
@@ -154,10 +200,19 @@ class Compiled:
         for computation, one, runs, _ in self.walk():
             if one.target in ATTENTION_PRODUCTS:
                 query = computation.arrays(one.operands[0])[0]
-                sizes = re.search(r'intermediate_tensor_shape": ?\{"element_type": ?"\w+", ?"dimensions": ?\[([\d", ]+)\]', one.rest)
+                sizes = re.search(
+                    r'intermediate_tensor_shape": ?\{"element_type": ?"\w+", ?"dimensions": ?\[([\d", ]+)\]', one.rest
+                )
                 B, H, T, S = map(int, re.findall(r"\d+", sizes[1]))
                 channels = math.prod(query.shape) // (B * H * T)
-                found.append(Product(f"{query.dtype} x {query.dtype}", query.dtype, ATTENTION_PRODUCTS[one.target] * 2 * B * H * T * S * channels, runs))
+                found.append(
+                    Product(
+                        f"{query.dtype} x {query.dtype}",
+                        query.dtype,
+                        ATTENTION_PRODUCTS[one.target] * 2 * B * H * T * S * channels,
+                        runs,
+                    )
+                )
         return found
 
     @cached_property
@@ -169,7 +224,15 @@ class Compiled:
             if kind in COLLECTIVES:
                 given = sum(array.bytes for name in one.operands for array in computation.arrays(name))
                 group = _first_group(one.rest)
-                found.append(Collective(kind, given * (len(group) if kind == "all-gather" else 1), group, one.op.endswith("-start"), runs))
+                found.append(
+                    Collective(
+                        kind,
+                        given * (len(group) if kind == "all-gather" else 1),
+                        group,
+                        one.op.endswith("-start"),
+                        runs,
+                    )
+                )
         return found
 
     @cached_property
@@ -184,7 +247,12 @@ class Compiled:
     @cached_property
     def buffers(self) -> dict[str, int]:
         """Arrays that are written to memory, by type and shape, with their bytes; the largest first."""
-        found = {str(array): array.bytes for _, one, _, fused in self.walk() if not fused and one.op not in MOVES_NOTHING for array in one.makes}
+        found = {
+            str(array): array.bytes
+            for _, one, _, fused in self.walk()
+            if not fused and one.op not in MOVES_NOTHING
+            for array in one.makes
+        }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @cached_property
@@ -198,9 +266,15 @@ class Compiled:
         return found
 
     def _multiplies(self, one: Instruction) -> bool:
-        inner = [inside for name in one.called() if name in self.computations for inside in self.computations[name].instructions.values()]
+        inner = [
+            inside
+            for name in one.called()
+            if name in self.computations
+            for inside in self.computations[name].instructions.values()
+        ]
         return one.op in ("dot", "fusion", "custom-call") and any(
-            x.op == "dot" or x.target.startswith(("__cublas", "__cudnn", "window_attention")) for x in (one, *inner))
+            x.op == "dot" or x.target.startswith(("__cublas", "__cudnn", "window_attention")) for x in (one, *inner)
+        )
 
     def traffic_by_place(self, depth: int = 6) -> dict[str, int]:
         """The traffic by the beginning of the names of the operations that it is for."""
@@ -246,7 +320,9 @@ def _read(inner: Computation, parameter: Instruction) -> int:
 
 def _first_group(rest: str) -> tuple[int, ...]:
     """The first group of devices of an exchange: written out, as an array of numbers that is turned and cut, or as axes of a mesh."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         ids = _turned(found[2] or str(math.prod(sizes.values())), found[3]).reshape([*sizes.values()])
         among = re.findall(r"'(\w+)'", found[4])
@@ -261,7 +337,11 @@ def _first_group(rest: str) -> tuple[int, ...]:
 def _turned(shape: str, order: str | None) -> np.ndarray:
     """The numbers from 0 as an array of a shape, its axes in an order."""
     sizes = [int(size) for size in shape.split(",")]
-    return np.arange(math.prod(sizes)).reshape(sizes).transpose([int(axis) for axis in order.split(",")] if order else None)
+    return (
+        np.arange(math.prod(sizes))
+        .reshape(sizes)
+        .transpose([int(axis) for axis in order.split(",")] if order else None)
+    )
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -275,7 +355,10 @@ def _instruction(line: str) -> Instruction | None:
     end = _closing("(" + rest) - 1
     inside = rest[:end]
     operands = [inside] if op in ("parameter", "constant") else re.findall(r"%([\w.\-]+)", inside)
-    arrays = [Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", makes)]
+    arrays = [
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n))
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", makes)
+    ]
     return Instruction(head[2], op, arrays, operands, rest[end:], bool(head[1]))
 
 

@@ -49,8 +49,11 @@ class Plain:
     def __init__(self, recipe: Any, compile: bool = False):
         torch.manual_seed(0)
         self.model = GPT(recipe.vocab_size, recipe.context, recipe.dim, recipe.layers, recipe.heads)
-        some = [p for p in self.model.parameters()]
-        groups = [{"params": [p for p in some if p.ndim > 1], "weight_decay": 0.1}, {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0}]
+        some = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in some if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
         self.loss = torch.compile(self.model) if compile else self.model
 

@@ -17,8 +17,24 @@ from parity.harness.runlog import read
 
 ROOT = Path(__file__).parents[1]
 # 60 steps of 512 tokens cross the end of the first shard of `synthetic`, which has 30,000.
-SMALL = ("--layers", "1", "--dim", "32", "--head-dim", "16", "--context", "32", "--batch-tokens", "512", "--steps", "60",
-         "--val-every", "30", "--final-val-every", "30")  # fmt: skip
+SMALL = (
+    "--layers",
+    "1",
+    "--dim",
+    "32",
+    "--head-dim",
+    "16",
+    "--context",
+    "32",
+    "--batch-tokens",
+    "512",
+    "--steps",
+    "60",
+    "--val-every",
+    "30",
+    "--final-val-every",
+    "30",
+)
 TIMEOUT_S = 300
 
 
@@ -54,12 +70,18 @@ class Commands:
     data: Path
     env: dict[str, str]
 
-    def start(self, *args: Any, cwd: Path | None = None, env: dict[str, str] | None = None,
-              **popen: Any) -> subprocess.Popen:
+    def start(
+        self, *args: Any, cwd: Path | None = None, env: dict[str, str] | None = None, **popen: Any
+    ) -> subprocess.Popen:
         """Starts `python -m args...`; its output is piped unless `popen` says otherwise."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen([sys.executable, "-m", *map(str, args)], cwd=cwd or self.home, text=True,
-                                env=self.env | (env or {}), **(streams | popen))  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", *map(str, args)],
+            cwd=cwd or self.home,
+            text=True,
+            env=self.env | (env or {}),
+            **(streams | popen),
+        )
 
     def run(self, *args: Any, **start: Any) -> Done:
         """Runs `python -m args...` to its end."""
@@ -72,12 +94,26 @@ class Commands:
         finally:
             process.kill()
         # Tests run two processes at a time, and one may wait for the other to have checked the slice.
-        said = [line for line in (err or "").splitlines(keepends=True) if not line.startswith("another process prepares")]
+        said = [
+            line for line in (err or "").splitlines(keepends=True) if not line.startswith("another process prepares")
+        ]
         return Done(process.returncode, out, "".join(said))
 
     def small(self, backend: str, runs: Path, name: str, *args: Any) -> list[Any]:
         """Arguments of a run of seconds on track tiny, whose directory will be `runs`/tiny/`name`."""
-        return [f"{backend}.train", "--track", "tiny", *SMALL, "--data-dir", self.data, "--runs", runs, "--name", name, *args]
+        return [
+            f"{backend}.train",
+            "--track",
+            "tiny",
+            *SMALL,
+            "--data-dir",
+            self.data,
+            "--runs",
+            runs,
+            "--name",
+            name,
+            *args,
+        ]
 
     def resume(self, path: Path, *args: Any, backend: str, **start: Any) -> Done:
         """Goes on with a run to its end."""
@@ -89,9 +125,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     home = tmp_path_factory.mktemp("commands")
     prepare("synthetic", home / "data")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX", "COLUMNS"))}
-    env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu",
-            "OMP_NUM_THREADS": "1",  # several processes share the cores, and OpenMP's threads wait by spinning
-            "JAX_COMPILATION_CACHE_DIR": str(home / "compiled")}  # fmt: skip
+    env |= {
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+        "OMP_NUM_THREADS": "1",  # several processes share the cores, and OpenMP's threads wait by spinning
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+    }
     return Commands(home, home / "data", env)
 
 

@@ -26,8 +26,21 @@ def test_nanogpt_rises_linearly_and_reaches_its_peak_at_the_last_step_of_the_war
 
 
 def test_nanogpt_falls_as_a_cosine_to_its_final_fraction_at_the_last_step():
-    recipe = NanoGPT(tokenizer_size=8, vocab_size=8, dim=4, layers=1, head_dim=4, context=4, batch_tokens=4, steps=101,
-                     val_every=10, final_val_every=10, warmup_steps=0, peak_rate=1.0, final_fraction=0.1)
+    recipe = NanoGPT(
+        tokenizer_size=8,
+        vocab_size=8,
+        dim=4,
+        layers=1,
+        head_dim=4,
+        context=4,
+        batch_tokens=4,
+        steps=101,
+        val_every=10,
+        final_val_every=10,
+        warmup_steps=0,
+        peak_rate=1.0,
+        final_fraction=0.1,
+    )
     # steps 0 .. 100: 1 at the first, 0.1 at the last, halfway between them in the middle, cos(pi/4) at a quarter
     expected = {0: 1.0, 25: 0.55 + 0.45 * math.sqrt(0.5), 50: 0.55, 100: 0.1}
     assert {step: recipe.rates(step)["decay"] for step in expected} == pytest.approx(expected, rel=1e-15)
@@ -125,14 +138,30 @@ def test_precision_decides_every_type():
     recipe = recipe_for("muon", "tiny")
     for name in NAMES:
         for precision in ("float32", "float64"):
-            assert set(dataclasses.astuple(dataclasses.replace(recipe_for(name, "tiny"), precision=precision).dtypes)) == {precision, False}
+            assert set(
+                dataclasses.astuple(dataclasses.replace(recipe_for(name, "tiny"), precision=precision).dtypes)
+            ) == {precision, False}
     narrow = dataclasses.replace(recipe, precision="bfloat16").dtypes
-    assert dataclasses.astuple(narrow) == ("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16", *["float32"] * 4, False)
+    assert dataclasses.astuple(narrow) == (
+        "float32",
+        "bfloat16",
+        "bfloat16",
+        "bfloat16",
+        "bfloat16",
+        *["float32"] * 4,
+        False,
+    )
     narrow = dataclasses.replace(recipe_for("record-11", "tiny"), precision="bfloat16")
-    assert {narrow.dtypes.scalars, narrow.dtypes.tables, narrow.dtypes.capped, narrow.stored("skips.weight")} == {"bfloat16"}
+    assert {narrow.dtypes.scalars, narrow.dtypes.tables, narrow.dtypes.capped, narrow.stored("skips.weight")} == {
+        "bfloat16"
+    }
     assert narrow.stored("blocks.0.attn.q.weight") == "float32" and not narrow.dtypes.fp8
     narrow = dataclasses.replace(recipe_for("record-21", "tiny"), precision="bfloat16")
-    assert narrow.stored("value_embeds.0.weight") == "bfloat16" and narrow.stored("skips.weight") == "float32" and narrow.dtypes.fp8
+    assert (
+        narrow.stored("value_embeds.0.weight") == "bfloat16"
+        and narrow.stored("skips.weight") == "float32"
+        and narrow.dtypes.fp8
+    )
     narrow = dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="bfloat16").dtypes
     assert (narrow.products, narrow.stream, narrow.embedding) == ("bfloat16", "float32", "float32")
 
@@ -143,22 +172,25 @@ def test_a_recipe_goes_through_plain_fields_unchanged(name):
     assert from_fields(to_fields(recipe)) == recipe
 
 
-@pytest.mark.parametrize(("name", "change", "words"), [
-    ("muon", {"head_dim": 24}, "--head-dim must be a divisor of dim 64"),
-    ("nanogpt", {"batch_tokens": 1000}, "--batch-tokens must be a multiple of context 64"),
-    ("nanogpt", {"vocab_size": 511}, "--vocab-size must be at least tokenizer_size 512"),
-    ("nanogpt", {"warmup_steps": 60}, "--warmup-steps must be from 0 to steps - 1 = 59"),
-    ("nanogpt", {"gelu": "fast"}, "--gelu must be exact or tanh"),
-    ("muon", {"precision": "float16"}, "--precision must be float32, bfloat16 or float64"),
-    ("muon", {"momentum": 1.0}, "--momentum must be in [0, 1)"),
-    ("record-21", {"long_blocks": (0, 4)}, "--long-blocks must be from 0 to 3"),
-    ("record-21", {"bare_block": 4}, "--bare-block must be -1, or from 0 to 3"),
-    ("record-21", {"window": 0}, "--window must be positive"),
-    ("record-21", {"fp8_scales": (1.0, 0.0, 1.0)}, "--fp8-scales must be three positive numbers"),
-    ("record-21", {"final_fraction": 1.5}, "--final-fraction must be in [0, 1]"),
-    ("muon", {"cooldown": 0.0}, "--cooldown must be in (0, 1]"),
-    ("muon", {"layers": 0}, "--layers must be a positive number"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("muon", {"head_dim": 24}, "--head-dim must be a divisor of dim 64"),
+        ("nanogpt", {"batch_tokens": 1000}, "--batch-tokens must be a multiple of context 64"),
+        ("nanogpt", {"vocab_size": 511}, "--vocab-size must be at least tokenizer_size 512"),
+        ("nanogpt", {"warmup_steps": 60}, "--warmup-steps must be from 0 to steps - 1 = 59"),
+        ("nanogpt", {"gelu": "fast"}, "--gelu must be exact or tanh"),
+        ("muon", {"precision": "float16"}, "--precision must be float32, bfloat16 or float64"),
+        ("muon", {"momentum": 1.0}, "--momentum must be in [0, 1)"),
+        ("record-21", {"long_blocks": (0, 4)}, "--long-blocks must be from 0 to 3"),
+        ("record-21", {"bare_block": 4}, "--bare-block must be -1, or from 0 to 3"),
+        ("record-21", {"window": 0}, "--window must be positive"),
+        ("record-21", {"fp8_scales": (1.0, 0.0, 1.0)}, "--fp8-scales must be three positive numbers"),
+        ("record-21", {"final_fraction": 1.5}, "--final-fraction must be in [0, 1]"),
+        ("muon", {"cooldown": 0.0}, "--cooldown must be in (0, 1]"),
+        ("muon", {"layers": 0}, "--layers must be a positive number"),
+    ],
+)
 def test_a_value_that_cannot_be_is_refused_with_its_reason(name, change, words):
     with pytest.raises(InputError) as error:
         dataclasses.replace(recipe_for(name, "tiny"), **change)
@@ -167,8 +199,11 @@ def test_a_value_that_cannot_be_is_refused_with_its_reason(name, change, words):
 
 
 def test_unknown_names_get_the_nearest_one():
-    for call, near in ((lambda: recipe_for("moun", "tiny"), "muon"), (lambda: recipe_for("muon", "poket"), "pocket"),
-                       (lambda: from_fields({"name": "muon", "fields": {"layer": 2}}), "layers")):
+    for call, near in (
+        (lambda: recipe_for("moun", "tiny"), "muon"),
+        (lambda: recipe_for("muon", "poket"), "pocket"),
+        (lambda: from_fields({"name": "muon", "fields": {"layer": 2}}), "layers"),
+    ):
         with pytest.raises(InputError, match=near):
             call()
 
@@ -197,7 +232,9 @@ def test_record_21_holds_its_rates_and_falls_to_a_tenth_over_the_last_two_fifths
     peaks = {"embed": 0.6, "head": 0.008, "scalar": 0.04, "matrix": 0.05}
     assert recipe.steps == 1770 and recipe.rates(0) == recipe.rates(1061) == peaks
     assert recipe.rates(1062) == pytest.approx(peaks, rel=1e-14)  # 60% of 1770
-    assert recipe.rates(1416) == pytest.approx({k: v * 0.55 for k, v in peaks.items()}, rel=1e-13)  # halfway from 1 to 0.1
+    assert recipe.rates(1416) == pytest.approx(
+        {k: v * 0.55 for k, v in peaks.items()}, rel=1e-13
+    )  # halfway from 1 to 0.1
     assert recipe.rates(1769) == pytest.approx({k: v * (0.1 + 0.9 / 708) for k, v in peaks.items()}, rel=1e-12)
 
 
@@ -231,7 +268,12 @@ def test_record_21_says_which_block_has_what():
     assert recipe.end_of_text == 50256 and recipe.val_row == 4 * 64 * 1024 and recipe.scale == 0.12
     assert dataclasses.replace(recipe, bare_block=-1).bare is None
     small = dataclasses.replace(recipe, layers=2, val_context=None)
-    assert (small.bare, small.long, small.value_embedding_of, small.val_row) == (None, {0, 1}, {0: 0, 1: 0}, 4 * 48 * 1024)
+    assert (small.bare, small.long, small.value_embedding_of, small.val_row) == (
+        None,
+        {0, 1},
+        {0: 0, 1: 0},
+        4 * 48 * 1024,
+    )
 
 
 def test_the_records_have_the_parameters_of_their_descriptions():
@@ -250,7 +292,9 @@ def test_the_records_first_values_are_those_of_their_descriptions():
         assert table["blocks.3.lambdas.weight"].value == (1.0, 0.0) and table["skips.weight"].value == (1.0,) * 6
         for name in ("head.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.proj.weight"):
             assert (table[name].std, table[name].bound, table[name].value) == (None, None, 0.0)
-    assert eleven["blocks.0.attn.lambdas.weight"].value == (0.5,) and twenty_one["blocks.0.attn.lambdas.weight"].value == (0.5, 0.5)
+    assert eleven["blocks.0.attn.lambdas.weight"].value == (0.5,) and twenty_one[
+        "blocks.0.attn.lambdas.weight"
+    ].value == (0.5, 0.5)
     assert eleven["blocks.0.mlp.fc.weight"].bound == eleven["blocks.0.attn.q.weight"].bound == 1 / math.sqrt(768)
     # uniform within b has the standard deviation b / sqrt(3)
     assert twenty_one["blocks.0.attn.qkv.weight"].bound / math.sqrt(3) == pytest.approx(0.5 / math.sqrt(768), rel=1e-15)
@@ -281,25 +325,53 @@ def of_parts(base, fields=None, **slots):
     return kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)} | (fields or {}))
 
 
-@pytest.mark.parametrize(("base", "fields", "slots", "words"), [
-    ("record-11", {"layers": 3}, {}, "part UNet does not fit --layers 3"),
-    ("record-21", {"bare_block": 0}, {"values": "FirstValues"}, "part FirstValues does not fit --bare-block 0"),
-    ("record-21", {"bare_block": 3}, {}, "part ValueEmbeddings does not fit --bare-block 3"),
-    ("record-21", {"value_embeddings": 3}, {}, "part ValueEmbeddings does not fit --value-embeddings 3"),
-    ("record-21", {"block": 5}, {}, "part DocumentWindow does not fit --context 128: rows are made of whole blocks"),
-    ("record-21", {"val_context": 130}, {}, "part DocumentWindow does not fit --val-context 130"),
-    ("record-21", {"window": 129}, {}, "part DocumentWindow does not fit --window 129: it is above the context, 128"),
-    ("record-21", {"vocab_size": 528}, {"head": "TiedHead"}, "part TiedHead does not fit an embedding of 512 rows: as a head it would lack the 16"),
-    ("muon", {"head_dim": 4}, {}, "part HalfRotary does not fit --head-dim 4"),
-    ("muon", {}, {"qkv": "StackedQKV"}, "part StackedQKV does not fit biases"),
-    ("muon", {}, {"mlp": "Norm"}, "part Norm is for the slot norm, found in mlp: expected one of GELU, ReLUSquared"),
-    ("muon", {}, {"mlp": "ReluSquared"}, "part ReluSquared is unknown; did you mean ReLUSquared?"),
-    ("muon", {}, {"cap": "SigmoidCap"}, "part SigmoidCap needs the field logit_slope, which the recipe has not"),
-    ("muon", {}, {"head": "FP8Head"}, "part FP8Head needs the field fp8_scales"),
-    ("muon", {}, {"msk": "Causal"}, "there is no slot 'msk' for the part Causal; did you mean mask?"),
-    ("muon", {}, {"mask": None}, "the slot mask (which positions attention sees) is empty"),
-    ("muon", {}, {"residual": "InputResidual"}, "its parts have weights of the kind scalar, for which `groups` has no optimizer group"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("base", "fields", "slots", "words"),
+    [
+        ("record-11", {"layers": 3}, {}, "part UNet does not fit --layers 3"),
+        ("record-21", {"bare_block": 0}, {"values": "FirstValues"}, "part FirstValues does not fit --bare-block 0"),
+        ("record-21", {"bare_block": 3}, {}, "part ValueEmbeddings does not fit --bare-block 3"),
+        ("record-21", {"value_embeddings": 3}, {}, "part ValueEmbeddings does not fit --value-embeddings 3"),
+        (
+            "record-21",
+            {"block": 5},
+            {},
+            "part DocumentWindow does not fit --context 128: rows are made of whole blocks",
+        ),
+        ("record-21", {"val_context": 130}, {}, "part DocumentWindow does not fit --val-context 130"),
+        (
+            "record-21",
+            {"window": 129},
+            {},
+            "part DocumentWindow does not fit --window 129: it is above the context, 128",
+        ),
+        (
+            "record-21",
+            {"vocab_size": 528},
+            {"head": "TiedHead"},
+            "part TiedHead does not fit an embedding of 512 rows: as a head it would lack the 16",
+        ),
+        ("muon", {"head_dim": 4}, {}, "part HalfRotary does not fit --head-dim 4"),
+        ("muon", {}, {"qkv": "StackedQKV"}, "part StackedQKV does not fit biases"),
+        (
+            "muon",
+            {},
+            {"mlp": "Norm"},
+            "part Norm is for the slot norm, found in mlp: expected one of GELU, ReLUSquared",
+        ),
+        ("muon", {}, {"mlp": "ReluSquared"}, "part ReluSquared is unknown; did you mean ReLUSquared?"),
+        ("muon", {}, {"cap": "SigmoidCap"}, "part SigmoidCap needs the field logit_slope, which the recipe has not"),
+        ("muon", {}, {"head": "FP8Head"}, "part FP8Head needs the field fp8_scales"),
+        ("muon", {}, {"msk": "Causal"}, "there is no slot 'msk' for the part Causal; did you mean mask?"),
+        ("muon", {}, {"mask": None}, "the slot mask (which positions attention sees) is empty"),
+        (
+            "muon",
+            {},
+            {"residual": "InputResidual"},
+            "its parts have weights of the kind scalar, for which `groups` has no optimizer group",
+        ),
+    ],
+)
 def test_parts_that_do_not_fit_are_refused_with_both_names(base, fields, slots, words):
     with pytest.raises(InputError) as error:
         of_parts(recipe_for(base, "tiny"), fields, **slots)
@@ -313,10 +385,13 @@ def test_vectors_are_refused_to_an_optimizer_of_matrices():
         kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda own: own | {"matrix": "Muonn"}, "the optimizer Muonn of matrix is unknown; did you mean Muon?"),
-    (lambda own: {"matrix": "Muon"}, "embed.weight is of the group embed, which has no optimizer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda own: own | {"matrix": "Muonn"}, "the optimizer Muonn of matrix is unknown; did you mean Muon?"),
+        (lambda own: {"matrix": "Muon"}, "embed.weight is of the group embed, which has no optimizer"),
+    ],
+)
 def test_an_optimizer_that_is_unknown_or_missing_is_refused(change, words):
     base = recipe_for("muon", "tiny")
     kind = made(base, optimizers=change(base.optimizers))
@@ -337,13 +412,23 @@ def test_a_field_of_a_class_that_is_no_dataclass_is_told():
         logit_shift: float = 5.0
 
     with pytest.raises(InputError, match=r"Forgotten.logit_shift is no field yet: put @dataclass"):
-        Forgotten(**{field.name: getattr(recipe_for("record-21", "tiny"), field.name) for field in dataclasses.fields(Record21)})
+        Forgotten(
+            **{
+                field.name: getattr(recipe_for("record-21", "tiny"), field.name)
+                for field in dataclasses.fields(Record21)
+            }
+        )
 
 
-@pytest.mark.parametrize(("field", "value", "words"), [
-    ("val_context", -512, "--val-context must be positive"), ("val_context", 0, "--val-context must be positive"),
-    ("momentum_steps", -3, "--momentum-steps must be not negative"), ("value_embeddings", 9, "does not fit --value-embeddings 9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("val_context", -512, "--val-context must be positive"),
+        ("val_context", 0, "--val-context must be positive"),
+        ("momentum_steps", -3, "--momentum-steps must be not negative"),
+        ("value_embeddings", 9, "does not fit --value-embeddings 9"),
+    ],
+)
 def test_numbers_that_make_no_sense_in_record_21_are_refused(field, value, words):
     with pytest.raises(InputError, match=words):
         dataclasses.replace(recipe_for("record-21", "tiny"), **{field: value})
@@ -351,13 +436,17 @@ def test_numbers_that_make_no_sense_in_record_21_are_refused(field, value, words
 
 def test_parts_of_different_recipes_make_a_new_one():
     base = recipe_for("record-21", "tiny")
-    recipe = of_parts(base, values="FirstValues", turn="FullRotary", mask="Causal", head="Head", cap="TanhCap", qkv="SeparateQKV")
+    recipe = of_parts(
+        base, values="FirstValues", turn="FullRotary", mask="Causal", head="Head", cap="TanhCap", qkv="SeparateQKV"
+    )
     assert isinstance(recipe, Record21) and recipe.name == "mixed"
     assert recipe.parameters()["blocks.1.attn.lambdas.weight"].shape == (1,)
     assert not recipe.separate_documents and base.separate_documents
 
 
 def test_every_part_says_what_it_computes_and_where_it_is_from():
-    assert all(part.name == name and part.slot in SLOTS and part.formula and part.source for name, part in PARTS.items())
+    assert all(
+        part.name == name and part.slot in SLOTS and part.formula and part.source for name, part in PARTS.items()
+    )
     used = {name for kind in RECIPES.values() for name in kind.parts.values()}
     assert used == PARTS.keys()

@@ -58,8 +58,12 @@ def test_uniform_weights_are_drawn_from_the_same_stream_within_their_bound():
 
 def test_only_embeddings_that_are_looked_up_alone_are_rounded_to_bfloat16():
     """record-11's factors are stored so too, and bfloat16 has their first values."""
-    for name, narrow in (("muon", {"embed.weight"}), ("nanogpt", set()), ("record-11", {"embed.weight"}),
-                         ("record-21", {"embed.weight", "value_embeds.0.weight"})):
+    for name, narrow in (
+        ("muon", {"embed.weight"}),
+        ("nanogpt", set()),
+        ("record-11", {"embed.weight"}),
+        ("record-21", {"embed.weight", "value_embeds.0.weight"}),
+    ):
         recipe = dataclasses.replace(recipe_for(name, "tiny"), precision="bfloat16")
         first = weights.initial_weights(recipe, 0)
         wide = weights.initial_weights(recipe_for(name, "tiny"), 0)
@@ -86,9 +90,13 @@ def test_a_digest_sees_names_types_shapes_and_values_but_not_order():
     base = {"a": np.zeros((2, 3), np.float32), "b": np.ones(2, np.float32)}
     same = weights.digest(base)
     assert weights.digest(dict(reversed(base.items()))) == same
-    for other in ({"a": base["a"], "c": base["b"]}, base | {"a": np.zeros((3, 2), np.float32)},
-                  base | {"b": np.ones(2, np.float64)}, base | {"b": np.array([1, np.nextafter(1, 2, dtype=np.float32)])},
-                  {"a": base["a"]}):
+    for other in (
+        {"a": base["a"], "c": base["b"]},
+        base | {"a": np.zeros((3, 2), np.float32)},
+        base | {"b": np.ones(2, np.float64)},
+        base | {"b": np.array([1, np.nextafter(1, 2, dtype=np.float32)])},
+        {"a": base["a"]},
+    ):
         assert weights.digest(other) != same
 
 
@@ -115,8 +123,10 @@ def test_weights_of_another_recipe_are_refused_by_name(tiny):
     first = weights.initial_weights(tiny, 0)
     weights.check(first, tiny, "here")
     missing = {name: w for name, w in first.items() if name != "head.bias"}
-    for wrong, words in ((missing, "here: weight head.bias is missing"),
-                         (first | {"extra": np.zeros(1)}, "here: weight extra is not part of recipe muon"),
-                         (first | {"head.bias": np.zeros(3)}, r"head.bias expected shape \(512,\), found \(3,\)")):
+    for wrong, words in (
+        (missing, "here: weight head.bias is missing"),
+        (first | {"extra": np.zeros(1)}, "here: weight extra is not part of recipe muon"),
+        (first | {"head.bias": np.zeros(3)}, r"head.bias expected shape \(512,\), found \(3,\)"),
+    ):
         with pytest.raises(InputError, match=words):
             weights.check(wrong, tiny, "here")

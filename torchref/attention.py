@@ -37,9 +37,15 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
         x = F.pad(x, (0, 0) * (x.ndim - 2) + (reach * C, 0), value=empty)
         return x.unfold(1, S, C).movedim(-1, 2)
 
-    q, k, v = ((x.unflatten(1, (n, C)) if i == 0 else reached(x)).flatten(0, 1).transpose(1, 2) for i, x in enumerate((q_BTHK, k_BTHK, v_BTHK)))
+    q, k, v = (
+        (x.unflatten(1, (n, C)) if i == 0 else reached(x)).flatten(0, 1).transpose(1, 2)
+        for i, x in enumerate((q_BTHK, k_BTHK, v_BTHK))
+    )
     device = q_BTHK.device
-    t, s = torch.arange(reach * C, S, device=device)[:, None], torch.arange(S, device=device)[None, :]  # of a chunk whose keys begin at 0
+    t, s = (
+        torch.arange(reach * C, S, device=device)[:, None],
+        torch.arange(S, device=device)[None, :],
+    )  # of a chunk whose keys begin at 0
     seen = (s <= t) & (s // block > t // block - window.clamp(min=1))
     seen = seen & (documents_BT.view(B, n, C, 1) == reached(documents_BT, -1)[:, :, None, :])
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.view(B * n, 1, C, S), scale=scale)
@@ -56,7 +62,9 @@ def _flex(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window, block: int
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     (B, T), wide = documents_BT.shape, window.clamp(min=1)
-    low, high = (documents_BT.view(B, -1, block)[:, :, i] for i in (0, -1))  # documents of a block's first and last token: (B, N)
+    low, high = (
+        documents_BT.view(B, -1, block)[:, :, i] for i in (0, -1)
+    )  # documents of a block's first and last token: (B, N)
     i, j = torch.meshgrid(*[torch.arange(T // block, device=q_BTHK.device)] * 2, indexing="ij")
     near = (j <= i) & (j > i - wide) & (high[:, None, :] >= low[:, :, None])
     whole = near & (j < i) & (low[:, None, :] == high[:, :, None])  # documents never fall: both blocks lie in one

@@ -20,14 +20,18 @@ def pick_device(device: str = "auto", count: int | None = None) -> torch.device:
     if device not in KINDS:
         raise InputError(f"--device {device}: no such kind of device; {nearest(device, KINDS)}")
     if count is not None and count != world_size():
-        raise InputError(f"--devices {count}: expected {world_size()}: torchref computes on one device a process; "
-                         "leave the option out")
+        raise InputError(
+            f"--devices {count}: expected {world_size()}: torchref computes on one device a process; "
+            "leave the option out"
+        )
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= found:
-        raise InputError(f"--device {device}: PyTorch finds {found} GPUs here, expected {local + 1} or more; install "
-                         "PyTorch for CUDA on a machine with NVIDIA GPUs, start fewer processes, or use --device cpu")
+        raise InputError(
+            f"--device {device}: PyTorch finds {found} GPUs here, expected {local + 1} or more; install "
+            "PyTorch for CUDA on a machine with NVIDIA GPUs, start fewer processes, or use --device cpu"
+        )
     return torch.device("cuda", local)
 
 

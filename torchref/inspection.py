@@ -50,8 +50,12 @@ class Inspection:
 
     def memberships(self, state) -> list[tuple[str, str]]:
         names = {w: name for name, w in state.model.named_parameters()}
-        return [(names[w], group["name"]) for part in self._parts(state) for group in part.param_groups
-                for w in group["params"]]
+        return [
+            (names[w], group["name"])
+            for part in self._parts(state)
+            for group in part.param_groups
+            for w in group["params"]
+        ]
 
     def rates(self) -> dict[str, np.ndarray]:
         found = {group: optim.rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
@@ -71,8 +75,12 @@ class Inspection:
         found = Outputs()
         with patch.object(optim, "gram", found.wrapped(optim.gram, "Gram matrix of step {}")):
             recipe = self.recipe
-            result = optim.orthogonalize(torch.from_numpy(x_RC)[None], recipe.newton_schulz_steps, recipe.newton_schulz,
-                                         layers.torch_dtype(recipe.dtypes.newton_schulz))
+            result = optim.orthogonalize(
+                torch.from_numpy(x_RC)[None],
+                recipe.newton_schulz_steps,
+                recipe.newton_schulz,
+                layers.torch_dtype(recipe.dtypes.newton_schulz),
+            )
         return {**found, "result": result}
 
     @staticmethod

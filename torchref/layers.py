@@ -104,7 +104,10 @@ def eight_bits(x, scale: float, dtype: torch.dtype):
 class _FP8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scales, share):
-        x8, weight8 = eight_bits(x, scales[0], torch.float8_e4m3fn), eight_bits(weight.to(x.dtype), scales[1], torch.float8_e4m3fn)
+        x8, weight8 = (
+            eight_bits(x, scales[0], torch.float8_e4m3fn),
+            eight_bits(weight.to(x.dtype), scales[1], torch.float8_e4m3fn),
+        )
         ctx.save_for_backward(x8, weight8)
         ctx.scales, ctx.share = scales, share
         return _fp8_matmul(x8.flatten(0, -2), weight8.T, scales[0] * scales[1], x.dtype).unflatten(0, x.shape[:-1])

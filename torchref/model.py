@@ -10,12 +10,39 @@ import torch
 from torch import nn
 
 from parity.recipe import Recipe
-from torchref.layers import (Embedding, LayerNorm, Linear, Norm, RMSNorm, capped, gelu, heads, product, rms_norm, token_losses,
-                             torch_dtype)  # fmt: skip
+from torchref.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Norm,
+    RMSNorm,
+    capped,
+    gelu,
+    heads,
+    product,
+    rms_norm,
+    token_losses,
+    torch_dtype,
+)
 from torchref.parts import PARTS, Flow, part
 
-__all__ = ["Block", "Embedding", "LayerNorm", "Linear", "Model", "Norm", "RMSNorm", "capped", "gelu", "heads", "make_model", "product",
-           "rms_norm", "token_losses", "torch_dtype"]  # fmt: skip
+__all__ = [
+    "Block",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Model",
+    "Norm",
+    "RMSNorm",
+    "capped",
+    "gelu",
+    "heads",
+    "make_model",
+    "product",
+    "rms_norm",
+    "token_losses",
+    "torch_dtype",
+]
 
 
 class Block(nn.Module):
@@ -48,7 +75,9 @@ class Model(nn.Module):
         self.embed = Embedding(rows, recipe.dim, recipe.dtypes.embedding)
         self.positions, self.norm_in = part(recipe, "positions"), part(recipe, "norm_in")
         of = getattr(recipe, "value_embedding_of", {})
-        self.value_embeds = nn.ModuleList([Embedding(rows, recipe.dim, recipe.dtypes.embedding) for _ in set(of.values())])
+        self.value_embeds = nn.ModuleList(
+            [Embedding(rows, recipe.dim, recipe.dtypes.embedding) for _ in set(of.values())]
+        )
         self.blocks = nn.ModuleList([Block(recipe, i) for i in range(recipe.layers)])
         self.skips = part(recipe, "skips")
         self.norm_out, self.head, self.squash = part(recipe, "norm"), part(recipe, "head"), part(recipe, "cap")
@@ -74,7 +103,11 @@ class Model(nn.Module):
         return self.head(x_BTD, self.embed)
 
     def training_scores(self, x_BTD, reduction: str):
-        return self.head.training_scores(x_BTD, self.embed, reduction) if hasattr(self.head, "training_scores") else self.scores(x_BTD)
+        return (
+            self.head.training_scores(x_BTD, self.embed, reduction)
+            if hasattr(self.head, "training_scores")
+            else self.scores(x_BTD)
+        )
 
     def logits(self, x_BTD):
         return self.squash(self.scores(x_BTD))

@@ -17,21 +17,32 @@ Tensors = dict[str, torch.Tensor]
 Divide = Callable[[Callable], Callable]
 
 
-def adamw(weights: dict[str, Tensors], betas: tuple[float, float], eps: float,
-          decays: dict[str, float]) -> torch.optim.AdamW:
+def adamw(
+    weights: dict[str, Tensors], betas: tuple[float, float], eps: float, decays: dict[str, float]
+) -> torch.optim.AdamW:
     """AdamW with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101); weights and decays by optimizer group.
 
     m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p *= 1 - rate decay; p -= rate (m / c1) / (sqrt(v / c2) + eps), with
     c1 = 1 - b1^t, c2 = 1 - b2^t at the t-th step. The rate of a group is set from outside before every step.
     """
-    groups = [{"params": list(tensors.values()), "name": group, "weight_decay": decays[group]}
-              for group, tensors in weights.items()]
+    groups = [
+        {"params": list(tensors.values()), "name": group, "weight_decay": decays[group]}
+        for group, tensors in weights.items()
+    ]
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)  # fused: narrow weights in float32
 
 
-def muon(weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray, steps: int,
-         coefficients: tuple[float, float, float], dtype: torch.dtype, compile: bool = False,
-         divide: Divide = lambda function: function, summed: bool = False) -> torch.optim.Optimizer:
+def muon(
+    weights: dict[str, Tensors],
+    decay: float,
+    momentum: float | np.ndarray,
+    steps: int,
+    coefficients: tuple[float, float, float],
+    dtype: torch.dtype,
+    compile: bool = False,
+    divide: Divide = lambda function: function,
+    summed: bool = False,
+) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for matrices (out, in) and stacks of them, orthogonalised in `dtype`; weights by optimizer group,
     momentum one number or one a step. `divide` may spread a function of a stack of matrices over processes.
 
@@ -43,7 +54,9 @@ def muon(weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray
 
 
 class _Muon(torch.optim.Optimizer):
-    def __init__(self, weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray, turn: Callable, summed: bool):
+    def __init__(
+        self, weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray, turn: Callable, summed: bool
+    ):
         groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
         super().__init__(groups, {"lr": 0.0, "weight_decay": decay})
         self.turn, self.summed, self.momenta = turn, summed, np.atleast_1d(momentum)
@@ -67,7 +80,10 @@ class _Muon(torch.optim.Optimizer):
                     torch._foreach_lerp_(kept, grads, 1 - momentum)
                     ahead = torch._foreach_lerp(grads, kept, momentum)
                 turned = self.turn(torch.cat([u.view(-1, *shape) for u in ahead])).to(weights[0].dtype)
-                turned = [u.view(w.shape) for u, w in zip(turned.split([w.numel() // shape.numel() for w in weights]), weights)]
+                turned = [
+                    u.view(w.shape)
+                    for u, w in zip(turned.split([w.numel() // shape.numel() for w in weights]), weights)
+                ]
                 aspect = max(1.0, shape[0] / shape[1]) ** 0.5
                 torch._foreach_mul_(weights, 1 - rate * decay)
                 torch._foreach_add_(weights, turned, alpha=-rate * aspect)
@@ -127,21 +143,42 @@ class ByGroup:
             part.load_state_dict(state[name])
 
 
-def make_optimizer(recipe: Recipe, weights: Tensors, compile: bool = False, divide: Divide = lambda function: function) -> ByGroup:
+def make_optimizer(
+    recipe: Recipe, weights: Tensors, compile: bool = False, divide: Divide = lambda function: function
+) -> ByGroup:
     """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and its rates. `divide`: see `muon`."""
-    kinds = {kind: [group for group, own in recipe.optimizers.items() if own == kind] for kind in dict.fromkeys(recipe.optimizers.values())}
-    parts = {kind.lower(): OPTIMIZERS[kind](recipe, _parts(recipe, weights, groups), compile, divide) for kind, groups in kinds.items()}
-    return ByGroup(parts, {group: rates(recipe, group) for group in recipe.optimizers}, getattr(recipe, "clip_norm", None))
+    kinds = {
+        kind: [group for group, own in recipe.optimizers.items() if own == kind]
+        for kind in dict.fromkeys(recipe.optimizers.values())
+    }
+    parts = {
+        kind.lower(): OPTIMIZERS[kind](recipe, _parts(recipe, weights, groups), compile, divide)
+        for kind, groups in kinds.items()
+    }
+    return ByGroup(
+        parts, {group: rates(recipe, group) for group in recipe.optimizers}, getattr(recipe, "clip_norm", None)
+    )
 
 
 def _adamw_of(recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide) -> torch.optim.Optimizer:
     return adamw(weights, recipe.betas, recipe.adam_eps, {group: recipe.decay(group) for group in weights})
 
 
-def _muon_of(recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide, summed: bool = False) -> torch.optim.Optimizer:
+def _muon_of(
+    recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide, summed: bool = False
+) -> torch.optim.Optimizer:
     (group,) = weights
-    return muon(weights, recipe.decay(group), momenta(recipe), recipe.newton_schulz_steps, recipe.newton_schulz,
-                getattr(torch, recipe.dtypes.newton_schulz), compile, divide, summed)
+    return muon(
+        weights,
+        recipe.decay(group),
+        momenta(recipe),
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        getattr(torch, recipe.dtypes.newton_schulz),
+        compile,
+        divide,
+        summed,
+    )
 
 
 OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "SummedMuon": functools.partial(_muon_of, summed=True)}
@@ -171,8 +208,10 @@ def global_norm(tensors: Tensors) -> torch.Tensor:
 def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
     """L2 norm of every optimizer group, in float32 or wider."""
     norms = _norms(tensors)
-    return {group: torch.linalg.vector_norm(torch.stack([x for name, x in norms.items() if groups[name] == group]))
-            for group in sorted(set(groups.values()))}
+    return {
+        group: torch.linalg.vector_norm(torch.stack([x for name, x in norms.items() if groups[name] == group]))
+        for group in sorted(set(groups.values()))
+    }
 
 
 def wider(x) -> torch.dtype:

@@ -9,8 +9,21 @@ from torch import nn
 from parity.recipe import Recipe
 from torchref import layers
 from torchref.attention import NEGATIVE, causal_attention, rotary, window_attention
-from torchref.layers import (Embedding, LayerNorm, Linear, Norm, RMSNorm, capped, empty, gelu, heads, product, rms_norm, times,
-                             torch_dtype)  # fmt: skip
+from torchref.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Norm,
+    RMSNorm,
+    capped,
+    empty,
+    gelu,
+    heads,
+    product,
+    rms_norm,
+    times,
+    torch_dtype,
+)
 
 
 class Seen(NamedTuple):
@@ -169,8 +182,16 @@ class DocumentWindow:
         self.block = recipe.block
 
     def __call__(self, q_BTHK, k_BTHK, v_BTHK, scale: float, seen: Seen):
-        return window_attention(q_BTHK, k_BTHK, v_BTHK, scale, seen.documents_BT, seen.window // self.share, self.block,
-                                seen.most[self.share - 1])
+        return window_attention(
+            q_BTHK,
+            k_BTHK,
+            v_BTHK,
+            scale,
+            seen.documents_BT,
+            seen.window // self.share,
+            self.block,
+            seen.most[self.share - 1],
+        )
 
     @staticmethod
     def seen(recipe: Recipe, tokens_BT, window) -> Seen:
@@ -258,7 +279,9 @@ class FP8Head(Head):
         if not self.fp8:
             return self(x_BTD, embed)
         rows, length = x_BTD.shape[:2]
-        return layers.fp8_product(x_BTD.to(self.dtype), self.weight, self.scales, rows if reduction == "mean" else 1 / length)
+        return layers.fp8_product(
+            x_BTD.to(self.dtype), self.weight, self.scales, rows if reduction == "mean" else 1 / length
+        )
 
 
 class MaskedPadding:
@@ -288,7 +311,11 @@ class TanhCap:
     """c tanh(z / c), rounded to a type of its own."""
 
     def __init__(self, recipe: Recipe):
-        self.cap, self.wide, self.capped = recipe.logit_cap, torch_dtype(recipe.dtypes.wide), torch_dtype(recipe.dtypes.capped)
+        self.cap, self.wide, self.capped = (
+            recipe.logit_cap,
+            torch_dtype(recipe.dtypes.wide),
+            torch_dtype(recipe.dtypes.capped),
+        )
 
     def __call__(self, scores_BTV):
         logits = self.cap * torch.tanh(scores_BTV.to(self.wide) / self.cap)
@@ -305,12 +332,36 @@ class SigmoidCap:
         return self.cap * torch.sigmoid(scores_BTV.to(self.wide) / self.slope)
 
 
-PARTS = {kind.__name__: kind for kind in (
-    LearnedPositions, MergedQKV, SeparateQKV, StackedQKV, HalfRotary, FullRotary, FirstValues, ValueEmbeddings, Causal, DocumentWindow,
-    GELU, ReLUSquared, InputResidual, UNet, TiedHead, Head, FP8Head, MaskedPadding, RationalCap, TanhCap, SigmoidCap)} | {
+PARTS = {
+    kind.__name__: kind
+    for kind in (
+        LearnedPositions,
+        MergedQKV,
+        SeparateQKV,
+        StackedQKV,
+        HalfRotary,
+        FullRotary,
+        FirstValues,
+        ValueEmbeddings,
+        Causal,
+        DocumentWindow,
+        GELU,
+        ReLUSquared,
+        InputResidual,
+        UNet,
+        TiedHead,
+        Head,
+        FP8Head,
+        MaskedPadding,
+        RationalCap,
+        TanhCap,
+        SigmoidCap,
+    )
+} | {
     "LayerNorm": lambda recipe: LayerNorm(recipe.dim, recipe.norm_eps, recipe.dtypes),
     "RMSNorm": lambda recipe: RMSNorm(recipe.dim, recipe.norm_eps, recipe.dtypes),
-    "Norm": lambda recipe: Norm(recipe.norm_eps, recipe.dtypes)}  # fmt: skip
+    "Norm": lambda recipe: Norm(recipe.norm_eps, recipe.dtypes),
+}
 
 
 def part(recipe: Recipe, slot: str, *place: int) -> Any:

@@ -39,13 +39,22 @@ class TorchProgram(Inspection):
 
     framework = "torch"
 
-    def __init__(self, recipe: Recipe, device: torch.device, optimizer: MakeOptimizer | None = None, compile: bool = False,
-                 make_model: Callable[[Recipe], nn.Module] | None = None, microbatches: int = 1):
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        optimizer: MakeOptimizer | None = None,
+        compile: bool = False,
+        make_model: Callable[[Recipe], nn.Module] | None = None,
+        microbatches: int = 1,
+    ):
         self.recipe = recipe
         self.microbatches = microbatches
         self.device = device
         self.devices = [_kind(device)] * distributed.world_size()
-        self.make_optimizer = optimizer or (lambda weights: optim.make_optimizer(recipe, weights, compile, distributed.by_matrix))
+        self.make_optimizer = optimizer or (
+            lambda weights: optim.make_optimizer(recipe, weights, compile, distributed.by_matrix)
+        )
         self.make_model = make_model
         self.groups = optim.group_of(recipe)
         self._before: list[torch.Tensor] | None = None
@@ -59,7 +68,9 @@ class TorchProgram(Inspection):
     def load(self, weights: canonical.Weights) -> State:
         canonical.check(weights, self.recipe, "weights")
         state = self._fresh()
-        state.model.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()})
+        state.model.load_state_dict(
+            {name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()}
+        )
         return state
 
     def at(self, state: State, step: int) -> State:
@@ -72,8 +83,10 @@ class TorchProgram(Inspection):
 
     def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % len(self.devices):
-            raise InputError(f"a batch of {len(inputs_BT)} rows cannot be split over {len(self.devices)} devices: "
-                             "choose a number of processes that divides the rows of a batch")
+            raise InputError(
+                f"a batch of {len(inputs_BT)} rows cannot be split over {len(self.devices)} devices: "
+                "choose a number of processes that divides the rows of a batch"
+            )
         return self.place_part(distributed.by_row(inputs_BT), distributed.by_row(targets_BT))
 
     def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
@@ -161,8 +174,10 @@ class TorchProgram(Inspection):
         saved = checkpoint.restore(directory, self.device)
         state = self._fresh()
         if reason := _difference(_tree(state), saved):
-            raise InputError(f"{directory}: this checkpoint does not fit the program ({reason}): resume with the program "
-                             "that wrote it")
+            raise InputError(
+                f"{directory}: this checkpoint does not fit the program ({reason}): resume with the program "
+                "that wrote it"
+            )
         return self.reset(state, saved)
 
     def window(self, step: int) -> tuple:
@@ -197,8 +212,15 @@ class TorchProgram(Inspection):
         return self._before
 
 
-def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, optimizer: str | None = None,
-          microbatches: int = 1, compile: bool = False) -> TorchProgram:
+def build(
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    devices: int | None = None,
+    optimizer: str | None = None,
+    microbatches: int = 1,
+    compile: bool = False,
+) -> TorchProgram:
     """The recipe in PyTorch on the chosen device; `optimizer` is module:function, called with the recipe and the
     parameters by canonical name, a torch optimizer or one with its scheduler. Gradients are summed over `microbatches` equal parts of
     a process' rows.
@@ -208,18 +230,23 @@ def build(recipe: Recipe, *, device: str = "auto", devices: int | None = None, o
     chosen = distributed.pick_device(device, devices)
     rows = recipe.batch_tokens // recipe.context
     if rows % distributed.world_size():
-        raise InputError(f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which "
-                         f"{distributed.world_size()} processes do not divide: choose the processes or --batch-tokens so "
-                         "that they do")
+        raise InputError(
+            f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which "
+            f"{distributed.world_size()} processes do not divide: choose the processes or --batch-tokens so "
+            "that they do"
+        )
     check_microbatches(recipe, distributed.world_size(), microbatches)
     compiler = os.environ.get("CXX", "g++")
     if compile and chosen.type == "cpu" and not shutil.which(compiler):
-        raise InputError(f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
-                         "it in CXX, or leave --compile out")
+        raise InputError(
+            f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
+            "it in CXX, or leave --compile out"
+        )
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
     distributed.join(chosen)
-    return TorchProgram(recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile,
-                        microbatches=microbatches)
+    return TorchProgram(
+        recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile, microbatches=microbatches
+    )
 
 
 def join(device: str = "auto") -> None:
@@ -228,7 +255,7 @@ def join(device: str = "auto") -> None:
 
 
 def platform(device: str = "auto") -> str:
-    """"cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
+    """ "cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
     return "gpu" if distributed.pick_device(device, None).type == "cuda" else "cpu"
 
 
@@ -240,8 +267,10 @@ def _own_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:
         parts = made if isinstance(made, tuple) else (made,)
         wanted = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
         if not 1 <= len(parts) <= 2 or not all(map(isinstance, parts, wanted)):
-            raise InputError(f"--optimizer {spec}: expected a torch.optim.Optimizer, or one and its LRScheduler, found "
-                             f"{', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are")
+            raise InputError(
+                f"--optimizer {spec}: expected a torch.optim.Optimizer, or one and its LRScheduler, found "
+                f"{', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are"
+            )
         return optim.ByGroup(dict(zip(("optimizer", "scheduler"), parts)), {})
 
     return make
@@ -286,10 +315,14 @@ def _leaves(path: str, tree: Any) -> Iterator[tuple[str, np.ndarray]]:
 def _difference(expected: dict[str, Any], found: Any) -> str | None:
     if not isinstance(found, dict) or found.keys() != expected.keys():
         return f"expected the parts {', '.join(expected)}"
-    wanted, got = ({name: f"{w.dtype} {list(w.shape)}" for name, w in tree["weights"].items()} for tree in (expected, found))
+    wanted, got = (
+        {name: f"{w.dtype} {list(w.shape)}" for name, w in tree["weights"].items()} for tree in (expected, found)
+    )
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
             return f"weight {name}: expected {wanted.get(name, 'none')}, found {got.get(name, 'none')}"
-    wanted, got = ({name: [len(group["params"]) for group in part.get("param_groups", [])] for name, part in tree.items()}
-                   for tree in (expected["optimizer"], found["optimizer"]))
+    wanted, got = (
+        {name: [len(group["params"]) for group in part.get("param_groups", [])] for name, part in tree.items()}
+        for tree in (expected["optimizer"], found["optimizer"])
+    )
     return None if wanted == got else f"optimizer: expected the parts and sizes {wanted}, found {got}"

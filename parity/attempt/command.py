@@ -97,18 +97,34 @@ def _new(options: New) -> int:
 
     if not 1 <= options.runs <= 1000:
         raise InputError(f"--runs: expected 1 to 1000, found {options.runs}: choose another")
-    made = new(options.dir, recipe=options.recipe, backend=options.backend, track=options.track, author=options.author,
-               kind=options.kind, runs=options.runs)  # fmt: skip
+    made = new(
+        options.dir,
+        recipe=options.recipe,
+        backend=options.backend,
+        track=options.track,
+        author=options.author,
+        kind=options.kind,
+        runs=options.runs,
+    )
     commands = _next(options.dir)
     if options.json:
         declared = dataclasses.asdict(made)
         print(json.dumps({"attempt": str(options.dir), "file": made.file, "declaration": declared, "next": commands}))
         return 0
-    print(f"{options.dir} has {made.file}, {made.recipe} in {made.backend} so far; declaration.json, what is claimed "
-          "for it; and a test.\nEdit the first two, then:")  # fmt: skip
-    for command, what in zip(commands, ("that it builds and steps", "one tuning run, which counts towards the budget",
-                                        f"declares {made.runs} seeds and makes the runs", "what was run, and its cost",
-                                        "whether it holds")):  # fmt: skip
+    print(
+        f"{options.dir} has {made.file}, {made.recipe} in {made.backend} so far; declaration.json, what is claimed "
+        "for it; and a test.\nEdit the first two, then:"
+    )
+    for command, what in zip(
+        commands,
+        (
+            "that it builds and steps",
+            "one tuning run, which counts towards the budget",
+            f"declares {made.runs} seeds and makes the runs",
+            "what was run, and its cost",
+            "whether it holds",
+        ),
+    ):
         print(f"  {command:<60}  # {what}")
     return 0
 
@@ -118,8 +134,13 @@ def _next(folder: Path) -> list[str]:
 
     own = f"{python()} -m parity.attempt"
     named = shlex.quote(str(folder))
-    return [f"{python()} -m pytest -q {named}", f"{own} run {named} --tune", f"{own} run {named}",
-            f"{own} show {named}", f"{own} judge {named}"]  # fmt: skip
+    return [
+        f"{python()} -m pytest -q {named}",
+        f"{own} run {named} --tune",
+        f"{own} run {named}",
+        f"{own} show {named}",
+        f"{own} judge {named}",
+    ]
 
 
 def _run(options: Run) -> int:
@@ -127,8 +148,9 @@ def _run(options: Run) -> int:
     from parity.attempt.showing import overview, table
 
     if options.seed is not None and not options.tune:
-        raise InputError(f"--seed {options.seed}: expected --tune with it, as the seeds of final runs are not chosen: "
-                         "leave it out")  # fmt: skip
+        raise InputError(
+            f"--seed {options.seed}: expected --tune with it, as the seeds of final runs are not chosen: leave it out"
+        )
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed: expected 0 or more, below 2**63, found {options.seed}: choose another")
     if options.tune and options.again:
@@ -166,8 +188,14 @@ def _judge(options: Judge) -> int:
     from parity.verify.attempts import judge_attempt
     from parity.verify.command import progress
 
-    verdict = judge_attempt(options.dir, depth=options.depth, data_dir=options.data_dir, trust_code=options.trust_code,
-                            baseline=options.baseline, say=progress(options.json))  # fmt: skip
+    verdict = judge_attempt(
+        options.dir,
+        depth=options.depth,
+        data_dir=options.data_dir,
+        trust_code=options.trust_code,
+        baseline=options.baseline,
+        say=progress(options.json),
+    )
     if options.json:
         print(json.dumps(verdict.to_json(), default=str))
     else:
@@ -189,5 +217,8 @@ def _silent(text: str) -> None:
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "new": (New, _new), "run": (Run, _run), "judge": (Judge, _judge), "show": (Show, _show),
-}  # fmt: skip
+    "new": (New, _new),
+    "run": (Run, _run),
+    "judge": (Judge, _judge),
+    "show": (Show, _show),
+}

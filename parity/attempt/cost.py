@@ -51,8 +51,10 @@ def lacking(budget: Budget, runs: Sequence[MadeRun], new: int, going: MadeRun | 
         total = getattr(so_far, unit) or 0.0
         if limit is not None and (total >= limit or total + max(0.0, mean - had) > limit):
             name = {"seconds": "s of training", "flops": "FLOPs"}[unit]
-            return (f"the budget is {limit:.6g} {name}, {total:.6g} are used, and a run has taken {mean:.6g} on "
-                    "average: the next would pass it")  # fmt: skip
+            return (
+                f"the budget is {limit:.6g} {name}, {total:.6g} are used, and a run has taken {mean:.6g} on "
+                "average: the next would pass it"
+            )
     return ""
 
 

@@ -23,13 +23,23 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
     what = "optimizer" if chosen.fixed else "program"
     template = f"{BACKENDS[backend]}_{'optimizer' if chosen.fixed else recipe}.py"
     if not (TEMPLATES / template).exists():
-        raise InputError(f"the recipe {recipe} has no program to start from: expected {TEMPLATES / template}: write it, or start from another")
+        raise InputError(
+            f"the recipe {recipe} has no program to start from: expected {TEMPLATES / template}: write it, or start from another"
+        )
     declaration = {
-        "schema": DECLARATION_SCHEMA, "author": author, "kind": kind,
-        "track": track, "backend": BACKENDS[backend], "recipe": recipe,
-        "claim": {"val_loss_below": chosen.target, "at_step": None, "seconds": None}, "runs": runs,
-        "budget": {"runs": None, "seconds": None, "flops": None}, "techniques": [], "note": "", "arguments": [],
-    }  # fmt: skip
+        "schema": DECLARATION_SCHEMA,
+        "author": author,
+        "kind": kind,
+        "track": track,
+        "backend": BACKENDS[backend],
+        "recipe": recipe,
+        "claim": {"val_loss_below": chosen.target, "at_step": None, "seconds": None},
+        "runs": runs,
+        "budget": {"runs": None, "seconds": None, "flops": None},
+        "techniques": [],
+        "note": "",
+        "arguments": [],
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -39,6 +49,8 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
         text = json.dumps(declaration, indent=2, ensure_ascii=False) + "\n"
         (folder / DECLARATION).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{folder}: expected a folder that can be made and written to, found that it cannot "
-                         f"({error.strerror}): name another") from None  # fmt: skip
+        raise InputError(
+            f"{folder}: expected a folder that can be made and written to, found that it cannot "
+            f"({error.strerror}): name another"
+        ) from None
     return read_declaration(folder / DECLARATION)

@@ -44,18 +44,40 @@ _RUNS = {"type": "integer", "minimum": 1, "maximum": 1000}
 _SEEDS = {"type": "array", "items": _SEED, "minItems": 1, "maxItems": 1000}
 
 KINDS: dict[str, dict[str, Any]] = {
-    "declared": {"program_sha256": _DIGEST, "declaration_sha256": _DIGEST, "seeds": _SEEDS, "runs": _RUNS,
-                 "command": _COMMAND, "declaration": {"type": "object"}},
-    "started": {"run": _RUN, "seed": _SEED, "purpose": {"enum": ["tune", "final"]}, "program_sha256": _DIGEST,
-                "declaration_sha256": _DIGEST},
+    "declared": {
+        "program_sha256": _DIGEST,
+        "declaration_sha256": _DIGEST,
+        "seeds": _SEEDS,
+        "runs": _RUNS,
+        "command": _COMMAND,
+        "declaration": {"type": "object"},
+    },
+    "started": {
+        "run": _RUN,
+        "seed": _SEED,
+        "purpose": {"enum": ["tune", "final"]},
+        "program_sha256": _DIGEST,
+        "declaration_sha256": _DIGEST,
+    },
     "resumed": {"run": _RUN, "fresh": {"type": "boolean"}},
-    "ended": {"run": _RUN, "exit_code": _CODE, "seconds": _SECONDS, "steps_made": _WHOLE,
-              "steps": _WHOLE | {"type": ["integer", "null"]}, "val_loss": _LOSS, "flops": _FLOPS},
-    "interrupted": {"run": _RUN, "exit_code": _CODE | {"type": ["integer", "null"]}, "seconds": _SECONDS,
-                    "steps_made": _WHOLE},
+    "ended": {
+        "run": _RUN,
+        "exit_code": _CODE,
+        "seconds": _SECONDS,
+        "steps_made": _WHOLE,
+        "steps": _WHOLE | {"type": ["integer", "null"]},
+        "val_loss": _LOSS,
+        "flops": _FLOPS,
+    },
+    "interrupted": {
+        "run": _RUN,
+        "exit_code": _CODE | {"type": ["integer", "null"]},
+        "seconds": _SECONDS,
+        "steps_made": _WHOLE,
+    },
     "stopped": {"reason": {"type": "string", "maxLength": 1000}},
     "torn_line_dropped": {"bytes": _WHOLE, "sha256": _DIGEST},
-}  # fmt: skip
+}
 """Kinds of events and their fields. `resumed` is fresh where nothing was there to go on from; `ended` has the totals of
 the run's finish (null where it did not come to that), and `steps_made` counts steps that were made twice twice."""
 
@@ -152,8 +174,10 @@ def digest_of(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: expected a file of the attempt, found none that can be read ({error.strerror}): put "
-                         "it back, or make a new attempt with python -m parity.attempt new") from None  # fmt: skip
+        raise InputError(
+            f"{path}: expected a file of the attempt, found none that can be read ({error.strerror}): put "
+            "it back, or make a new attempt with python -m parity.attempt new"
+        ) from None
 
 
 def read_declaration(path: Path) -> Declaration:
@@ -165,8 +189,10 @@ def read_declaration(path: Path) -> Declaration:
         with open(path, "rb") as file:
             text = file.read(LIMIT_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{path}: expected the declaration of an attempt, found none that can be read "
-                         f"({error.strerror}): name a folder that python -m parity.attempt new made") from None
+        raise InputError(
+            f"{path}: expected the declaration of an attempt, found none that can be read "
+            f"({error.strerror}): name a folder that python -m parity.attempt new made"
+        ) from None
     if len(text) > LIMIT_BYTES:
         raise InputError(f"{path}: expected at most {LIMIT_BYTES:,} bytes, found more: shorten it")
     try:
@@ -187,8 +213,9 @@ def _declaration(path: Path, data: dict[str, Any]) -> Declaration:
     for argument in data["arguments"]:
         option = argument.split("=")[0]
         if argument.startswith("-") and option.lstrip("-").replace("_", "-") in RESERVED:
-            raise InputError(f"{path}: arguments: expected no {option}, which the attempt itself sets, found it: leave "
-                             "it out")  # fmt: skip
+            raise InputError(
+                f"{path}: arguments: expected no {option}, which the attempt itself sets, found it: leave it out"
+            )
         if "\0" in argument:
             raise InputError(f"{path}: arguments: expected text, found NUL in {argument!r:.80}: take it out")
     claim, budget = data["claim"], data["budget"]
@@ -196,14 +223,23 @@ def _declaration(path: Path, data: dict[str, Any]) -> Declaration:
     whole = {name: None if value is None else int(value) for name, value in whole.items()}
     runs = int(data["runs"])
     if whole["runs"] is not None and whole["runs"] < runs:
-        raise InputError(f"{path}: budget.runs: expected at least runs, {runs}, found {whole['runs']}: the budget has "
-                         "to cover the final runs")  # fmt: skip
+        raise InputError(
+            f"{path}: budget.runs: expected at least runs, {runs}, found {whole['runs']}: the budget has "
+            "to cover the final runs"
+        )
     return Declaration(
-        data["author"], data["kind"], data["track"], data["backend"], data["recipe"],
-        Claim(claim["val_loss_below"], whole["at_step"], claim["seconds"]), runs,
+        data["author"],
+        data["kind"],
+        data["track"],
+        data["backend"],
+        data["recipe"],
+        Claim(claim["val_loss_below"], whole["at_step"], claim["seconds"]),
+        runs,
         Budget(whole["runs"], budget["seconds"], budget["flops"]),
-        tuple(data["techniques"]), data["note"], tuple(data["arguments"]),
-    )  # fmt: skip
+        tuple(data["techniques"]),
+        data["note"],
+        tuple(data["arguments"]),
+    )
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
@@ -214,9 +250,11 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     lines = _Lines(Path(path))
     events = list(lines)
     if lines.torn:
-        raise InputError(f"{path} line {len(events) + 1}: expected one JSON object that ends in a newline, found "
-                         f"{lines.torn[:40]!r}: its writing was cut off, and python -m parity.attempt run "
-                         f"{Path(path).parent} drops it and goes on")  # fmt: skip
+        raise InputError(
+            f"{path} line {len(events) + 1}: expected one JSON object that ends in a newline, found "
+            f"{lines.torn[:40]!r}: its writing was cut off, and python -m parity.attempt run "
+            f"{Path(path).parent} drops it and goes on"
+        )
     return events
 
 
@@ -229,16 +267,26 @@ def runs_of(events: list[dict[str, Any]]) -> list[MadeRun]:
         if kind == "declared":
             declarations += 1
         elif kind == "started":
-            runs[run] = MadeRun(run, int(event["seed"]), event["purpose"], declarations, event["program_sha256"],
-                                event["declaration_sha256"])  # fmt: skip
+            runs[run] = MadeRun(
+                run,
+                int(event["seed"]),
+                event["purpose"],
+                declarations,
+                event["program_sha256"],
+                event["declaration_sha256"],
+            )
         elif kind == "resumed":
             made = runs[run]
             lost = (made.seconds, made.steps_made) if event["fresh"] else made.before
             runs[run] = replace(made, live=True, exit_code=None, before=lost)
         elif kind in ("ended", "interrupted"):
             made = runs[run]
-            made = replace(made, live=False, seconds=made.before[0] + event["seconds"],
-                           steps_made=made.before[1] + int(event["steps_made"]))  # fmt: skip
+            made = replace(
+                made,
+                live=False,
+                seconds=made.before[0] + event["seconds"],
+                steps_made=made.before[1] + int(event["steps_made"]),
+            )
             reached = ("exit_code", "steps", "val_loss", "flops") if kind == "ended" else ()
             runs[run] = replace(made, **{name: event[name] for name in reached})
     return list(runs.values())
@@ -288,8 +336,10 @@ class Record:
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.path, size)
-            raise InputError(f"{self.path} cannot be written ({error.strerror}); its {len(self.events)} lines are "
-                             "safe: free some space or check its permissions, and run again") from None  # fmt: skip
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}); its {len(self.events)} lines are "
+                "safe: free some space or check its permissions, and run again"
+            ) from None
 
 
 class _Lines:
@@ -311,8 +361,10 @@ class _Lines:
                         return
                     yield self._event(line)
         except OSError as error:
-            raise InputError(f"{self.path}: expected the record of an attempt, found none that can be read "
-                             f"({error.strerror}): make it with python -m parity.attempt run") from None  # fmt: skip
+            raise InputError(
+                f"{self.path}: expected the record of an attempt, found none that can be read "
+                f"({error.strerror}): make it with python -m parity.attempt run"
+            ) from None
 
     def _event(self, line: bytes) -> dict[str, Any]:
         try:
@@ -325,8 +377,9 @@ class _Lines:
         return event
 
     def _refuse(self, problem: str) -> NoReturn:
-        raise InputError(f"{self.path} line {self.number + 1}: {problem}: the record was changed, and the attempt must "
-                         "be made again")  # fmt: skip
+        raise InputError(
+            f"{self.path} line {self.number + 1}: {problem}: the record was changed, and the attempt must be made again"
+        )
 
     def problem(self, event: Any) -> str:
         """What is wrong with this as the next event; "" where nothing is."""

@@ -73,13 +73,23 @@ def read(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
     except InputError as error:
         raise InputError(f"{folder / DECLARATION}: arguments: {error}") from None
     kept = {f"--{name}": str(getattr(options, name)) for name in ("device", "samples") if name in given}
-    digests = {"program_sha256": digest_of(folder / declaration.file),
-               "declaration_sha256": digest_of(folder / DECLARATION)}  # fmt: skip
+    digests = {
+        "program_sha256": digest_of(folder / declaration.file),
+        "declaration_sha256": digest_of(folder / DECLARATION),
+    }
     return declaration, digests, [*sum(kept.items(), ()), *["--tensorboard"] * options.tensorboard]
 
 
-def run(folders: Sequence[Path], *, tune: bool = False, seed: int = 0, again: bool = False, data_dir: Path | None = None,
-        say: Callable[[str], None] = print, told: Callable[[dict[str, Any]], None] | None = None) -> None:
+def run(
+    folders: Sequence[Path],
+    *,
+    tune: bool = False,
+    seed: int = 0,
+    again: bool = False,
+    data_dir: Path | None = None,
+    say: Callable[[str], None] = print,
+    told: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Makes the final runs of attempts, or one tuning run of each. Several attempts take turns, run by run, so that their
     seconds can be compared in pairs. `told` gets every new event of the records; the trainer's output then goes to files.
 
@@ -94,24 +104,38 @@ def run(folders: Sequence[Path], *, tune: bool = False, seed: int = 0, again: bo
             record = Record(folder / RECORD, told or (lambda event: None))
             attempt = Attempt(folder, record, data_dir, say, told is not None)
             settle(attempt)
-            work.append((attempt, [tuning(attempt, seed)] if tune else
-                         [Job("final", label, seed) for label, seed in enumerate(declare(attempt, again), 1)]))  # fmt: skip
+            work.append(
+                (
+                    attempt,
+                    [tuning(attempt, seed)]
+                    if tune
+                    else [Job("final", label, seed) for label, seed in enumerate(declare(attempt, again), 1)],
+                )
+            )
         for turn in zip_longest(*(jobs for _, jobs in work)):
             for (attempt, jobs), job in zip(work, turn):
                 if job is not None:
                     make(attempt, requests, job, jobs)
-        failed = [str(attempt.folder / made.run) for attempt, jobs in work for job in jobs
-                  if (made := mine(attempt, job)) and made.exit_code]  # fmt: skip
+        failed = [
+            str(attempt.folder / made.run)
+            for attempt, jobs in work
+            for job in jobs
+            if (made := mine(attempt, job)) and made.exit_code
+        ]
     if failed:
-        raise RunFailed(f"{len(failed)} of {sum(len(jobs) for _, jobs in work)} {'tuning' if tune else 'final'} runs failed, which "
-                        f"is their result: {', '.join(failed)}")  # fmt: skip
+        raise RunFailed(
+            f"{len(failed)} of {sum(len(jobs) for _, jobs in work)} {'tuning' if tune else 'final'} runs failed, which "
+            f"is their result: {', '.join(failed)}"
+        )
 
 
 def _check(folders: Sequence[Path]) -> None:
     for folder in folders:
         if not (folder / DECLARATION).is_file():
-            raise InputError(f"{folder}: expected the folder of an attempt with {DECLARATION} in it, found none: make one "
-                             "with python -m parity.attempt new")  # fmt: skip
+            raise InputError(
+                f"{folder}: expected the folder of an attempt with {DECLARATION} in it, found none: make one "
+                "with python -m parity.attempt new"
+            )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("expected folders of different attempts, found one named twice: leave it out once")
 
@@ -127,8 +151,9 @@ def locked(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise InputError(f"{folder}: another run of this attempt is at work: wait for it to end, or stop it") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): check its permissions, or free some "
-                         "space") from None  # fmt: skip
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): check its permissions, or free some space"
+        ) from None
     try:
         yield
     finally:
@@ -142,8 +167,10 @@ def settle(attempt: Attempt) -> None:
         if made.settled:
             continue
         if held(path):
-            raise InputError(f"{path}: its trainer is still at work (pid {_pid(path)}), left from a run that was "
-                             "killed or started by hand: wait for it to end, or stop it")  # fmt: skip
+            raise InputError(
+                f"{path}: its trainer is still at work (pid {_pid(path)}), left from a run that was "
+                "killed or started by hand: wait for it to end, or stop it"
+            )
         if progress(path)[2] is not None:
             ended(attempt, made.run, 0)
         elif made.live:
@@ -175,17 +202,27 @@ def declare(attempt: Attempt, again: bool) -> list[int]:
         files = {"program_sha256": attempt.declaration.file, "declaration_sha256": DECLARATION}
         changed = [attempt.folder / file for key, file in files.items() if found[key] != attempt.digests[key]]
         if changed and not again:
-            raise InputError(f"{changed[0]}: expected the file that the seeds were declared for, found another: put it "
-                             f"back, or declare anew with {attempt.command} --again: all earlier runs stay counted")
+            raise InputError(
+                f"{changed[0]}: expected the file that the seeds were declared for, found another: put it "
+                f"back, or declare anew with {attempt.command} --again: all earlier runs stay counted"
+            )
         if again and not changed:
-            raise InputError(f"--again: nothing has changed since the seeds of {attempt.folder} were declared, and "
-                             "equal files have equal seeds: leave it out")  # fmt: skip
+            raise InputError(
+                f"--again: nothing has changed since the seeds of {attempt.folder} were declared, and "
+                "equal files have equal seeds: leave it out"
+            )
         if not changed:
             return [int(seed) for seed in found["seeds"]]
     seeds = seeds_for(**attempt.digests, count=attempt.declaration.runs)
     command = ["python", "-m", f"{attempt.declaration.backend}.train", *attempt.declaration.trainer_arguments()]
-    attempt.record.append("declared", **attempt.digests, seeds=seeds, runs=len(seeds), command=command,
-                          declaration=asdict(attempt.declaration))  # fmt: skip
+    attempt.record.append(
+        "declared",
+        **attempt.digests,
+        seeds=seeds,
+        runs=len(seeds),
+        command=command,
+        declaration=asdict(attempt.declaration),
+    )
     attempt.say(f"declared {len(seeds)} seeds: {', '.join(map(str, seeds))}")
     return seeds
 
@@ -193,8 +230,13 @@ def declare(attempt: Attempt, again: bool) -> list[int]:
 def tuning(attempt: Attempt, seed: int) -> Job:
     """The tuning run that is to be made: the one that was interrupted, or the next."""
     made = [run for run in attempt.runs if run.purpose == "tune"]
-    going = [n for n, run in enumerate(made, 1) if run.seed == seed and not run.settled and
-             {name: getattr(run, name) for name in attempt.digests} == attempt.digests]  # fmt: skip
+    going = [
+        n
+        for n, run in enumerate(made, 1)
+        if run.seed == seed
+        and not run.settled
+        and {name: getattr(run, name) for name in attempt.digests} == attempt.digests
+    ]
     return Job("tune", going[-1] if going else len(made) + 1, seed)
 
 
@@ -214,8 +256,10 @@ def make(attempt: Attempt, requests: Requests, job: Job, jobs: list[Job]) -> Non
     if requests.number:
         raise Interrupted(f"stopped before {job}; go on with\n  {attempt.command}", requests.number)
     if read(attempt.folder)[1] != attempt.digests:
-        raise InputError(f"{attempt.folder}: expected its files as they were when the runs began, found them changed "
-                         "since: put them back, or declare anew with --again")  # fmt: skip
+        raise InputError(
+            f"{attempt.folder}: expected its files as they were when the runs began, found them changed "
+            "since: put them back, or declare anew with --again"
+        )
     new = sum(mine(attempt, other) is None for other in jobs)
     if reason := lacking(attempt.declaration.budget, attempt.runs, new, found):
         attempt.record.append("stopped", reason=reason)
@@ -274,15 +318,20 @@ def _unfinished(attempt: Attempt, requests: Requests, path: str, code: int) -> E
     """What to say where a trainer ended without a result."""
     full = attempt.folder / path
     if requests.number or code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return Interrupted(f"{full} was stopped, and that is recorded; go on with\n  {attempt.command}",
-                           requests.number or code - 128)  # fmt: skip
+        return Interrupted(
+            f"{full} was stopped, and that is recorded; go on with\n  {attempt.command}", requests.number or code - 128
+        )
     if code > 128:
-        return InputError(f"{full}: its trainer was ended by signal {code - 128}: if that was for memory, free some; "
-                          f"{attempt.command} goes on")  # fmt: skip
+        return InputError(
+            f"{full}: its trainer was ended by signal {code - 128}: if that was for memory, free some; "
+            f"{attempt.command} goes on"
+        )
     where = f": {_last_line(Path(f'{full}.txt'))}" if attempt.quiet else ", as said above"
     if code == 3:
-        return InputError(f"{full}: its trainer ended with a fault{where}: mend the program and declare anew with "
-                          f"--again; if it is not to blame, {attempt.command} goes on")  # fmt: skip
+        return InputError(
+            f"{full}: its trainer ended with a fault{where}: mend the program and declare anew with "
+            f"--again; if it is not to blame, {attempt.command} goes on"
+        )
     return InputError(f"{full}: the trainer cannot make this run{where}: mend that, then {attempt.command}")
 
 

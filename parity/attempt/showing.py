@@ -19,19 +19,40 @@ def overview(folder: Path) -> dict[str, Any]:
     runs = [_so_far(folder, run) for run in runs_of(events)]
     fields = ("utc", "seeds", "program_sha256", "declaration_sha256")
     declared = [{name: event[name] for name in fields} for event in events if event["event"] == "declared"]
-    shown = [{"run": run.run, "purpose": run.purpose, "seed": run.seed, "declaration": run.declaration,
-              "state": _state(run), "steps": run.steps_made, "val_loss": run.val_loss, "seconds": run.seconds,
-              "flops": flops_of(run, runs)} for run in runs]  # fmt: skip
-    return {"attempt": str(folder), "declared": declared, "runs": shown, "used": asdict(spent(runs)),
-            "budget": asdict(declaration.budget),
-            "stopped": [event["reason"] for event in events if event["event"] == "stopped"]}  # fmt: skip
+    shown = [
+        {
+            "run": run.run,
+            "purpose": run.purpose,
+            "seed": run.seed,
+            "declaration": run.declaration,
+            "state": _state(run),
+            "steps": run.steps_made,
+            "val_loss": run.val_loss,
+            "seconds": run.seconds,
+            "flops": flops_of(run, runs),
+        }
+        for run in runs
+    ]
+    return {
+        "attempt": str(folder),
+        "declared": declared,
+        "runs": shown,
+        "used": asdict(spent(runs)),
+        "budget": asdict(declaration.budget),
+        "stopped": [event["reason"] for event in events if event["event"] == "stopped"],
+    }
 
 
 def table(folder: Path, found: dict[str, Any]) -> str:
     """The overview as lines of at most 100 columns."""
     declaration = read_declaration(folder / DECLARATION)
-    lines = [_plain(f"{folder}: {declaration.recipe} in {declaration.backend}, track {declaration.track}, by "
-                    f"{declaration.author} ({declaration.kind})"), "-" * WIDTH]  # fmt: skip
+    lines = [
+        _plain(
+            f"{folder}: {declaration.recipe} in {declaration.backend}, track {declaration.track}, by "
+            f"{declaration.author} ({declaration.kind})"
+        ),
+        "-" * WIDTH,
+    ]
     for number, event in enumerate(found["declared"], 1):
         said = f"declared {event['utc'][:19]}Z ({number}): seeds {', '.join(map(str, event['seeds']))}"
         lines += textwrap.wrap(said, WIDTH, subsequent_indent="  ")
@@ -39,8 +60,10 @@ def table(folder: Path, found: dict[str, Any]) -> str:
     lines.append(f"{'run':<26}{'decl':>5}{'seed':>12}{'steps':>9}{'val loss':>10}{'train s':>10}{'FLOPs':>10}  state")
     for run in found["runs"]:
         name, loss = run["run"].split("/")[-1], "" if run["val_loss"] is None else f"{run['val_loss']:.4f}"
-        lines.append(f"{name:<26.26}{run['declaration'] or '':>5}{run['seed']:>12}{run['steps']:>9,}{loss:>10}"
-                     f"{run['seconds']:>10,.1f}{_number(run['flops']):>10}  {run['state']}")  # fmt: skip
+        lines.append(
+            f"{name:<26.26}{run['declaration'] or '':>5}{run['seed']:>12}{run['steps']:>9,}{loss:>10}"
+            f"{run['seconds']:>10,.1f}{_number(run['flops']):>10}  {run['state']}"
+        )
     used, budget = found["used"], found["budget"]
     lines.append("-" * WIDTH)
     for name, unit in (("runs", "runs"), ("seconds", "s of training"), ("flops", "FLOPs")):

@@ -80,9 +80,15 @@ def train(backend: str, arguments: Sequence[str], folder: Path, output: Path | N
             stream = files.enter_context(open(output, "ab"))
         sys.stdout.flush()
         # In a group of its own: Ctrl-C would reach it both from the terminal and from here, and stop it at once.
-        process = subprocess.Popen([sys.executable, "-P", "-m", f"{backend}.train", *arguments], cwd=folder,
-                                   env=environment(os.environ), process_group=0,
-                                   stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"{backend}.train", *arguments],
+            cwd=folder,
+            env=environment(os.environ),
+            process_group=0,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+        )
         with requests.passed_to(process):
             code = process.wait()
     return 128 - code if code < 0 else code

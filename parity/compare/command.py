@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from parity.compare.observation import Result
     from parity.compare.side import Side
 
-REPEATED = {"float64": 9, "float32": 9, "bfloat16": 2}  # of every 20 repetitions; one in bfloat16 is eight draws in itself
+REPEATED = {
+    "float64": 9,
+    "float32": 9,
+    "bfloat16": 2,
+}  # of every 20 repetitions; one in bfloat16 is eight draws in itself
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ def compare(argv: Sequence[str] | None) -> int:
 
 COMMON = {"recipe", "scale", "seed", "data_dir", "device"}
 MODES = {  # what each of these has a use for
-    "faults": COMMON | {"plant", "into", "json", "html"}, "repeat": COMMON | {"a", "b", "levels", "steps", "plant", "into"},
+    "faults": COMMON | {"plant", "into", "json", "html"},
+    "repeat": COMMON | {"a", "b", "levels", "steps", "plant", "into"},
     "record": {"recipe", "scale", "data_dir"},
-}  # fmt: skip
+}
 
 
 def _check(options: Options) -> None:
@@ -118,18 +123,28 @@ def _check(options: Options) -> None:
     fault = fault_for(options.plant)
     sides = [options.a, options.b]
     if not options.faults and options.into not in sides:
-        raise InputError(f"--plant {options.plant}: expected --in with the side to plant it in, found {options.into}; "
-                         f"{nearest(options.into or '', sides)}")
+        raise InputError(
+            f"--plant {options.plant}: expected --in with the side to plant it in, found {options.into}; "
+            f"{nearest(options.into or '', sides)}"
+        )
     if options.into and options.into not in fault.backends:
-        raise InputError(f"--in {options.into}: {fault.name} can be planted in {' and '.join(fault.backends)}: choose one")
+        raise InputError(
+            f"--in {options.into}: {fault.name} can be planted in {' and '.join(fault.backends)}: choose one"
+        )
     if fault.dtype != "float64" and options.dtype != fault.dtype:
-        raise InputError(f"--plant {options.plant}: it shows at --dtype {fault.dtype} alone, where 8 bits are used, found {options.dtype}: "
-                         "choose that")
+        raise InputError(
+            f"--plant {options.plant}: it shows at --dtype {fault.dtype} alone, where 8 bits are used, found {options.dtype}: "
+            "choose that"
+        )
     if options.scale != "tiny":
-        raise InputError(f"--plant {options.plant}: the catalogue is for --scale tiny, found {options.scale}: leave one of them out")
+        raise InputError(
+            f"--plant {options.plant}: the catalogue is for --scale tiny, found {options.scale}: leave one of them out"
+        )
     if options.recipe and options.recipe not in fault.recipes:
-        raise InputError(f"--plant {options.plant}: a fault of {' and '.join(fault.recipes)}, found --recipe {options.recipe} "
-                         f"({fault.only}): leave --recipe out")
+        raise InputError(
+            f"--plant {options.plant}: a fault of {' and '.join(fault.recipes)}, found --recipe {options.recipe} "
+            f"({fault.only}): leave --recipe out"
+        )
 
 
 def _check_modes(options: Options) -> None:
@@ -140,7 +155,9 @@ def _check_modes(options: Options) -> None:
             name = {"into": "in"}.get(idle[0], idle[0].replace("_", "-"))
             raise InputError(f"--{name}: --{mode} has no use for it: leave one of the two out")
     if "names" in changed and "weights" not in changed:
-        raise InputError(f"--names {options.names}: expected --weights FILE with it: say which weights have these names")
+        raise InputError(
+            f"--names {options.names}: expected --weights FILE with it: say which weights have these names"
+        )
 
 
 def _check_recorded(options: Options) -> None:
@@ -149,13 +166,17 @@ def _check_recorded(options: Options) -> None:
 
     for recipe in _recipes(options):
         if narrow.recorded_errors(recipe, options.scale, options.dtype) is None:
-            raise InputError(f"--dtype {options.dtype}: no errors were recorded for {recipe} at {options.scale}: compare in float64, "
-                             f"or record them with --record --scale {options.scale}")
+            raise InputError(
+                f"--dtype {options.dtype}: no errors were recorded for {recipe} at {options.scale}: compare in float64, "
+                f"or record them with --record --scale {options.scale}"
+            )
     for name in ("steps", "weights", "device"):
         value = getattr(options, name)
         if value != getattr(Options, name):
-            raise InputError(f"--{name} {value}: errors in {options.dtype} are recorded for {getattr(Options, name)}: leave it out, "
-                             "or compare in float64")
+            raise InputError(
+                f"--{name} {value}: errors in {options.dtype} are recorded for {getattr(Options, name)}: leave it out, "
+                "or compare in float64"
+            )
 
 
 def _recipes(options: Options) -> list[str]:
@@ -175,7 +196,9 @@ def _case(options: Options, recipe: str, folder: Path, dtype: str | None = None,
 
     made = compared_recipe(recipe, options.scale, dtype or options.dtype)
     if options.steps > made.steps:
-        raise InputError(f"--steps {options.steps}: expected at most {made.steps}, the plan of {recipe} at {options.scale}")
+        raise InputError(
+            f"--steps {options.steps}: expected at most {made.steps}, the plan of {recipe} at {options.scale}"
+        )
     track = track_of(options.scale)
     needed = sum(segment.steps * segment.tokens for segment in made.plan) + 1
     slice_ = prepare(track.slice, options.data_dir, train_tokens=needed, progress=Progress())
@@ -189,7 +212,9 @@ def _sides(options: Options) -> "list[Side]":
 
     fault = fault_for(options.plant) if options.plant else None
     planted = 0 if options.into == options.a else 1  # in a where both are the same
-    return [Side(spec, fault if i == planted else None, options.device) for i, spec in enumerate((options.a, options.b))]
+    return [
+        Side(spec, fault if i == planted else None, options.device) for i, spec in enumerate((options.a, options.b))
+    ]
 
 
 def _judged(options: Options, case: "Case", sides: "list[Side]", truth: "Side") -> "list[Result]":
@@ -264,7 +289,9 @@ def _repeat(options: Options, folder: Path) -> int:
 
     recipes, failed = _recipes(options), 0
     dtypes = [dtype for dtype, count in REPEATED.items() for _ in range(count)]
-    planned = [(recipes[i % len(recipes)], dtypes[(i // len(recipes)) * 7 % len(dtypes)]) for i in range(options.repeat)]
+    planned = [
+        (recipes[i % len(recipes)], dtypes[(i // len(recipes)) * 7 % len(dtypes)]) for i in range(options.repeat)
+    ]
     truth = Side("torchref")
     for recipe, dtype in dict.fromkeys(planned):  # all seeds of a pair together: its programs are compiled once
         sides, written = _sides(options), {}
@@ -273,10 +300,23 @@ def _repeat(options: Options, folder: Path) -> int:
             results = _judged(options, case, sides, truth)
             code = _code(results)
             failed += code != 0
-            worst = max((line.ratio for r in results for line in r.lines if line.allowed and "Holm" not in line.basis), default=0.0)
-            finding = next((f"{r.finding.level}, {r.finding.line}: {r.finding.place}, {r.finding.says}" for r in results if r.finding), "")
-            print(f"{i + 1:>4}  {recipe:8} {dtype:9} seed {case.seed:<4} {('holds', 'FAILS', 'not judged')[code]}  "
-                  f"largest part of an allowance {worst:.2g}  {finding}", flush=True)
+            worst = max(
+                (line.ratio for r in results for line in r.lines if line.allowed and "Holm" not in line.basis),
+                default=0.0,
+            )
+            finding = next(
+                (
+                    f"{r.finding.level}, {r.finding.line}: {r.finding.place}, {r.finding.says}"
+                    for r in results
+                    if r.finding
+                ),
+                "",
+            )
+            print(
+                f"{i + 1:>4}  {recipe:8} {dtype:9} seed {case.seed:<4} {('holds', 'FAILS', 'not judged')[code]}  "
+                f"largest part of an allowance {worst:.2g}  {finding}",
+                flush=True,
+            )
     print(f"{options.repeat} comparisons, {failed} false alarms")
     return 1 if failed else 0
 
@@ -291,7 +331,9 @@ def _record(options: Options, folder: Path) -> int:
 
 
 def _plain(options: Options) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(options).items()}
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(options).items()
+    }
 
 
 def _write(path: Path, content: str) -> None:

@@ -25,7 +25,9 @@ def data(side: Side, case: Case) -> Iterator[Seen]:
     chosen = _chosen(steps)
     yield Seen("train", "number of steps", str(len(list(stream.spans(lengths, plan)))), expected=str(len(steps)))
     found = list(stream.spans(lengths, plan))
-    yield from _compared(side, case, "train", train, [found[i] for i in chosen if i < len(found)], [steps[i] for i in chosen])
+    yield from _compared(
+        side, case, "train", train, [found[i] for i in chosen if i < len(found)], [steps[i] for i in chosen]
+    )
     middle = len(steps) // 2
     resumed, later = list(stream.spans(lengths, plan, middle)), [i for i in chosen if i >= middle]
     resumed_there = [resumed[i - middle] for i in later if i - middle < len(resumed)]
@@ -34,7 +36,9 @@ def data(side: Side, case: Case) -> Iterator[Seen]:
     shards = _made_shards(case, tokens)
     many = [stream.Segment(10 * len(shards), tokens, case.recipe.context)]
     ends = [len(shard) for shard in shards]
-    yield from _compared(side, case, "across shard ends", shards, list(stream.spans_there(ends, many)), list(plain_spans(ends, many)))
+    yield from _compared(
+        side, case, "across shard ends", shards, list(stream.spans_there(ends, many)), list(plain_spans(ends, many))
+    )
     shard, start, _ = case.slice.part("val")
     spans = list(stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context))
     count = case.track.val_tokens // tokens
@@ -55,8 +59,15 @@ def plain_spans(lengths: Sequence[int], plan: Sequence[stream.Segment]) -> Itera
             step, position = step + 1, position + segment.tokens
 
 
-def _compared(side: Side, case: Case, line: str, shards: Sequence[np.ndarray], spans: list[stream.Span],
-              expected: list[stream.Span], ranks: tuple[int, ...] = RANKS) -> Iterator[Seen]:
+def _compared(
+    side: Side,
+    case: Case,
+    line: str,
+    shards: Sequence[np.ndarray],
+    spans: list[stream.Span],
+    expected: list[stream.Span],
+    ranks: tuple[int, ...] = RANKS,
+) -> Iterator[Seen]:
     """What each rank's program is given for each span, and what it must be given."""
     for count in ranks:
         if any(span.tokens % (count * span.seq_len) for span in expected):
@@ -86,13 +97,20 @@ def _made_shards(case: Case, tokens: int) -> list[np.ndarray]:
     return shards
 
 
-def _read(side: Side, case: Case, shards: Sequence[np.ndarray], spans: Iterable[stream.Span], rank: int,
-          ranks: int) -> Iterator[tuple[stream.Span, str]]:
+def _read(
+    side: Side, case: Case, shards: Sequence[np.ndarray], spans: Iterable[stream.Span], rank: int, ranks: int
+) -> Iterator[tuple[stream.Span, str]]:
     """Each span, and a digest of what the program holds of this rank's part once it is placed."""
     program = side.program(case.recipe)
     fetch = program.fetch
-    with stream.Reader(shards, spans, rank, ranks, case.recipe.tokenizer_size,
-                       place=lambda *batch: (side.place(case.recipe, batch), None)) as reader:
+    with stream.Reader(
+        shards,
+        spans,
+        rank,
+        ranks,
+        case.recipe.tokenizer_size,
+        place=lambda *batch: (side.place(case.recipe, batch), None),
+    ) as reader:
         for batch in reader:
             yield batch.span, _digest([fetch(part) for part in batch.inputs])
 

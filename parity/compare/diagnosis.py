@@ -16,32 +16,59 @@ REFERENCE = "torchref"  # nothing has to be compiled to try a mistake in it
 NOT_TRIED = ("layout",)  # each try would be a set of processes
 
 
-def diagnosed(a: Side, b: Side, case: Case, level, finding: Finding, seen_a: list[Seen], seen_b: list[Seen],
-              memo: dict) -> Finding:
+def diagnosed(
+    a: Side, b: Side, case: Case, level, finding: Finding, seen_a: list[Seen], seen_b: list[Seen], memo: dict
+) -> Finding:
     """The finding with its reasons: the side that departs from the reference, and which mistake, planted in the
     reference, makes the two agree at this level. Without such a one: those of the catalogue that show at this place."""
     known = [fault for fault in FAULTS.values() if fault.level == level.name and case.recipe.name in fault.recipes]
     here = [fault for fault in known if matches(fault, finding)]
     perhaps = tuple(f"perhaps: {fault.says}" for fault in here[:3])
     tiny = case.track.scale == "tiny"  # the catalogue's scale
-    if case.recipe.precision != "float64" or level.name in NOT_TRIED or not tiny or not importlib.util.find_spec("torch"):
+    if (
+        case.recipe.precision != "float64"
+        or level.name in NOT_TRIED
+        or not tiny
+        or not importlib.util.find_spec("torch")
+    ):
         return dataclasses.replace(finding, reasons=perhaps)
-    reference = next((side for side in (b, a) if side.backend == REFERENCE and not side.fault), None) or Side(REFERENCE, device=a.device)
+    reference = next((side for side in (b, a) if side.backend == REFERENCE and not side.fault), None) or Side(
+        REFERENCE, device=a.device
+    )
     plain = reference.observe(level, case, memo)
-    suspect, seen = next(((side, seen) for side, seen in ((a, seen_a), (b, seen_b)) if side is not reference
-                          and first_difference(level.name, seen, plain, side) < math.inf), (None, None))  # fmt: skip
+    suspect, seen = next(
+        (
+            (side, seen)
+            for side, seen in ((a, seen_a), (b, seen_b))
+            if side is not reference and first_difference(level.name, seen, plain, side) < math.inf
+        ),
+        (None, None),
+    )
     if suspect is None:
         return dataclasses.replace(finding, reasons=perhaps)
-    who = f"{suspect.name} departs from {REFERENCE}" if suspect.name != REFERENCE else f"this {REFERENCE} departs from a plain one"
+    who = (
+        f"{suspect.name} departs from {REFERENCE}"
+        if suspect.name != REFERENCE
+        else f"this {REFERENCE} departs from a plain one"
+    )
     parting = first_difference(level.name, seen, plain, suspect)
     for candidates in (here, [fault for fault in known if fault not in here]):
-        reached = {fault: _reached(fault, suspect, seen, level, case, memo) for fault in candidates if REFERENCE in fault.backends}
+        reached = {
+            fault: _reached(fault, suspect, seen, level, case, memo)
+            for fault in candidates
+            if REFERENCE in fault.backends
+        }
         furthest = max(reached.values(), default=0)
         if furthest > parting:
             next_place = f" as far as {plain[int(furthest)].place}" if furthest < len(plain) else ""
-            return dataclasses.replace(finding, reasons=tuple(
-                f"{who}; with the mistake {fault.name} planted in {REFERENCE} they agree{next_place}: {fault.says}"
-                for fault, index in reached.items() if index == furthest))  # fmt: skip
+            return dataclasses.replace(
+                finding,
+                reasons=tuple(
+                    f"{who}; with the mistake {fault.name} planted in {REFERENCE} they agree{next_place}: {fault.says}"
+                    for fault, index in reached.items()
+                    if index == furthest
+                ),
+            )
     return dataclasses.replace(finding, reasons=(who, *perhaps))
 
 

@@ -81,8 +81,10 @@ def _torch_adamw(wrong: str):
                     w.copy_(_moved(w, m / _root(v, eps, wrong, torch.sqrt), rate, decay, wrong))
 
     def make(weights, betas, eps, decays):
-        groups = [{"params": list(tensors.values()), "name": group, "weight_decay": decays[group]}
-                  for group, tensors in weights.items()]  # fmt: skip
+        groups = [
+            {"params": list(tensors.values()), "name": group, "weight_decay": decays[group]}
+            for group, tensors in weights.items()
+        ]
         return AdamW(groups, {"lr": 0.0, "betas": betas, "eps": eps})
 
     return make

@@ -17,7 +17,13 @@ def arrays(backend: str) -> ModuleType:
 
 
 LAYERS = ("Embedding", "LayerNorm", "Linear", "Norm", "RMSNorm")
-PLAIN = ("DocumentWindow", "MaskedPadding", "RationalCap", "SigmoidCap", "TanhCap")  # parts without weights: modules in neither backend
+PLAIN = (
+    "DocumentWindow",
+    "MaskedPadding",
+    "RationalCap",
+    "SigmoidCap",
+    "TanhCap",
+)  # parts without weights: modules in neither backend
 
 
 def forward_of(backend: str, kind: str, change: Change) -> Patch:
@@ -31,8 +37,9 @@ def forward(kinds: tuple[str, ...], change: Callable[[str], Change]) -> Callable
     return lambda backend: [forward_of(backend, kind, change(backend)) for kind in kinds]
 
 
-def norm(centred: bool, axis: int = -1, unbiased: bool = False, constant: bool = False, gain: bool = True,
-         bias: bool = True) -> Change:  # fmt: skip
+def norm(
+    centred: bool, axis: int = -1, unbiased: bool = False, constant: bool = False, gain: bool = True, bias: bool = True
+) -> Change:
     """A norm from its formula."""
 
     def change(original):
@@ -109,7 +116,11 @@ def block(change: str) -> Change:
         def call(self, x, flow):
             x = self.lambdas(x, flow.x0_BTD) if self.lambdas else x
             if not self.attn:
-                mlp = self.norm2(x + self.mlp(x)) if change == "post" else x + (0.5 if change == "scaled" else 1) * self.mlp(self.norm2(x))
+                mlp = (
+                    self.norm2(x + self.mlp(x))
+                    if change == "post"
+                    else x + (0.5 if change == "scaled" else 1) * self.mlp(self.norm2(x))
+                )
                 return mlp, None
             y, v = self.attn(x if change == "post" else self.norm1(x), flow)
             if change == "scaled":

@@ -15,13 +15,20 @@ FROZEN = "blocks.1.mlp.fc.weight"
 
 def _methods(**changes: Change) -> dict[str, list[Patch]]:
     """Patches of methods of the program's class, alike in both backends."""
-    return {backend: [Patch("program", f"{kind}.{name}", change) for name, change in changes.items()]
-            for backend, kind in CLASSES.items()}  # fmt: skip
+    return {
+        backend: [Patch("program", f"{kind}.{name}", change) for name, change in changes.items()]
+        for backend, kind in CLASSES.items()
+    }
 
 
 def _exported(change) -> dict[str, list[Patch]]:
-    return _methods(export=lambda original: lambda self, state: {
-        name: np.ascontiguousarray(change(w).astype(w.dtype)) for name, w in original(self, state).items()})
+    return _methods(
+        export=lambda original: (
+            lambda self, state: {
+                name: np.ascontiguousarray(change(w).astype(w.dtype)) for name, w in original(self, state).items()
+            }
+        )
+    )
 
 
 def step_of(state: Any) -> Any:
@@ -115,13 +122,17 @@ def _torch_clip(factor) -> Change:
 
 
 def _clip(factor) -> dict[str, list[Patch]]:
-    return {"jaxrun": [Patch("optim", "clip_by_global_norm", _jax_clip(factor))],
-            "torchref": [Patch("optim", "clip_by_global_norm", _torch_clip(factor))]}
+    return {
+        "jaxrun": [Patch("optim", "clip_by_global_norm", _jax_clip(factor))],
+        "torchref": [Patch("optim", "clip_by_global_norm", _torch_clip(factor))],
+    }
 
 
 def _jax_late() -> list[Patch]:
-    return [Patch("optim", "adamw", lambda original: faulty_adamw("jaxrun", "late_rate")),
-            Patch("optim", "muon", lambda original: faulty_muon("jaxrun", "late_rate"))]
+    return [
+        Patch("optim", "adamw", lambda original: faulty_adamw("jaxrun", "late_rate")),
+        Patch("optim", "muon", lambda original: faulty_muon("jaxrun", "late_rate")),
+    ]
 
 
 def _torch_late(original):
@@ -133,15 +144,20 @@ def _jax_two_groups(original):
         import optax
 
         def part(tensors, group):
-            return {name: x for name, x in tensors.items()
-                    if groups[name] == group or (group, name) == ("matrix", "embed.weight")}  # fmt: skip
+            return {
+                name: x
+                for name, x in tensors.items()
+                if groups[name] == group or (group, name) == ("matrix", "embed.weight")
+            }
 
         def init(weights):
             return {group: transform.init(part(weights, group)) for group, transform in transforms.items()}
 
         def update(grads, state, weights):
-            done = {group: transform.update(part(grads, group), state[group], part(weights, group))
-                    for group, transform in transforms.items()}  # fmt: skip
+            done = {
+                group: transform.update(part(grads, group), state[group], part(weights, group))
+                for group, transform in transforms.items()
+            }
             updates: dict[str, Any] = {}
             for found, _ in done.values():
                 for name, x in found.items():
@@ -190,8 +206,10 @@ def _jax_restored(wanted_kind: str) -> Change:
             import jax.numpy as jnp
 
             state = original(self, directory)
-            return state | jax.tree.map(lambda x: jnp.zeros_like(x) if x.dtype.kind == wanted_kind else x,
-                                        {name: state[name] for name in ("optimizer", "step")})
+            return state | jax.tree.map(
+                lambda x: jnp.zeros_like(x) if x.dtype.kind == wanted_kind else x,
+                {name: state[name] for name in ("optimizer", "step")},
+            )
 
         return restore
 
@@ -294,20 +312,29 @@ PROGRAM_PATCHES: dict[str, dict[str, list[Patch]]] = {
     "clip-always": _clip(lambda least, own, whole, largest: largest / (whole + 1e-6)),
     "clip-epsilon": _clip(lambda least, own, whole, largest: least(1.0, largest / whole)),
     "late-rate": {"jaxrun": _jax_late(), "torchref": [Patch("optim", "ByGroup.update", _torch_late)]},
-    "two-groups": {"jaxrun": [Patch("optim", "by_group", _jax_two_groups)],
-                   "torchref": [Patch("optim", "_parts", _torch_two_groups)]},
-    "frozen": {"jaxrun": [Patch("program", "JaxProgram._apply", _jax_frozen)],
-               "torchref": [Patch("program", "TorchProgram._apply", _torch_frozen)]},
+    "two-groups": {
+        "jaxrun": [Patch("optim", "by_group", _jax_two_groups)],
+        "torchref": [Patch("optim", "_parts", _torch_two_groups)],
+    },
+    "frozen": {
+        "jaxrun": [Patch("program", "JaxProgram._apply", _jax_frozen)],
+        "torchref": [Patch("program", "TorchProgram._apply", _torch_frozen)],
+    },
     "stale": _methods(step=_keeping_stale, load=_forgetting_stale, token_losses=_scoring_stale),
     "first-batch": _methods(step=_first_batch),
-    "no-moments": {"jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("f"))],
-                   "torchref": [Patch("program", "TorchProgram.restore",
-                                      _torch_restored(("exp_avg", "exp_avg_sq", "momentum")))]},
-    "no-step": {"jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("i"))],
-                "torchref": [Patch("program", "TorchProgram.restore", _torch_restored(("step",)))]},
+    "no-moments": {
+        "jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("f"))],
+        "torchref": [Patch("program", "TorchProgram.restore", _torch_restored(("exp_avg", "exp_avg_sq", "momentum")))],
+    },
+    "no-step": {
+        "jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("i"))],
+        "torchref": [Patch("program", "TorchProgram.restore", _torch_restored(("step",)))],
+    },
     "averaged-twice": {"jaxrun": _jax_reduced(_jax_scaled(-1)), "torchref": _torch_reduced(_torch_averaged_twice)},
     "not-averaged": {"jaxrun": _jax_reduced(_jax_scaled(1)), "torchref": _torch_reduced(_torch_not_averaged)},
     "clipped-early": {"jaxrun": _jax_reduced(_jax_clipped_early), "torchref": _torch_reduced(_torch_clipped_early)},
-    "one-part": {"jaxrun": [Patch("program", "JaxProgram.place", _jax_one_part)],
-                 "torchref": [Patch("distributed", "by_row", lambda original: lambda x: x[: len(original(x))])]},
-}  # fmt: skip
+    "one-part": {
+        "jaxrun": [Patch("program", "JaxProgram.place", _jax_one_part)],
+        "torchref": [Patch("distributed", "by_row", lambda original: lambda x: x[: len(original(x))])],
+    },
+}

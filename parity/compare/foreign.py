@@ -45,7 +45,12 @@ def _problem(name: str, value: Any, recipe: Recipe) -> str | None:
     if name in ("export", "clipped"):
         return _names(value, recipe)
     if name == "step":
-        if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[1], Mapping) or "loss" not in value[1]:
+        if (
+            not isinstance(value, tuple)
+            or len(value) != 2
+            or not isinstance(value[1], Mapping)
+            or "loss" not in value[1]
+        ):
             return f"expected a pair (state, metrics with `loss`), found {type(value).__name__}"
     elif name in ("activations", "moments", "rates", "orthogonalized") and not isinstance(value, Mapping):
         return f"expected a mapping from names, found {type(value).__name__}"

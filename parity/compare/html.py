@@ -38,13 +38,20 @@ def _section(title: str, results: Sequence[Result]) -> str:
     parts = [f"<h2>{escape(title)}</h2>", _verdict(results)]
     if finding:
         apart = finding.difference
-        rows = [("place", finding.place), ("where", finding.where),
-                ("how far", f"{finding.found:.3g}" + (f", {apart.ulps:.3g} ulps" if apart else "")),
-                ("allowed", f"{finding.allowed:.3g} ({finding.basis})"), ("seen", finding.says), ("note", finding.note),
-                *(("why", reason) for reason in finding.reasons)]  # fmt: skip
+        rows = [
+            ("place", finding.place),
+            ("where", finding.where),
+            ("how far", f"{finding.found:.3g}" + (f", {apart.ulps:.3g} ulps" if apart else "")),
+            ("allowed", f"{finding.allowed:.3g} ({finding.basis})"),
+            ("seen", finding.says),
+            ("note", finding.note),
+            *(("why", reason) for reason in finding.reasons),
+        ]
         cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
-        parts.append(f'<div class="finding"><b>Level {NUMBERS[finding.level]}, {escape(finding.level)}</b> '
-                     f"({escape(finding.line)})<dl>{cells}</dl></div>")  # fmt: skip
+        parts.append(
+            f'<div class="finding"><b>Level {NUMBERS[finding.level]}, {escape(finding.level)}</b> '
+            f"({escape(finding.line)})<dl>{cells}</dl></div>"
+        )
     parts.append(_table(results))
     curves = next((result.curves for result in results if result.curves), None)
     if curves:
@@ -65,14 +72,21 @@ def _table(results: Sequence[Result]) -> str:
     for result in results:
         kind = result.status.split()[0]
         reason = f": {escape(result.reason)}" if result.reason else ""
-        rows.append(f'<tr class="level"><td colspan="5">{NUMBERS[result.level]} {escape(result.level)} '
-                    f'<span class="{kind}">{MARKS[result.status]}{reason}</span></td><td class="n">{result.seconds:.1f} s</td></tr>')
+        rows.append(
+            f'<tr class="level"><td colspan="5">{NUMBERS[result.level]} {escape(result.level)} '
+            f'<span class="{kind}">{MARKS[result.status]}{reason}</span></td><td class="n">{result.seconds:.1f} s</td></tr>'
+        )
         for line in result.lines:
             worst = escape(line.worst) if line.found or not line.holds else "-"
-            rows.append(f'<tr><td class="{"holds" if line.holds else "fails"}">{escape(line.name)}</td><td class="n">{line.places}</td>'
-                        f"<td><code>{worst}</code></td><td class='n'>{_figure(line.found)}</td>"
-                        f"<td class='n'>{_figure(line.allowed)}</td><td>{escape(line.basis)}</td></tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("line", "places", "worst at", "found", "allowed", "where the allowance comes from"))
+            rows.append(
+                f'<tr><td class="{"holds" if line.holds else "fails"}">{escape(line.name)}</td><td class="n">{line.places}</td>'
+                f"<td><code>{worst}</code></td><td class='n'>{_figure(line.found)}</td>"
+                f"<td class='n'>{_figure(line.allowed)}</td><td>{escape(line.basis)}</td></tr>"
+            )
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("line", "places", "worst at", "found", "allowed", "where the allowance comes from")
+    )
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
@@ -95,16 +109,25 @@ def chart(curves: dict[str, list[float]]) -> str:
         return 10 + (height - bottom - 10) * (high - math.log10(max(value, 10.0**low))) / (high - low)
 
     marks = range(low, high + 1, max(1, (high - low) // 5))
-    lines = [f'<line x1="{left}" x2="{width - 10}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" stroke="var(--line)"/>'
-             f'<text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" text-anchor="end">1e{e}</text>' for e in marks]  # fmt: skip
-    lines += [f'<text x="{x(step):.1f}" y="{height - 8}" text-anchor="middle">{step}</text>'
-              for step in range(0, steps, max(1, steps // 10))]  # fmt: skip
+    lines = [
+        f'<line x1="{left}" x2="{width - 10}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" stroke="var(--line)"/>'
+        f'<text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" text-anchor="end">1e{e}</text>'
+        for e in marks
+    ]
+    lines += [
+        f'<text x="{x(step):.1f}" y="{height - 8}" text-anchor="middle">{step}</text>'
+        for step in range(0, steps, max(1, steps // 10))
+    ]
     for i, (name, curve) in enumerate(curves.items()):
         color = COLORS.get(name, "#888888")
         points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(curve))
         lines.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        lines += [f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2" fill="{color}"/>' for step, value in enumerate(curve)]
-        lines.append(f'<text x="{width - 14}" y="{22 + 15 * i}" text-anchor="end" style="fill:{color}">{escape(name.replace("_", " "))}</text>')
+        lines += [
+            f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2" fill="{color}"/>' for step, value in enumerate(curve)
+        ]
+        lines.append(
+            f'<text x="{width - 14}" y="{22 + 15 * i}" text-anchor="end" style="fill:{color}">{escape(name.replace("_", " "))}</text>'
+        )
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="difference against step">{"".join(lines)}</svg>'
 
 
@@ -122,7 +145,9 @@ def heat_map(results: Sequence[Result]) -> str:
             used = [value for place, value in result.heat.items() if _belongs(_parameter(place), name)]
             cells.append(_cell(max(used)) if used else '<td class="c"></td>')
         rows.append(f"<tr><td><code>{escape(name)}</code></td>{''.join(cells)}</tr>")
-    return f'<div class="wide"><table class="heat"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>' if names else ""
+    return (
+        f'<div class="wide"><table class="heat"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>' if names else ""
+    )
 
 
 def _parameter(place: str) -> str:
@@ -145,8 +170,11 @@ def _belongs(place: str, name: str) -> bool:
 def _order(name: str) -> tuple:
     """What comes before the blocks, these, and what comes behind them."""
     parts = name.split(".")
-    return ["blocks", "norm_out", "head"].index(parts[0]) + 1 if parts[0] in ("blocks", "norm_out", "head") else 0, (
-        int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else -1), name
+    return (
+        ["blocks", "norm_out", "head"].index(parts[0]) + 1 if parts[0] in ("blocks", "norm_out", "head") else 0,
+        (int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else -1),
+        name,
+    )
 
 
 def _cell(used: float) -> str:
@@ -175,15 +203,22 @@ def matrix_page(found: Sequence[Caught]) -> str:
                 cells.append(f'<td class="c">{"&middot;" if before else ""}</td>')
         where = f"{caught.line}: {caught.place}" if caught.level else "missed"
         named = "yes" if caught.named else "no"
-        rows.append(f"<tr><td><code>{escape(caught.fault)}</code></td><td>{caught.backend}</td><td>{caught.recipe}</td>"
-                    f"{''.join(cells)}<td><code>{escape(where)}</code></td><td>{named}</td></tr>")  # fmt: skip
+        rows.append(
+            f"<tr><td><code>{escape(caught.fault)}</code></td><td>{caught.backend}</td><td>{caught.recipe}</td>"
+            f"{''.join(cells)}<td><code>{escape(where)}</code></td><td>{named}</td></tr>"
+        )
     head = "".join(f"<th>{escape(name)}</th>" for name in ("fault", "in", "recipe", *levels, "caught at", "named"))
     right = sum(caught.right for caught in found)
-    return _page("Faults x levels", f"<p><b>{right} of {len(found)}</b> plantings caught at the level and place that must see them. "
-                 "Numbers: how far beyond the allowance.</p>"
-                 f'<div class="wide"><table class="heat"><tr>{head}</tr>{"".join(rows)}</table></div>')  # fmt: skip
+    return _page(
+        "Faults x levels",
+        f"<p><b>{right} of {len(found)}</b> plantings caught at the level and place that must see them. "
+        "Numbers: how far beyond the allowance.</p>"
+        f'<div class="wide"><table class="heat"><tr>{head}</tr>{"".join(rows)}</table></div>',
+    )
 
 
 def _page(title: str, body: str) -> str:
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
+    )

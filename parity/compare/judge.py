@@ -39,8 +39,15 @@ class Check:
         return self.found <= self.allowed  # false for nan
 
 
-def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, truth: list[Seen] | None = None,
-          recorded: dict[str, dict[str, float]] | None = None) -> Result:  # fmt: skip
+def judge(
+    level: str,
+    a: list[Seen],
+    b: list[Seen],
+    names: Names,
+    dtype: str,
+    truth: list[Seen] | None = None,
+    recorded: dict[str, dict[str, float]] | None = None,
+) -> Result:
     """The result of a level: its lines, and the first place that fails.
 
     In float64 `truth` is None and bounds hold; in float32 `truth` is the float64 twin's, and `recorded` has for every
@@ -56,7 +63,9 @@ def judge(level: str, a: list[Seen], b: list[Seen], names: Names, dtype: str, tr
         line.places += 1
         both.add((seen or other).key)
         if seen is None or other is None:
-            checks = iter([Check(1.0, 0.0, "both sides have it", f"only {names.b if seen is None else names.a} has it")])
+            checks = iter(
+                [Check(1.0, 0.0, "both sides have it", f"only {names.b if seen is None else names.a} has it")]
+            )
         elif truth is not None and _numeric(seen) and seen.key not in exact:
             continue
         elif truth is not None and _numeric(seen):
@@ -80,8 +89,11 @@ def _shown(result: Result, a: list[Seen], b: list[Seen], both: set[tuple[str, st
     if not both:
         result.status, result.reason = "not judged", f"{names.a} and {names.b} have no place in common"
         return result
-    left_out = [f"{len(keys)} places of {name}" for name, keys in ((n, {x.key for x in side} - both) for n, side in
-                ((names.a, a), (names.b, b))) if keys]
+    left_out = [
+        f"{len(keys)} places of {name}"
+        for name, keys in ((n, {x.key for x in side} - both) for n, side in ((names.a, a), (names.b, b)))
+        if keys
+    ]
     if left_out and result.status == "holds":
         result.reason = f"{len(both)} places in common; left out {' and '.join(left_out)}"
     return result
@@ -114,8 +126,18 @@ def _enter(result: Result, line: Line, seen: Seen, check: Check) -> None:
             axes = seen.axes or tuple(f"axis {i}" for i in range(len(check.difference.index)))
             where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, check.difference.index))
         result.status = "fails"
-        result.finding = Finding(result.level, seen.line, seen.place, check.found, check.allowed, check.basis, check.says,
-                                 where, check.difference, seen.note)  # fmt: skip
+        result.finding = Finding(
+            result.level,
+            seen.line,
+            seen.place,
+            check.found,
+            check.allowed,
+            check.basis,
+            check.says,
+            where,
+            check.difference,
+            seen.note,
+        )
 
 
 def _checks(seen: Seen, other: Seen, names: Names, dtype: str) -> Iterator[Check]:
@@ -125,8 +147,12 @@ def _checks(seen: Seen, other: Seen, names: Names, dtype: str) -> Iterator[Check
         yield Check(float(not same), 0.0, EXACT, f"{names.a} has {_short(seen.value)}, {names.b} {_short(other.value)}")
         for name, value, expected in ((names.a, seen.value, seen.expected), (names.b, other.value, other.expected)):
             if names.alone and expected is not None:
-                yield Check(float(value != expected), 0.0, "expected by the recipe",
-                            f"{name} has {_short(value)}, expected {_short(expected)}")
+                yield Check(
+                    float(value != expected),
+                    0.0,
+                    "expected by the recipe",
+                    f"{name} has {_short(value)}, expected {_short(expected)}",
+                )
         return
     if seen.bound is not None or seen.expected is None:  # else it is a matter of each side alone
         yield _compared(seen.value, other.value, seen, names.a, names.b, dtype)
@@ -160,8 +186,15 @@ def _first(x: np.ndarray, y: np.ndarray, seen: Seen) -> tuple[int, ...] | None:
     return (int(beyond[0]),) if len(beyond) else None
 
 
-def _against_truth(seen: Seen, other: Seen, exact: Seen, names: Names, dtype: str, recorded: float | None,
-                   errors: dict[str, list[tuple[float, float]]]) -> Iterator[Check]:
+def _against_truth(
+    seen: Seen,
+    other: Seen,
+    exact: Seen,
+    names: Names,
+    dtype: str,
+    recorded: float | None,
+    errors: dict[str, list[tuple[float, float]]],
+) -> Iterator[Check]:
     """Each side's error against the float64 twin, by what was recorded for this line."""
     if seen.value.shape != other.value.shape or seen.value.shape != exact.value.shape:
         yield _compared(seen.value, other.value, seen, names.a, names.b, dtype)
@@ -172,8 +205,13 @@ def _against_truth(seen: Seen, other: Seen, exact: Seen, names: Names, dtype: st
     for name, x, found in ((names.a, seen, pair[0]), (names.b, other, pair[1])):
         allowed = FACTOR * recorded if recorded is not None else 0.0
         apart = difference(x.value, exact.value, x.scale, dtype)
-        yield Check(found, allowed, f"{FACTOR:g} x the recorded error" if recorded is not None else "no error was recorded",
-                    f"{name} {apart.values[0]:.8g}, float64 {apart.values[1]:.8g}", apart)
+        yield Check(
+            found,
+            allowed,
+            f"{FACTOR:g} x the recorded error" if recorded is not None else "no error was recorded",
+            f"{name} {apart.values[0]:.8g}, float64 {apart.values[1]:.8g}",
+            apart,
+        )
 
 
 def _balance(pairs: list[tuple[float, float]], names: Names, usual: float, allowed: float) -> Check:
@@ -183,8 +221,12 @@ def _balance(pairs: list[tuple[float, float]], names: Names, usual: float, allow
     shares = rms[0], rms[1] * usual
     larger, smaller = max(shares), min(shares)
     beside = f" beside the usual {usual:.2g}" if usual != 1 else ""
-    return Check(larger / smaller if smaller else (2 * allowed if larger else 1.0), allowed, f"errors of both sides alike{beside}",
-                 f"error of {names.a} {rms[0]:.2e}, of {names.b} {rms[1]:.2e}")
+    return Check(
+        larger / smaller if smaller else (2 * allowed if larger else 1.0),
+        allowed,
+        f"errors of both sides alike{beside}",
+        f"error of {names.a} {rms[0]:.2e}, of {names.b} {rms[1]:.2e}",
+    )
 
 
 def _usual(recorded: dict[str, float], names: Names) -> tuple[float, float]:

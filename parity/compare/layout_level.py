@@ -38,8 +38,13 @@ def layout(side: Side, case: Case) -> Iterator[Seen]:
     canonical.save(folder / "start.safetensors", case.initial)
     batches = [np.stack(batch) for batch in case.batches(0, STEPS)]
     np.save(folder / "batches.npy", np.stack(batches))
-    task = {"spec": side.spec, "fault": side.fault.name if side.fault else None, "recipe": to_fields(recipe),
-            "folder": str(folder), "counts": counts}  # fmt: skip
+    task = {
+        "spec": side.spec,
+        "fault": side.fault.name if side.fault else None,
+        "recipe": to_fields(recipe),
+        "folder": str(folder),
+        "counts": counts,
+    }
     if side.backend == "jaxrun":
         made = _devices(task) | {"2 processes": _processes(task, 2)}
     else:
@@ -53,8 +58,14 @@ def layout(side: Side, case: Case) -> Iterator[Seen]:
         for what in ("gradient norms", "losses"):  # an optimizer may not see the size of a gradient
             yield Seen(what, name, found[what], bound, expected=expected[what], axes=("step",))
         for weight in recipe.parameters():
-            yield Seen("weights", f"{weight}, {name}", found[weight], bound, expected=expected[weight],
-                       axes=("row", "column")[: found[weight].ndim])
+            yield Seen(
+                "weights",
+                f"{weight}, {name}",
+                found[weight],
+                bound,
+                expected=expected[weight],
+                axes=("row", "column")[: found[weight].ndim],
+            )
 
 
 def _devices(task: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -78,8 +89,12 @@ def _start(task: dict[str, Any], env: dict[str, str]) -> tuple[subprocess.Popen,
     """A process, and the file that its complaints go to."""
     said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process is waited for
     threads = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, "-m", "parity.compare.layout_level", json.dumps(task)],
-                            env=os.environ | threads | env, stdout=subprocess.DEVNULL, stderr=said), said
+    return subprocess.Popen(
+        [sys.executable, "-m", "parity.compare.layout_level", json.dumps(task)],
+        env=os.environ | threads | env,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+    ), said
 
 
 def _finish(processes: list[tuple[subprocess.Popen, IO[str]]]) -> None:
@@ -136,8 +151,11 @@ def _train(side: Side, recipe, folder: Path, **options: Any) -> dict[str, np.nda
     for inputs, targets in np.load(folder / "batches.npy"):
         state, metrics = program.step(state, program.place(inputs, targets))
         found.append(program.fetch({name: metrics[name] for name in ("loss", "grad_norm")}))
-    return {"losses": np.array([m["loss"] for m in found]), "gradient norms": np.array([m["grad_norm"] for m in found]),
-            **program.export(state)}  # fmt: skip
+    return {
+        "losses": np.array([m["loss"] for m in found]),
+        "gradient norms": np.array([m["grad_norm"] for m in found]),
+        **program.export(state),
+    }
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def forward(side: Side, case: Case) -> Iterator[Seen]:
         value = side.array(recipe, value, path)
         if path == "logits":
             value = value[..., : recipe.tokenizer_size]
-        yield Seen(_line(path), path, value, bounds.forward(recipe, _blocks(recipe, path)), axes=AXES.get(value.ndim, ()))
+        yield Seen(
+            _line(path), path, value, bounds.forward(recipe, _blocks(recipe, path)), axes=AXES.get(value.ndim, ())
+        )
 
 
 def _in_the_middle(program, case: Case):
@@ -64,8 +66,12 @@ def _in_the_middle(program, case: Case):
     return at(program, program.load(case.start), case.recipe.steps // 2)
 
 
-AXES = {1: ("channel",), 2: ("position", "channel"), 3: ("row", "position", "channel"),
-        4: ("row", "position", "head", "channel")}  # fmt: skip
+AXES = {
+    1: ("channel",),
+    2: ("position", "channel"),
+    3: ("row", "position", "channel"),
+    4: ("row", "position", "head", "channel"),
+}
 
 
 def _line(path: str) -> str:
@@ -95,14 +101,25 @@ def loss(side: Side, case: Case) -> Iterator[Seen]:
         known, padding = _log_probs(side, case, state)
         axes = ("row", "position", "token")
         yield Seen("log-probabilities", "log_probs", known, bounds.losses(recipe), axes=axes)
-        yield Seen("padding", "probability of the rows above the tokenizer's", padding, bounds.losses(recipe), scale=1.0,
-                   axes=axes[:2])
+        yield Seen(
+            "padding",
+            "probability of the rows above the tokenizer's",
+            padding,
+            bounds.losses(recipe),
+            scale=1.0,
+            axes=axes[:2],
+        )
     if recipe.parts["head"] == "FP8Head" and not side.lacks(recipe, ("eight_bit_product",)):
         yield from _eight_bits(side, case)
     if not side.lacks(recipe, ("loss_and_grads",)):
         reduced = side.array(recipe, program.loss_and_grads(state, batch)[0], "the loss", ())
-        yield Seen("reduction", f"{recipe.loss_reduction} over the batch", reduced,
-                   bounds.losses(recipe, shape[0] * shape[1]), single=True)
+        yield Seen(
+            "reduction",
+            f"{recipe.loss_reduction} over the batch",
+            reduced,
+            bounds.losses(recipe, shape[0] * shape[1]),
+            single=True,
+        )
 
 
 def _eight_bits(side: Side, case: Case) -> Iterator[Seen]:
@@ -120,17 +137,27 @@ def _eight_bits(side: Side, case: Case) -> Iterator[Seen]:
     if case.recipe.dtypes.fp8 and case.recipe.fp8 and not side.lacks(case.recipe, ("loss_and_grads",)):
         # e4m3 rounds what is below 2^-10 to 0: where training really uses 8 bits, no gradient comes through such a head
         small = np.full_like(case.start["head.weight"], 2.0**-11 / case.recipe.fp8_scales[1])
-        _, grads = program.loss_and_grads(program.load(case.start | {"head.weight": small}), side.place(case.recipe, case.batch))
-        passed = [np.abs(np.asarray(g, np.float32)).max() for name, g in sorted(program.fetch(grads).items()) if name != "head.weight"]
-        yield Seen("8 bits", "largest gradients behind a head that 8 bits round to 0", np.array(passed, np.float32), axes=("weight",))
+        _, grads = program.loss_and_grads(
+            program.load(case.start | {"head.weight": small}), side.place(case.recipe, case.batch)
+        )
+        passed = [
+            np.abs(np.asarray(g, np.float32)).max()
+            for name, g in sorted(program.fetch(grads).items())
+            if name != "head.weight"
+        ]
+        yield Seen(
+            "8 bits",
+            "largest gradients behind a head that 8 bits round to 0",
+            np.array(passed, np.float32),
+            axes=("weight",),
+        )
 
 
 def _log_probs(side: Side, case: Case, state) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the tokenizer's tokens, (rows, context, tokens), and what the padding has of each sum."""
     recipe, inputs = case.recipe, case.batch[0][:PROBED]
     program = side.program(recipe)
-    found = side.array(recipe, program.log_probs(state, inputs), "log_probs",
-                       (*inputs.shape, recipe.vocab_size))  # fmt: skip
+    found = side.array(recipe, program.log_probs(state, inputs), "log_probs", (*inputs.shape, recipe.vocab_size))
     return found[..., : recipe.tokenizer_size], np.exp(found[..., recipe.tokenizer_size :]).sum(axis=-1)
 
 
@@ -151,34 +178,62 @@ def gradients(side: Side, case: Case) -> Iterator[Seen]:
     for step, size in ((0, "3"), (1, "0.3")):
         clipped = _by_name(side, case, program.clipped(case.gradients(step)), "clipped gradient")
         for name, g in clipped.items():
-            yield Seen("after clipping", f"{name} of a gradient of norm {size}", g, bounds.update(recipe),
-                       axes=("row", "column")[: g.ndim], single=True)  # one factor's error is that of all
+            yield Seen(
+                "after clipping",
+                f"{name} of a gradient of norm {size}",
+                g,
+                bounds.update(recipe),
+                axes=("row", "column")[: g.ndim],
+                single=True,
+            )  # one factor's error is that of all
 
 
 def _key_bias(recipe, name: str, g: np.ndarray, bound) -> Iterator[Seen]:
     """The parts of a bias of q, k and v: the key's gradient is zero, so that it is judged on the scale of the whole."""
     whole, d = float(np.abs(g).max()), recipe.dim
     for i, part in enumerate("qkv"):
-        zero = "its exact gradient is zero, as softmax does not see it: on the scale of the whole bias" if part == "k" else ""
-        yield Seen("gradients", f"{name} ({part})", g[i * d : (i + 1) * d], bound, scale=whole if zero else None,
-                   axes=("row",), note=zero)
+        zero = (
+            "its exact gradient is zero, as softmax does not see it: on the scale of the whole bias"
+            if part == "k"
+            else ""
+        )
+        yield Seen(
+            "gradients",
+            f"{name} ({part})",
+            g[i * d : (i + 1) * d],
+            bound,
+            scale=whole if zero else None,
+            axes=("row",),
+            note=zero,
+        )
 
 
 def _by_name(side: Side, case: Case, found, what: str) -> dict[str, np.ndarray]:
     table = case.recipe.parameters()
-    return {name: side.array(case.recipe, found[name], f"{what} {name}", parameter.shape)
-            for name, parameter in table.items()}  # fmt: skip
+    return {
+        name: side.array(case.recipe, found[name], f"{what} {name}", parameter.shape)
+        for name, parameter in table.items()
+    }
 
 
-LEVELS = {level.name: level for level in (
-    Level("data", "every batch and every rank's part", ("place",), data, numeric=False),
-    Level("init", "canonical initial weights", ("init", "export"), init, numeric=False),
-    Level("forward", "activations in their order", ("load", "activations"), forward),
-    Level("loss", "losses of tokens and their reduction", ("load", "token_losses|log_probs"), loss),
-    Level("gradients", "gradients before and after clipping", ("load", "loss_and_grads"), gradients),
-    Level("update", "the optimizer from equal gradients", ("load", "update", "export"), update),
-    Level("trajectory", "steps on real data", ("load", "step", "export"), trajectory),
-    Level("evaluation", "val loss by the harness", ("load", "token_losses", "place"), evaluation),
-    Level("restore", "checkpoint, export, import", ("load", "step", "save", "restore", "export"), restore, numeric=False),
-    Level("layout", "1, 2, 4, 8 devices, 2 processes", ("load", "step"), layout, numeric=False, by_default=False),
-)}
+LEVELS = {
+    level.name: level
+    for level in (
+        Level("data", "every batch and every rank's part", ("place",), data, numeric=False),
+        Level("init", "canonical initial weights", ("init", "export"), init, numeric=False),
+        Level("forward", "activations in their order", ("load", "activations"), forward),
+        Level("loss", "losses of tokens and their reduction", ("load", "token_losses|log_probs"), loss),
+        Level("gradients", "gradients before and after clipping", ("load", "loss_and_grads"), gradients),
+        Level("update", "the optimizer from equal gradients", ("load", "update", "export"), update),
+        Level("trajectory", "steps on real data", ("load", "step", "export"), trajectory),
+        Level("evaluation", "val loss by the harness", ("load", "token_losses", "place"), evaluation),
+        Level(
+            "restore",
+            "checkpoint, export, import",
+            ("load", "step", "save", "restore", "export"),
+            restore,
+            numeric=False,
+        ),
+        Level("layout", "1, 2, 4, 8 devices, 2 processes", ("load", "step"), layout, numeric=False, by_default=False),
+    )
+}

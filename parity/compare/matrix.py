@@ -37,8 +37,12 @@ class Caught:
         return self.level == self.expected and self.in_place
 
 
-def matrix(cases: Iterable[Case], faults: Iterable[Fault], backends: Iterable[str],
-           progress: Callable[[Caught], None] = lambda caught: None) -> list[Caught]:
+def matrix(
+    cases: Iterable[Case],
+    faults: Iterable[Fault],
+    backends: Iterable[str],
+    progress: Callable[[Caught], None] = lambda caught: None,
+) -> list[Caught]:
     """Plants each fault in each backend, compares with the other backend, and stops at the level that catches it."""
     found = []
     for case in cases:
@@ -70,5 +74,16 @@ def _caught(fault: Fault, backend: str, recipe: str, results: list[Result]) -> C
         return Caught(fault.name, backend, recipe, fault.level, None)
     margin = finding.found / finding.allowed if finding.allowed else float("inf")
     named = tuple(reason.split(" planted in ")[0].split()[-1] for reason in finding.reasons if " planted in " in reason)
-    return Caught(fault.name, backend, recipe, fault.level, finding.level, finding.line, finding.place, margin,
-                  matches(fault, finding), fault.name in named, tuple(name for name in named if name != fault.name))  # fmt: skip
+    return Caught(
+        fault.name,
+        backend,
+        recipe,
+        fault.level,
+        finding.level,
+        finding.line,
+        finding.place,
+        margin,
+        matches(fault, finding),
+        fault.name in named,
+        tuple(name for name in named if name != fault.name),
+    )

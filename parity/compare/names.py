@@ -19,14 +19,23 @@ from parity.recipe import Recipe
 from parity.weights import Weights
 
 GPT2 = {
-    "embed.weight": "transformer.wte.weight", "positions.weight": "transformer.wpe.weight",
-    "blocks.{i}.norm1": "transformer.h.{i}.ln_1", "blocks.{i}.norm2": "transformer.h.{i}.ln_2",
-    "blocks.{i}.attn.qkv": "transformer.h.{i}.attn.c_attn", "blocks.{i}.attn.proj": "transformer.h.{i}.attn.c_proj",
-    "blocks.{i}.mlp.fc": "transformer.h.{i}.mlp.c_fc", "blocks.{i}.mlp.proj": "transformer.h.{i}.mlp.c_proj",
+    "embed.weight": "transformer.wte.weight",
+    "positions.weight": "transformer.wpe.weight",
+    "blocks.{i}.norm1": "transformer.h.{i}.ln_1",
+    "blocks.{i}.norm2": "transformer.h.{i}.ln_2",
+    "blocks.{i}.attn.qkv": "transformer.h.{i}.attn.c_attn",
+    "blocks.{i}.attn.proj": "transformer.h.{i}.attn.c_proj",
+    "blocks.{i}.mlp.fc": "transformer.h.{i}.mlp.c_fc",
+    "blocks.{i}.mlp.proj": "transformer.h.{i}.mlp.c_proj",
     "norm_out": "transformer.ln_f",
-}  # fmt: skip
-TRACK3 = {"norm_in.weight": "norm1.gains", "norm_out.weight": "norm2.gains", "head": "proj",
-          "blocks.{i}.norm1.weight": "blocks.{i}.norm1.gains", "blocks.{i}.norm2.weight": "blocks.{i}.norm2.gains"}
+}
+TRACK3 = {
+    "norm_in.weight": "norm1.gains",
+    "norm_out.weight": "norm2.gains",
+    "head": "proj",
+    "blocks.{i}.norm1.weight": "blocks.{i}.norm1.gains",
+    "blocks.{i}.norm2.weight": "blocks.{i}.norm2.gains",
+}
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,14 @@ class NameMap:
 MAPS = {
     "canonical": NameMap("", {}),
     "nanogpt": NameMap("nanogpt", GPT2, ignored=(r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.bias")),
-    "hf-gpt2": NameMap("nanogpt", GPT2, transposed=("attn.qkv.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.proj.weight"),
-                       ignored=(r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(masked_)?bias")),
+    "hf-gpt2": NameMap(
+        "nanogpt",
+        GPT2,
+        transposed=("attn.qkv.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.proj.weight"),
+        ignored=(r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
+    ),
     "track3": NameMap("muon", TRACK3, ignored=(r".*\.rotary\.angular_freq",)),
-}  # fmt: skip
+}
 
 
 def read_weights(path: Path, recipe: Recipe, names: str = "canonical") -> Weights:
@@ -72,19 +85,30 @@ def read_weights(path: Path, recipe: Recipe, names: str = "canonical") -> Weight
     chosen = _map(names, recipe)
     found = {_stripped(name, chosen): value for name, value in _read(path).items()}
     if names == "hf-gpt2":  # the bare model's files lack the first part of the names
-        found = {name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": x for name, x in found.items()}
+        found = {
+            name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": x
+            for name, x in found.items()
+        }
     found = {name: x for name, x in found.items() if not any(re.fullmatch(pattern, name) for pattern in chosen.ignored)}
     wanted = {name: chosen.source(name) for name in recipe.parameters()}
     for name, source in wanted.items():
         if source not in found:
-            raise InputError(f"{path}: expected {source} for the weight {name}, found none among {len(found)}; {nearest(source, sorted(found)[:8])}: "
-                             "choose another --names or --recipe")
+            raise InputError(
+                f"{path}: expected {source} for the weight {name}, found none among {len(found)}; {nearest(source, sorted(found)[:8])}: "
+                "choose another --names or --recipe"
+            )
     if extra := sorted(found.keys() - set(wanted.values())):
-        raise InputError(f"{path}: {extra[0]} is no weight of recipe {recipe.name} by the names {names} ({len(extra)} such): choose "
-                         "another --names or --recipe, or ignore it in a map of your own")
+        raise InputError(
+            f"{path}: {extra[0]} is no weight of recipe {recipe.name} by the names {names} ({len(extra)} such): choose "
+            "another --names or --recipe, or ignore it in a map of your own"
+        )
     dtype = np.float64 if recipe.precision == "float64" else np.float32
-    weights = {name: (found[source].T if name.endswith(chosen.transposed) and chosen.transposed else found[source]).astype(dtype)
-               for name, source in wanted.items()}  # fmt: skip
+    weights = {
+        name: (found[source].T if name.endswith(chosen.transposed) and chosen.transposed else found[source]).astype(
+            dtype
+        )
+        for name, source in wanted.items()
+    }
     weights = {name: np.ascontiguousarray(_padded(w, recipe, name)) for name, w in weights.items()}
     canonical.check(weights, recipe, str(path))
     return weights
@@ -101,7 +125,9 @@ def _padded(w: np.ndarray, recipe: Recipe, name: str) -> np.ndarray:
 def _map(names: str, recipe: Recipe) -> NameMap:
     if names in MAPS:
         if MAPS[names].recipe not in ("", recipe.name):
-            raise InputError(f"--names {names}: these are names for --recipe {MAPS[names].recipe}, found {recipe.name}: choose it")
+            raise InputError(
+                f"--names {names}: these are names for --recipe {MAPS[names].recipe}, found {recipe.name}: choose it"
+            )
         return MAPS[names]
     if not names.endswith(".json"):
         raise InputError(f"--names: expected a name map or a JSON file, found {names!r}; {nearest(names, MAPS)}")
@@ -113,8 +139,10 @@ def _map(names: str, recipe: Recipe) -> NameMap:
             re.compile(pattern)
         return made
     except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
-        raise InputError(f"{names}: expected a JSON object with the field names and perhaps transposed, ignored, prefixes, "
-                         f"found something else ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"{names}: expected a JSON object with the field names and perhaps transposed, ignored, prefixes, "
+            f"found something else ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -134,23 +162,34 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         try:
             return canonical.load(path)
         except (TypeError, KeyError) as error:  # bfloat16, which numpy has not
-            raise InputError(f"{path}: expected float32 or float64, found a type that numpy lacks ({error}): save the weights as "
-                             "float32") from error
+            raise InputError(
+                f"{path}: expected float32 or float64, found a type that numpy lacks ({error}): save the weights as "
+                "float32"
+            ) from error
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise InputError(f"{path}: a PyTorch file needs the package torch, which is not installed: pip install torch, or save "
-                         "the weights as safetensors") from error
+        raise InputError(
+            f"{path}: a PyTorch file needs the package torch, which is not installed: pip install torch, or save "
+            "the weights as safetensors"
+        ) from error
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for what is no file of its own, or holds more than tensors
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: expected a PyTorch state dict of tensors, found something else ({reason}): save "
-                         "model.state_dict()") from error
+        raise InputError(
+            f"{path}: expected a PyTorch state dict of tensors, found something else ({reason}): save "
+            "model.state_dict()"
+        ) from error
     for key in ("model", "state_dict", "model_state_dict"):  # training checkpoints hold the weights among other things
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not all(
-            isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in found.items()):
-        raise InputError(f"{path}: expected a mapping from names to tensors, found {type(found).__name__}: save "
-                         "model.state_dict()")
-    return {name: (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).detach().numpy() for name, x in found.items()}
+        isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in found.items()
+    ):
+        raise InputError(
+            f"{path}: expected a mapping from names to tensors, found {type(found).__name__}: save model.state_dict()"
+        )
+    return {
+        name: (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).detach().numpy()
+        for name, x in found.items()
+    }

@@ -34,7 +34,9 @@ class Size(NamedTuple):
 
     typical: float
     largest: float
-    single: bool = False  # the error of one number: how it is rounded depends on the order of a sum, and so on the machine
+    single: bool = (
+        False  # the error of one number: how it is rounded depends on the order of a sum, and so on the machine
+    )
 
 
 class Test(NamedTuple):
@@ -80,8 +82,13 @@ def sizes(level: str, seen: list[Seen], truth: list[Seen]) -> dict[str, Size]:
             squares.setdefault(key, []).append(error(x.value, t.value, x.scale) ** 2)
             largest[key] = max(largest.get(key, 0.0), difference(x.value, t.value, x.scale, "float32").found)
     single = {f"{level}/{x.line}" for x in seen if x.single}
-    return {key: Size(*(math.log(max(value, SMALLEST)) for value in (math.sqrt(np.mean(squares[key])), largest[key])), key in single)
-            for key in squares}
+    return {
+        key: Size(
+            *(math.log(max(value, SMALLEST)) for value in (math.sqrt(np.mean(squares[key])), largest[key])),
+            key in single,
+        )
+        for key in squares
+    }
 
 
 def exact_result(level: str, a: list[Seen], b: list[Seen], names: Names) -> Result:
@@ -91,8 +98,13 @@ def exact_result(level: str, a: list[Seen], b: list[Seen], names: Names) -> Resu
     return result if result.status == "fails" or result.lines else Result(level, "holds")  # the tests are still to come
 
 
-def tests(a: dict[str, list[Size]], b: dict[str, list[Size]], recorded: dict[str, dict[str, list[list[float]]]],
-          names: tuple[str, str], backends: tuple[str | None, str | None]) -> list[Test]:
+def tests(
+    a: dict[str, list[Size]],
+    b: dict[str, list[Size]],
+    recorded: dict[str, dict[str, list[list[float]]]],
+    names: tuple[str, str],
+    backends: tuple[str | None, str | None],
+) -> list[Test]:
     """Three tests a line and size: each side against the recorded draws, and the two sides against each other."""
     found = []
     for key in a:
@@ -104,13 +116,17 @@ def tests(a: dict[str, list[Size]], b: dict[str, list[Size]], recorded: dict[str
             continue
         kept = recorded[key]
         if a[key][0].single:
-            found += [_single(level, line, name, side[key], kept[backend] if backend else sum(kept.values(), []))
-                      for name, side, backend in zip(names, (a, b), backends)]  # fmt: skip
+            found += [
+                _single(level, line, name, side[key], kept[backend] if backend else sum(kept.values(), []))
+                for name, side, backend in zip(names, (a, b), backends)
+            ]
             continue
         for i, size in enumerate(("typical", "largest")):
             draws = [[draw[i] for draw in side[key]] for side in (a, b)]
-            own = [[draw[i] for draw in kept[backend]] if backend else [draw[i] for x in kept.values() for draw in x]
-                   for backend in backends]
+            own = [
+                [draw[i] for draw in kept[backend]] if backend else [draw[i] for x in kept.values() for draw in x]
+                for backend in backends
+            ]
             for name, mine, theirs in zip(names, draws, own):
                 shift, p = beyond(mine, theirs)
                 found.append(Test(level, line, f"{size} error of {name} / recorded", math.exp(shift), p))
@@ -125,7 +141,13 @@ def tests(a: dict[str, list[Size]], b: dict[str, list[Size]], recorded: dict[str
 def _single(level: str, line: str, name: str, draws: list[Size], recorded: list[list[float]]) -> Test:
     """One number's error, in the draw where it is largest, may be 4 times the recorded one: it has no distribution to test."""
     shift = max(draw.typical for draw in draws) - max(draw[0] for draw in recorded)
-    return Test(level, line, f"error of {name} / recorded, at most {FACTOR:g}", math.exp(min(shift, 700)), float(shift <= math.log(FACTOR)))
+    return Test(
+        level,
+        line,
+        f"error of {name} / recorded, at most {FACTOR:g}",
+        math.exp(min(shift, 700)),
+        float(shift <= math.log(FACTOR)),
+    )
 
 
 def beyond(mine: Sequence[float], theirs: Sequence[float], usual: float = 0.0) -> tuple[float, float]:
@@ -170,5 +192,12 @@ def add_tests(results: list[Result], found: list[Test]) -> None:
         result.heat[test.line] = max(result.heat.get(test.line, 0.0), allowed / max(test.p, SMALLEST))
         if not holds and result.finding is None:
             result.status = "fails"
-            result.finding = Finding(test.level, test.line, test.what, test.ratio, MARGIN, f"p {test.p:.1e} < {allowed:.1e}",
-                                     f"{test.what}: {test.ratio:.3g}, allowed {MARGIN:g}; p {test.p:.1e}")
+            result.finding = Finding(
+                test.level,
+                test.line,
+                test.what,
+                test.ratio,
+                MARGIN,
+                f"p {test.p:.1e} < {allowed:.1e}",
+                f"{test.what}: {test.ratio:.3g}, allowed {MARGIN:g}; p {test.p:.1e}",
+            )

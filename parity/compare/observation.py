@@ -115,8 +115,14 @@ def difference(a: np.ndarray, b: np.ndarray, scale: float | None, dtype: str) ->
     values = float(x[index]), float(y[index])
     norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     cosine = float(np.sum(x * y) / (norms[0] * norms[1])) if all(norms) else None
-    return Difference(largest / scale if scale else largest, largest / ulp(max(map(abs, values)), dtype),
-                      tuple(int(i) for i in index), values, cosine, norms)
+    return Difference(
+        largest / scale if scale else largest,
+        largest / ulp(max(map(abs, values)), dtype),
+        tuple(int(i) for i in index),
+        values,
+        cosine,
+        norms,
+    )
 
 
 def ulp(value: float, dtype: str) -> float:

@@ -70,6 +70,8 @@ def planted(fault: Fault, backend: str | None) -> Iterator[None]:
             *owners, name = change.name.split(".")
             for owner in owners:
                 target = getattr(target, owner)
-            original = target.__dict__[name] if isinstance(target, type) and name in vars(target) else getattr(target, name)
+            original = (
+                target.__dict__[name] if isinstance(target, type) and name in vars(target) else getattr(target, name)
+            )
             stack.enter_context(patch.object(target, name, change.change(original)))
         yield

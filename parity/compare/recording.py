@@ -50,12 +50,16 @@ def _float32(case: Case) -> dict[str, dict[str, float]]:
         for level in levels:
             exact = truth.observe(level, one.exact, comparison.memo)
             for side in sides:
-                for key, errors in narrow.line_errors(level.name, side.observe(level, one, comparison.memo), exact).items():
+                for key, errors in narrow.line_errors(
+                    level.name, side.observe(level, one, comparison.memo), exact
+                ).items():
                     largest[key] = max(largest.get(key, 0.0), *errors)
                     usual.setdefault(key, {}).setdefault(side.name, []).append(together(errors))
             comparison.memo.clear()
-    return {key: {"largest": _short(largest[key]), **{name: _short(statistics.median(x)) for name, x in usual[key].items()}}
-            for key in sorted(largest)}  # fmt: skip
+    return {
+        key: {"largest": _short(largest[key]), **{name: _short(statistics.median(x)) for name, x in usual[key].items()}}
+        for key in sorted(largest)
+    }
 
 
 def _short(value: float) -> float:
@@ -68,5 +72,9 @@ def _bfloat16(case: Case) -> dict[str, Any]:
     comparison = Comparison(*(Side(backend) for backend in BACKENDS), case, _numeric(), truth=Side("torchref"))
     for level in _numeric():
         comparison.drawn(level, cases, found)
-    return {key: {backend: [[round(x, 4) for x in size[:2]] for size in sizes[key]] for backend, sizes in zip(BACKENDS, found)}
-            for key in sorted(found[0])}  # fmt: skip
+    return {
+        key: {
+            backend: [[round(x, 4) for x in size[:2]] for size in sizes[key]] for backend, sizes in zip(BACKENDS, found)
+        }
+        for key in sorted(found[0])
+    }

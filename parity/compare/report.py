@@ -17,7 +17,11 @@ MARKS = {"holds": "ok", "fails": "FAILS", "not judged": "not judged"}
 
 def text(title: str, results: Sequence[Result]) -> str:
     """One table: a row for each level, below it one for each of its lines; at the end the finding."""
-    rows = [_cut(title, WIDTH), f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from".rstrip(), "-" * WIDTH]
+    rows = [
+        _cut(title, WIDTH),
+        f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from".rstrip(),
+        "-" * WIDTH,
+    ]
     for result in results:
         about = f"{NUMBERS[result.level]:>2} {result.level}: {MARKS[result.status]}"
         rows.append(_cut(f"{about}, {result.reason}" if result.reason else f"{about} ({result.seconds:.1f} s)", WIDTH))
@@ -30,12 +34,17 @@ def _row(line: Line) -> str:
     mark = " " if line.holds else "!"
     basis = "to the last bit" if line.basis == "equal to the last bit" else line.basis
     worst = line.worst if line.found or not line.holds else "-"
-    return (f"{mark} {_cut(line.name, 21):21} {line.places:>4}  {_cut(worst, 27):27} {_number(line.found):>7} "
-            f"{_number(line.allowed):>7}  {_cut(basis, 25)}").rstrip()  # fmt: skip
+    return (
+        f"{mark} {_cut(line.name, 21):21} {line.places:>4}  {_cut(worst, 27):27} {_number(line.found):>7} "
+        f"{_number(line.allowed):>7}  {_cut(basis, 25)}"
+    ).rstrip()
 
 
 def _finding(finding: Finding) -> list[str]:
-    lines = [f"FAILS at level {NUMBERS[finding.level]}, {finding.level} ({finding.line})", *_field("place", finding.place)]
+    lines = [
+        f"FAILS at level {NUMBERS[finding.level]}, {finding.level} ({finding.line})",
+        *_field("place", finding.place),
+    ]
     if finding.where:
         lines += _field("where", finding.where)
     apart = finding.difference
@@ -93,14 +102,24 @@ def matrix_text(found: Sequence[Caught]) -> str:
             run = any(c.level is None or levels.index(c.level) > levels.index(level) for c in group)
             cells.append("X" if len(caught) == len(group) else "x" if caught else "." if run else " ")
         margins = {c.backend: c.margin for c in group}
-        wrong = "" if all(c.right for c in group) else " MISSED" if any(c.level is None for c in group) else " WRONG PLACE"
-        rows.append(f"{_cut(fault, 28):28} {recipe:7} {'  '.join(cells)}   {_number(margins.get('jaxrun', math.nan)):>10} "
-                    f"{_number(margins.get('torchref', math.nan)):>8}  {'yes' if all(c.named for c in group) else 'no'}{wrong}")
+        wrong = (
+            "" if all(c.right for c in group) else " MISSED" if any(c.level is None for c in group) else " WRONG PLACE"
+        )
+        rows.append(
+            f"{_cut(fault, 28):28} {recipe:7} {'  '.join(cells)}   {_number(margins.get('jaxrun', math.nan)):>10} "
+            f"{_number(margins.get('torchref', math.nan)):>8}  {'yes' if all(c.named for c in group) else 'no'}{wrong}"
+        )
     right, named = sum(c.right for c in found), sum(c.named for c in found)
     levels_line = " ".join(f"{'L' if n == 10 else n} {name}" for name, n in NUMBERS.items())
     counts = f"{len({c.fault for c in found})} faults, {len(found)} plantings"
-    return "\n".join([*rows, "-" * WIDTH, levels_line,
-                      f"{counts}: {right} caught at the level and place that must see them, {named} named"])
+    return "\n".join(
+        [
+            *rows,
+            "-" * WIDTH,
+            levels_line,
+            f"{counts}: {right} caught at the level and place that must see them, {named} named",
+        ]
+    )
 
 
 def _grouped(found: Sequence[Caught]) -> dict[tuple[str, str], list[Caught]]:

@@ -32,15 +32,26 @@ def trajectory(side: Side, case: Case) -> Iterator[Seen]:
     for what in ("loss", "grad_norm"):
         if all(what in metrics for metrics in found):
             values = [side.array(recipe, metrics[what], f"{what} of step {i}", ()) for i, metrics in enumerate(found)]
-            yield Seen(what.replace("loss", "losses"), f"of {case.steps} steps", np.array(values), bound, axes=("step",),
-                       single=what == "grad_norm" or recipe.precision != "float64")
+            yield Seen(
+                what.replace("loss", "losses"),
+                f"of {case.steps} steps",
+                np.array(values),
+                bound,
+                axes=("step",),
+                single=what == "grad_norm" or recipe.precision != "float64",
+            )
     for name in recipe.parameters():
         value = side.array(recipe, state_weights[name], f"weight {name}", case.initial[name].shape)
         yield Seen("weights", name, value, bound, axes=("row", "column")[: value.ndim])
     if not side.lacks(recipe, ("token_losses",)):
         found = program.token_losses(state, side.place(recipe, case.batch))
-        yield Seen("token losses", "token_losses after the last step", side.array(recipe, found, "token losses"), bound,
-                   axes=("row", "position"))
+        yield Seen(
+            "token losses",
+            "token_losses after the last step",
+            side.array(recipe, found, "token losses"),
+            bound,
+            axes=("row", "position"),
+        )
 
 
 def evaluation(side: Side, case: Case) -> Iterator[Seen]:
@@ -59,15 +70,27 @@ def evaluation(side: Side, case: Case) -> Iterator[Seen]:
         yield Seen("tokens scored", name, f"{found.tokens} tokens, batches {found.batches[:16]}")
         yield Seen("val loss", name, np.array(found.val_loss), bound, axes=(), single=True)
         again = score(state, smaller)
-        yield Seen("size of a batch", f"{name}, {smaller:,} tokens at a time", np.array(again.val_loss), bound,
-                   expected=np.array(found.val_loss), single=True)
+        yield Seen(
+            "size of a batch",
+            f"{name}, {smaller:,} tokens at a time",
+            np.array(again.val_loss),
+            bound,
+            expected=np.array(found.val_loss),
+            single=True,
+        )
     if side.lacks(recipe, ("step", "export")):
         return
     state, _ = _steps(side, case, program.load(case.initial), 0, 2)
     live = score(state, batch)
     loaded = score(at(program, program.load(program.export(state)), 2), batch)
-    yield Seen("live state", "after 2 steps, against its exported weights", np.array(live.val_loss), bound,
-               expected=np.array(loaded.val_loss), single=True)
+    yield Seen(
+        "live state",
+        "after 2 steps, against its exported weights",
+        np.array(live.val_loss),
+        bound,
+        expected=np.array(loaded.val_loss),
+        single=True,
+    )
 
 
 def restore(side: Side, case: Case) -> Iterator[Seen]:
@@ -104,9 +127,28 @@ def written_by(side: Side, case: Case) -> Path:
 
         changed = [f"--{name.replace('_', '-')}={value}" for name, value in _run_fields(recipe).items()]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            train(side.backend, ["--track", case.track.name, "--recipe", recipe.name, "--runs", str(folder), "--name", "run",
-                                 "--samples", "0", "--device", side.device, "--seed", str(case.seed),
-                                 "--data-dir", str(case.slice.directory.parent), *changed])
+            train(
+                side.backend,
+                [
+                    "--track",
+                    case.track.name,
+                    "--recipe",
+                    recipe.name,
+                    "--runs",
+                    str(folder),
+                    "--name",
+                    "run",
+                    "--samples",
+                    "0",
+                    "--device",
+                    side.device,
+                    "--seed",
+                    str(case.seed),
+                    "--data-dir",
+                    str(case.slice.directory.parent),
+                    *changed,
+                ],
+            )
         return folder / case.track.name / "run" / "weights.safetensors"
     program = side.program(recipe)
     state = program.load(case.initial)
@@ -118,8 +160,13 @@ def written_by(side: Side, case: Case) -> Path:
 
 
 def _run_fields(recipe: Recipe) -> dict[str, Any]:
-    fields = {"vocab_size": recipe.vocab_size, "precision": recipe.precision, "steps": RUN_STEPS, "val_every": RUN_STEPS,
-              "final_val_every": RUN_STEPS}
+    fields = {
+        "vocab_size": recipe.vocab_size,
+        "precision": recipe.precision,
+        "steps": RUN_STEPS,
+        "val_every": RUN_STEPS,
+        "final_val_every": RUN_STEPS,
+    }
     return fields | ({"warmup_steps": 1} if hasattr(recipe, "warmup_steps") else {})
 
 
@@ -137,7 +184,9 @@ def _steps(side: Side, case: Case, state, start: int, count: int) -> tuple[Any, 
 def _contents(side: Side, case: Case, state) -> dict[tuple[str, str], np.ndarray]:
     """Weights and moments by line and place, copied."""
     recipe, program = case.recipe, side.program(case.recipe)
-    found = {("restored weights", name): side.array(recipe, w, f"weight {name}") for name, w in program.export(state).items()}
+    found = {
+        ("restored weights", name): side.array(recipe, w, f"weight {name}") for name, w in program.export(state).items()
+    }
     if not side.lacks(recipe, ("moments",)):
         for kind, tensors in sorted(program.moments(state).items()):
             for name in (name for name in recipe.parameters() if name in tensors):

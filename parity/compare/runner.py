@@ -38,8 +38,12 @@ class Comparison:
     @property
     def names(self) -> Names:
         a, b = self.a.name, self.b.name
-        return Names(f"a ({a})" if a == b else a, f"b ({b})" if a == b else b, bool(self.a.backend and self.b.backend),
-                     b_is_reference=bool(self.b.backend))
+        return Names(
+            f"a ({a})" if a == b else a,
+            f"b ({b})" if a == b else b,
+            bool(self.a.backend and self.b.backend),
+            b_is_reference=bool(self.b.backend),
+        )
 
     def run(self) -> list[Result]:
         """A result for every level."""
@@ -81,7 +85,9 @@ class Comparison:
         """As `run`, in bfloat16: several draws of what rounding has a part in, judged by tests over all of them."""
         cases = [dataclasses.replace(self.case, seed=self.case.seed * count + i, written={}) for i in range(count)]
         exact = [level for level in self.levels if not level.numeric]
-        first = dataclasses.replace(cases[0], written={})  # level 9 reads real runs, level 8 here the weights of every draw
+        first = dataclasses.replace(
+            cases[0], written={}
+        )  # level 9 reads real runs, level 8 here the weights of every draw
         results = {result.level: result for result in dataclasses.replace(self, case=first, levels=exact).run()}
         found: list[dict[str, list[narrow.Size]]] = [{}, {}]
         for level in (level for level in self.levels if level.numeric):
@@ -131,12 +137,16 @@ class Comparison:
         chance. A mistake fails with every seed."""
         for seed in (self.case.seed + OTHER_SEEDS, self.case.seed + 2 * OTHER_SEEDS):
             case = dataclasses.replace(self.case, seed=seed, first=None)
-            a, b, truth = (side.observe(level, x, self.memo) for side, x in
-                           ((self.a, case), (self.b, case), (self.truth, case.exact)))  # fmt: skip
+            a, b, truth = (
+                side.observe(level, x, self.memo)
+                for side, x in ((self.a, case), (self.b, case), (self.truth, case.exact))
+            )
             result = judge(level.name, a, b, self.names, "float32", truth, self.recorded)
             if result.status == "holds":
                 result.curves = curves(a, b)
-                result.reason = f"with seed {seed}; with {self.case.seed} {failed.finding.line} parted from float64 by chance"
+                result.reason = (
+                    f"with seed {seed}; with {self.case.seed} {failed.finding.line} parted from float64 by chance"
+                )
                 return result
         return failed
 
@@ -185,5 +195,7 @@ def _number(text: str, names: list[str], spec: str) -> int:
         return names.index(text) + 1
     if text.isdecimal() and 1 <= int(text) <= len(names):
         return int(text)
-    raise InputError(f"--levels {spec}: expected names or numbers of levels, found {text!r}; known: "
-                     f"{', '.join(f'{i} {name}' for i, name in enumerate(names, 1))}, or all")
+    raise InputError(
+        f"--levels {spec}: expected names or numbers of levels, found {text!r}; known: "
+        f"{', '.join(f'{i} {name}' for i, name in enumerate(names, 1))}, or all"
+    )

@@ -29,12 +29,14 @@ class Side:
         self._imported: dict[str, ModuleType] = {}
         self._programs: dict[Recipe, Any] = {}
         if self.backend is None and not spec.endswith(".py"):
-            raise InputError(f"{spec}: expected a backend or a Python file; {nearest(spec, BACKENDS)}, or path/to/program.py")
+            raise InputError(
+                f"{spec}: expected a backend or a Python file; {nearest(spec, BACKENDS)}, or path/to/program.py"
+            )
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Everything the side does belongs inside: its fault is in the code meanwhile, or its file's folder importable."""
-        with (planted(self.fault, self.backend) if self.fault else nullcontext()):
+        with planted(self.fault, self.backend) if self.fault else nullcontext():
             if self.backend:
                 yield
             else:
@@ -63,8 +65,14 @@ class Side:
     def lacks(self, recipe: Recipe, methods: tuple[str, ...]) -> str | None:
         """The first of some methods that the program does not have; "x|y" stands for either of two."""
         program = self.program(recipe)
-        return next((names.replace("|", " or ") for names in methods
-                     if not any(callable(getattr(program, name, None)) for name in names.split("|"))), None)
+        return next(
+            (
+                names.replace("|", " or ")
+                for names in methods
+                if not any(callable(getattr(program, name, None)) for name in names.split("|"))
+            ),
+            None,
+        )
 
     def place(self, recipe: Recipe, batch: tuple[np.ndarray, np.ndarray]) -> Any:
         """A batch for the program."""
@@ -76,19 +84,25 @@ class Side:
         try:
             found = np.array(self.program(recipe).fetch(value))  # a copy: what was fetched may go on to change
         except (ValueError, TypeError) as error:
-            raise InputError(f"{self.spec}: {what} expected an array, found {type(value).__name__} ({error})") from error
+            raise InputError(
+                f"{self.spec}: {what} expected an array, found {type(value).__name__} ({error})"
+            ) from error
         if found.dtype.name == "bfloat16":
             found = found.astype(np.float32)
         wanted = "float64" if recipe.precision == "float64" else "float32"
         if found.dtype.name != wanted:
-            raise InputError(f"{self.spec}: {what} expected {wanted} at precision {recipe.precision}, found {found.dtype}: "
-                             "compute in the precision of the recipe")
+            raise InputError(
+                f"{self.spec}: {what} expected {wanted} at precision {recipe.precision}, found {found.dtype}: "
+                "compute in the precision of the recipe"
+            )
         if shape is not None and found.shape != shape:
             raise InputError(f"{self.spec}: {what} expected shape {shape}, found {found.shape}: mend the program")
         if not np.isfinite(found).all():
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(found))[0])
-            raise InputError(f"{self.spec}: {what} is {found[index]} at {list(index)}, expected finite numbers: nothing can "
-                             "be compared with it")
+            raise InputError(
+                f"{self.spec}: {what} is {found[index]} at {list(index)}, expected finite numbers: nothing can "
+                "be compared with it"
+            )
         return found
 
     def _build(self, recipe: Recipe) -> Any:
@@ -100,8 +114,10 @@ class Side:
             with explained(self.spec, "build"):
                 made = self._module.build(recipe)
         if not callable(getattr(made, "load", None)) and not callable(getattr(made, "init", None)):
-            raise InputError(f"{self.spec}: build(recipe) expected a program with a method load or init, found "
-                             f"{type(made).__name__} without: see docs/porting.md")
+            raise InputError(
+                f"{self.spec}: build(recipe) expected a program with a method load or init, found "
+                f"{type(made).__name__} without: see docs/porting.md"
+            )
         return Guarded(made, self.spec, recipe)
 
     @contextmanager

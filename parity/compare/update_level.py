@@ -43,10 +43,18 @@ def _orthogonalization(side: Side, case: Case) -> Iterator[Seen]:
     for shape, norm in (((d, d), 10.0), ((4 * d, d), 10.0), ((d, 4 * d), 10.0), ((d, d), 1e-6)):
         found = program.orthogonalized(case.matrix(*shape, norm))
         for step, (what, value) in enumerate(found.items()):
-            value = side.array(recipe, value, what) if recipe.precision != "bfloat16" else np.asarray(
-                program.fetch(value)).astype(np.float32)
-            yield Seen("Newton-Schulz", f"{shape[0]} x {shape[1]} of norm {norm:g}, {what}", value,
-                       bounds.orthogonalization(recipe, step), axes=("matrix", "row", "column"))
+            value = (
+                side.array(recipe, value, what)
+                if recipe.precision != "bfloat16"
+                else np.asarray(program.fetch(value)).astype(np.float32)
+            )
+            yield Seen(
+                "Newton-Schulz",
+                f"{shape[0]} x {shape[1]} of norm {norm:g}, {what}",
+                value,
+                bounds.orthogonalization(recipe, step),
+                axes=("matrix", "row", "column"),
+            )
 
 
 def _decay(side: Side, case: Case, state) -> Iterator[Seen]:
@@ -74,10 +82,23 @@ def _walk(side: Side, case: Case) -> Iterator[Seen]:
             for kind, tensors in sorted(program.moments(state).items()):
                 for name in (name for name in recipe.parameters() if name in tensors):
                     value = side.array(recipe, tensors[name], f"{kind} of {name}", case.start[name].shape)
-                    yield Seen(f"{kind} moment" if kind != "momentum" else kind, name, value,
-                               bounds.update(recipe), axes=("row", "column")[: value.ndim],
-                               single=hasattr(recipe, "clip_norm"))  # one factor's error is that of all  # fmt: skip
+                    yield Seen(
+                        f"{kind} moment" if kind != "momentum" else kind,
+                        name,
+                        value,
+                        bounds.update(recipe),
+                        axes=("row", "column")[: value.ndim],
+                        single=hasattr(recipe, "clip_norm"),
+                    )  # one factor's error is that of all
         for name in recipe.parameters():
             value = side.array(recipe, weights[name], f"weight {name}", case.start[name].shape)
-            bound = bounds.updated(recipe, n, recipe.parameters()[name].group, value.shape, float(np.abs(value).max()) or 1.0)
-            yield Seen(line, name if n == 1 else f"{name} after {n} updates", value, bound, axes=("row", "column")[: value.ndim])
+            bound = bounds.updated(
+                recipe, n, recipe.parameters()[name].group, value.shape, float(np.abs(value).max()) or 1.0
+            )
+            yield Seen(
+                line,
+                name if n == 1 else f"{name} after {n} updates",
+                value,
+                bound,
+                axes=("row", "column")[: value.ndim],
+            )

@@ -58,8 +58,10 @@ def build(
         pinned = _pinned(manifest, name)
         if pinned and (folder / name).exists():
             if (found := sha256_file(folder / name)) != pinned.sha256:
-                raise InputError(f"{folder / name}: expected sha256 {pinned.sha256}, pinned when it was first seen, found "
-                                 f"{found}: delete the file and run the command again")
+                raise InputError(
+                    f"{folder / name}: expected sha256 {pinned.sha256}, pinned when it was first seen, found "
+                    f"{found}: delete the file and run the command again"
+                )
             progress.step("checking shards", number, len(files), "shards")
             continue
         progress.say(f"shard {number} of {len(files)}: {name}")

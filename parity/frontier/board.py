@@ -13,7 +13,9 @@ from parity.frontier.entry import AXES, Entry
 from parity.track import TRACKS, track_for
 
 
-def board(entries: Sequence[Entry], reported: dict[str, Any] | None = None, matrices: dict[str, Any] | None = None) -> dict[str, Any]:
+def board(
+    entries: Sequence[Entry], reported: dict[str, Any] | None = None, matrices: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The board of entries in the order of time; docs/frontier.md describes its figures. Losses are nats per token."""
     found = [deltas.delta(entry, entries[:i]) for i, entry in enumerate(entries)]
     records, fronts = deltas.records(entries), scores.frontiers(entries)
@@ -23,31 +25,55 @@ def board(entries: Sequence[Entry], reported: dict[str, Any] | None = None, matr
             if axis not in on.setdefault(point.entry, []):
                 on[point.entry].append(axis)
     return {
-        "generated_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "version": _version(),
+        "generated_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "version": _version(),
         "tracks": [_track(name, fronts) for name in TRACKS if any(entry.track == name for entry in entries)],
         "hardware": sorted({entry.hardware for entry in entries}),
         "entries": [_entry(entry, change, records, on.get(entry.id, [])) for entry, change in zip(entries, found)],
-        "frontiers": [{"track": track, "axis": axis, "hardware": hardware, "points": [[point.cost, point.loss, point.entry] for point in front]}
-                      for (track, axis, hardware), front in fronts.items()],
-        "progress": progress(entries, records), "attribution": attribution(entries, records),
-        "reported": reported, "matrices": matrices or {"cheats": None, "parity": None},
-    }  # fmt: skip
+        "frontiers": [
+            {
+                "track": track,
+                "axis": axis,
+                "hardware": hardware,
+                "points": [[point.cost, point.loss, point.entry] for point in front],
+            }
+            for (track, axis, hardware), front in fronts.items()
+        ],
+        "progress": progress(entries, records),
+        "attribution": attribution(entries, records),
+        "reported": reported,
+        "matrices": matrices or {"cheats": None, "parity": None},
+    }
 
 
 def page(entry: Entry, shown: dict[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
     """What one entry's page shows: `shown` of the board, and all of the entry's own evidence. `entries`: of its track."""
     data = entry.data
     return shown | {
-        "runs_detail": [{"name": run.name, "seed": run.seed, "started_utc": f"{datetime.fromtimestamp(run.began_s, UTC):%Y-%m-%dT%H:%M:%SZ}",
-                         "evals": [[p.steps, p.tokens, p.flops, p.seconds, p.loss] for p in run.evals], "train": run.train,
-                         "val_loss": run.val_loss, "confirm_loss": run.confirm_loss, "seconds": run.evals[-1].seconds,
-                         "verdict": _rules(run.verdict)} for run in entry.runs],
+        "runs_detail": [
+            {
+                "name": run.name,
+                "seed": run.seed,
+                "started_utc": f"{datetime.fromtimestamp(run.began_s, UTC):%Y-%m-%dT%H:%M:%SZ}",
+                "evals": [[p.steps, p.tokens, p.flops, p.seconds, p.loss] for p in run.evals],
+                "train": run.train,
+                "val_loss": run.val_loss,
+                "confirm_loss": run.confirm_loss,
+                "seconds": run.evals[-1].seconds,
+                "verdict": _rules(run.verdict),
+            }
+            for run in entry.runs
+        ],
         "attempt_rules": _rules(data["verdict"])["rules"] if data["declaration"] is not None else [],
-        "declaration": data["declaration"] and "\n".join(data["declaration"]), "recipe_fields": data["fields"],
-        "versions": data["versions"], "host": data["hardware"]["host"],
+        "declaration": data["declaration"] and "\n".join(data["declaration"]),
+        "recipe_fields": data["fields"],
+        "versions": data["versions"],
+        "host": data["hardware"]["host"],
         "source": data["source"] and {"file": data["source"]["file"], "text": "\n".join(data["source"]["lines"])},
-        "reproduce": reproduce(entry), "everything_started": data["cost"], "paired": _paired(entry, entries),
-    }  # fmt: skip
+        "reproduce": reproduce(entry),
+        "everything_started": data["cost"],
+        "paired": _paired(entry, entries),
+    }
 
 
 def reproduce(entry: Entry) -> list[str]:
@@ -55,9 +81,12 @@ def reproduce(entry: Entry) -> list[str]:
     if entry.data["declaration"] is None:
         return [f"{' '.join(entry.data['command'])} --name again", f"python -m parity.verify runs/{entry.track}/again"]
     name = entry.data["source"]["file"]
-    return [f"mkdir again; python -m parity.frontier show {entry.id} --file {name} > again/{name}",
-            f"python -m parity.frontier show {entry.id} --file declaration.json > again/declaration.json",
-            "python -m parity.attempt run again", "python -m parity.attempt judge again"]  # fmt: skip
+    return [
+        f"mkdir again; python -m parity.frontier show {entry.id} --file {name} > again/{name}",
+        f"python -m parity.frontier show {entry.id} --file declaration.json > again/declaration.json",
+        "python -m parity.attempt run again",
+        "python -m parity.attempt judge again",
+    ]
 
 
 def progress(entries: Sequence[Entry], records: dict[str, str]) -> list[dict[str, Any]]:
@@ -68,8 +97,10 @@ def progress(entries: Sequence[Entry], records: dict[str, str]) -> list[dict[str
             scored = track_for(entry.track).scored
             key = entry.track, entry.hardware if scored == "seconds" else None
             found.setdefault(key, []).append([entry.date, scores.scored_cost(entry), entry.id])
-    return [{"track": track, "scored": track_for(track).scored, "hardware": hardware, "points": points}
-            for (track, hardware), points in found.items()]  # fmt: skip
+    return [
+        {"track": track, "scored": track_for(track).scored, "hardware": hardware, "points": points}
+        for (track, hardware), points in found.items()
+    ]
 
 
 def attribution(entries: Sequence[Entry], records: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
@@ -86,14 +117,28 @@ def attribution(entries: Sequence[Entry], records: dict[str, str]) -> dict[str, 
     whole: dict[str, float] = {}
     for name, (gain, _) in gains.items():
         whole[by_id[name].track] = whole.get(by_id[name].track, 0.0) + gain
-    named = {"by_kind": lambda entry: [entry.kind], "by_backend": lambda entry: [entry.backend], "by_technique": lambda entry: entry.techniques}
+    named = {
+        "by_kind": lambda entry: [entry.kind],
+        "by_backend": lambda entry: [entry.backend],
+        "by_technique": lambda entry: entry.techniques,
+    }
     found: dict[str, list[dict[str, Any]]] = {}
     for view, names in named.items():
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for entry in entries:
             for name in names(entry):
-                row = rows.setdefault((entry.track, name), {"track": entry.track, "name": name, "entries": 0, "records": 0, "gain": 0.0,
-                                                            "unit": f"ln {track_for(entry.track).scored} at the target", "share": None})  # fmt: skip
+                row = rows.setdefault(
+                    (entry.track, name),
+                    {
+                        "track": entry.track,
+                        "name": name,
+                        "entries": 0,
+                        "records": 0,
+                        "gain": 0.0,
+                        "unit": f"ln {track_for(entry.track).scored} at the target",
+                        "share": None,
+                    },
+                )
                 row["entries"] += 1
                 row["records"] += entry.id in records
                 gain, new = gains.get(entry.id, (0.0, set()))
@@ -107,18 +152,38 @@ def attribution(entries: Sequence[Entry], records: dict[str, str]) -> dict[str, 
 def _entry(entry: Entry, change: Delta, records: dict[str, str], on: list[str]) -> dict[str, Any]:
     loss, (target, reason), data = scores.final_loss(entry), scores.target_of(entry), entry.data
     confirm = [run.confirm_loss for run in entry.runs]
-    costs = [[(entry.mean_costs[axis] or [None] * len(entry.steps))[i] for axis in ("tokens", "flops", "seconds")] for i in range(len(entry.steps))]
+    costs = [
+        [(entry.mean_costs[axis] or [None] * len(entry.steps))[i] for axis in ("tokens", "flops", "seconds")]
+        for i in range(len(entry.steps))
+    ]
     return {
-        "id": entry.id, "title": entry.title, "track": entry.track, "author": entry.author, "kind": entry.kind, "backend": entry.backend,
-        "recipe": entry.recipe, "techniques": list(entry.techniques), "note": data["note"], "hardware": entry.hardware, "date": entry.date,
-        "runs": len(entry.runs), "depth": data["verdict"]["depth"], "isolation": data["verdict"]["isolation"],
-        "loss": {"mean": loss.mean, "sd": loss.sd, "low": loss.low, "high": loss.high}, "bits_per_byte": scores.bits_per_byte(entry),
-        "confirm_loss": None if None in confirm else sum(confirm) / len(confirm), "cost": {axis: entry.cost(axis) for axis in AXES},
+        "id": entry.id,
+        "title": entry.title,
+        "track": entry.track,
+        "author": entry.author,
+        "kind": entry.kind,
+        "backend": entry.backend,
+        "recipe": entry.recipe,
+        "techniques": list(entry.techniques),
+        "note": data["note"],
+        "hardware": entry.hardware,
+        "date": entry.date,
+        "runs": len(entry.runs),
+        "depth": data["verdict"]["depth"],
+        "isolation": data["verdict"]["isolation"],
+        "loss": {"mean": loss.mean, "sd": loss.sd, "low": loss.low, "high": loss.high},
+        "bits_per_byte": scores.bits_per_byte(entry),
+        "confirm_loss": None if None in confirm else sum(confirm) / len(confirm),
+        "cost": {axis: entry.cost(axis) for axis in AXES},
         "points": [[step, *cost, mean] for step, cost, mean in zip(entry.steps, costs, entry.mean_losses)],
-        "share": scores.share(entry), "target": target and {**target.costs, "p": target.p}, "target_reason": reason,
-        "delta": delta_json(change, track_for(entry.track).scored), "record": entry.id in records, "record_reason": records.get(entry.id, ""),
+        "share": scores.share(entry),
+        "target": target and {**target.costs, "p": target.p},
+        "target_reason": reason,
+        "delta": delta_json(change, track_for(entry.track).scored),
+        "record": entry.id in records,
+        "record_reason": records.get(entry.id, ""),
         "on_frontier": on,
-    }  # fmt: skip
+    }
 
 
 def delta_json(change: Delta, scored: str | None) -> dict[str, Any]:
@@ -126,20 +191,46 @@ def delta_json(change: Delta, scored: str | None) -> dict[str, Any]:
     order = [scored, "flops", "tokens", "steps"]
     losses = sorted(change.losses, key=lambda one: order.index(one.axis) if one.axis in order else 9)
     plain = [vars(one) for one in losses]
-    return {"sentence": change.sentence, "verdict": change.verdict, "p": change.p, "loss": plain[0] if plain else None, "losses": plain,
-            "costs": [vars(one) for one in change.costs], "skipped": list(change.skipped)}  # fmt: skip
+    return {
+        "sentence": change.sentence,
+        "verdict": change.verdict,
+        "p": change.p,
+        "loss": plain[0] if plain else None,
+        "losses": plain,
+        "costs": [vars(one) for one in change.costs],
+        "skipped": list(change.skipped),
+    }
 
 
 def _track(name: str, fronts: dict[tuple[str, str, str | None], list[scores.FrontierPoint]]) -> dict[str, Any]:
     track = TRACKS[name]
-    volumes = [{"axis": axis, "hardware": hardware, "value": scores.hypervolume(front, track, axis), "entries": len({p.entry for p in front})}
-               for (of, axis, hardware), front in fronts.items() if of == name]  # fmt: skip
-    return {"name": name, "purpose": track.purpose, "slice": track.slice, "val_tokens": track.val_tokens, "target": track.target,
-            "scored": track.scored, "hypervolume": volumes}  # fmt: skip
+    volumes = [
+        {
+            "axis": axis,
+            "hardware": hardware,
+            "value": scores.hypervolume(front, track, axis),
+            "entries": len({p.entry for p in front}),
+        }
+        for (of, axis, hardware), front in fronts.items()
+        if of == name
+    ]
+    return {
+        "name": name,
+        "purpose": track.purpose,
+        "slice": track.slice,
+        "val_tokens": track.val_tokens,
+        "target": track.target,
+        "scored": track.scored,
+        "hypervolume": volumes,
+    }
 
 
 def _rules(verdict: dict[str, Any]) -> dict[str, Any]:
-    return {"status": verdict["status"], "depth": verdict["depth"], "rules": [[rule, status, reason] for rule, status, _, reason in verdict["rules"]]}
+    return {
+        "status": verdict["status"],
+        "depth": verdict["depth"],
+        "rules": [[rule, status, reason] for rule, status, _, reason in verdict["rules"]],
+    }
 
 
 def _paired(entry: Entry, entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -151,7 +242,16 @@ def _paired(entry: Entry, entries: Sequence[Entry]) -> list[dict[str, Any]]:
             continue
         mine, theirs = (one.costs("seconds", one.steps[-1]) or [] for one in (entry, other))
         test = scores.statistics.paired([mine[i] for i, _ in both], [theirs[j] for _, j in both])
-        found.append({"with": other.id, "seconds_change": test.mean, "low": test.interval[0], "high": test.interval[1], "p": test.p, "pairs": len(both)})
+        found.append(
+            {
+                "with": other.id,
+                "seconds_change": test.mean,
+                "low": test.interval[0],
+                "high": test.interval[1],
+                "p": test.p,
+                "pairs": len(both),
+            }
+        )
     return found
 
 

@@ -15,8 +15,12 @@ SIZE_INCHES, DPI = (8, 5), 150
 COLOURS = {"jaxrun": "#0072B2", "torchref": "#D55E00"}  # Okabe and Ito's, safe for the colour-blind
 MARKERS = {"person": "o", "model": "s", "agent": "^", "unknown": "v"}
 REPORTED, TARGET, FRONT = "#999999", "#009E73", "#000000"
-LABELS = {"seconds": "training time (seconds, lower is better)", "steps": "optimizer steps (lower is better)",
-          "tokens": "tokens trained on (lower is better)", "flops": "FLOPs, counted by the harness (lower is better)"}  # fmt: skip
+LABELS = {
+    "seconds": "training time (seconds, lower is better)",
+    "steps": "optimizer steps (lower is better)",
+    "tokens": "tokens trained on (lower is better)",
+    "flops": "FLOPs, counted by the harness (lower is better)",
+}
 
 
 def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: str | None = None) -> dict[str, Any]:
@@ -26,7 +30,9 @@ def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: 
     Raises InputError for another kind of file, and where there is nothing to draw.
     """
     if path.suffix not in (".svg", ".png"):
-        raise InputError(f"{path}: expected a name that ends in .svg or .png, found {path.suffix or 'no ending'}: choose one")
+        raise InputError(
+            f"{path}: expected a name that ends in .svg or .png, found {path.suffix or 'no ending'}: choose one"
+        )
     of = track_for(track)
     chosen = [entry for entry in entries if entry.track == of.name and entry.cost(axis) is not None]
     if axis == "seconds" and chosen:
@@ -35,34 +41,69 @@ def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: 
         chosen = [entry for entry in chosen if entry.hardware == hardware]
         if not chosen:
             more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-            raise InputError(f"--hardware {hardware}: expected a class that track {of.name} has entries of, found none; known: "
-                             f"{'; '.join(known[:MOST_NAMED])}{more}")  # fmt: skip
+            raise InputError(
+                f"--hardware {hardware}: expected a class that track {of.name} has entries of, found none; known: "
+                f"{'; '.join(known[:MOST_NAMED])}{more}"
+            )
     others = _reported(of, axis)
     if not chosen and not others:
-        raise InputError(f"track {of.name}: expected entries to draw, found none: add some with python -m parity.frontier add")
+        raise InputError(
+            f"track {of.name}: expected entries to draw, found none: add some with python -m parity.frontier add"
+        )
     _save(_figure(of, chosen, others, axis, hardware if axis == "seconds" else None), path)
-    return {"picture": str(path), "track": of.name, "axis": axis, "hardware": hardware if axis == "seconds" else None,
-            "entries": len(chosen), "reported": len(others)}  # fmt: skip
+    return {
+        "picture": str(path),
+        "track": of.name,
+        "axis": axis,
+        "hardware": hardware if axis == "seconds" else None,
+        "entries": len(chosen),
+        "reported": len(others),
+    }
 
 
-def _figure(track: Track, chosen: Sequence[Entry], others: Sequence[tuple[float, float]], axis: str, hardware: str | None) -> Any:
+def _figure(
+    track: Track, chosen: Sequence[Entry], others: Sequence[tuple[float, float]], axis: str, hardware: str | None
+) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     if others:
-        axes.plot(*zip(*others), linestyle="", marker="x", color=REPORTED, label="reported by others, not verified here")
+        axes.plot(
+            *zip(*others), linestyle="", marker="x", color=REPORTED, label="reported by others, not verified here"
+        )
     for entry in chosen:
         curve = points(entry, axis)
         last, colour = curve[-1], COLOURS[entry.backend]
-        axes.plot([point.cost for point in curve], [point.loss for point in curve], color=colour, alpha=0.35, linewidth=1)
-        axes.plot([last.cost], [last.loss], color=colour, marker=MARKERS[entry.kind], markersize=7, linestyle="", label=f"{entry.backend}, {entry.kind}")
+        axes.plot(
+            [point.cost for point in curve], [point.loss for point in curve], color=colour, alpha=0.35, linewidth=1
+        )
+        axes.plot(
+            [last.cost],
+            [last.loss],
+            color=colour,
+            marker=MARKERS[entry.kind],
+            markersize=7,
+            linestyle="",
+            label=f"{entry.backend}, {entry.kind}",
+        )
     if front := frontier(chosen, axis):
-        axes.step([point.cost for point in front], [point.loss for point in front], where="post", color=FRONT, linewidth=1.4, label="frontier")
+        axes.step(
+            [point.cost for point in front],
+            [point.loss for point in front],
+            where="post",
+            color=FRONT,
+            linewidth=1.4,
+            label="frontier",
+        )
     if track.target is not None:
         axes.axhline(track.target, color=TARGET, linestyle="--", linewidth=1.2, label=f"target {track.target:g}")
-    axes.set(xscale="log", xlabel=LABELS[axis], ylabel="val loss (nats per token, lower is better)",
-             title=f"Track {track.name}" + (f", {hardware}" if hardware and chosen else ""))  # fmt: skip
+    axes.set(
+        xscale="log",
+        xlabel=LABELS[axis],
+        ylabel="val loss (nats per token, lower is better)",
+        title=f"Track {track.name}" + (f", {hardware}" if hardware and chosen else ""),
+    )
     if axis != "flops":
         _plain_ticks(axes.xaxis)
     axes.grid(color="#dddddd", linewidth=0.6, which="both")

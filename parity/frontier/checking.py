@@ -16,8 +16,7 @@ from parity.frontier import ledger
 from parity.frontier.adding import OPTIONAL, entry_of, hardware_class
 from parity.frontier.entry import Entry
 from parity.frontier.site.figures import counted
-from parity.frontier.statistics import level
-from parity.frontier.statistics import p_below
+from parity.frontier.statistics import level, p_below
 from parity.track import TRACKS
 
 LOSS_TOLERANCE = 1e-3
@@ -28,8 +27,15 @@ between machines by a few 1e-4."""
 def check(folder: Path) -> list[str]:
     """What is wrong with a ledger, in sentences; none where all of it holds. Raises InputError where it cannot be read."""
     found = ledger.load(folder)
-    problems = [f"{_file(folder, entry)}: {problem}: restore it, with git for example" for entry in found for problem in problems_of(entry)]
-    return problems + [f"{_file(folder, entry)}: {reason}: one run counts once, so remove one of the two" for entry, reason in _shared(found)]
+    problems = [
+        f"{_file(folder, entry)}: {problem}: restore it, with git for example"
+        for entry in found
+        for problem in problems_of(entry)
+    ]
+    return problems + [
+        f"{_file(folder, entry)}: {reason}: one run counts once, so remove one of the two"
+        for entry, reason in _shared(found)
+    ]
 
 
 def _file(folder: Path, entry: Entry) -> Path:
@@ -65,10 +71,19 @@ def against(path: Path, entry: Entry) -> list[str]:
         fresh = entry_of(path, title=entry.title)
     else:
         data = entry.data
-        fresh = entry_of(path, title=entry.title, author=data["author"], kind=data["kind"], techniques=tuple(data["techniques"]), note=data["note"])
+        fresh = entry_of(
+            path,
+            title=entry.title,
+            author=data["author"],
+            kind=data["kind"],
+            techniques=tuple(data["techniques"]),
+            note=data["note"],
+        )
     if fresh.id != entry.id:
         return [f"{entry.id}: it was not made from {path}, which gives {fresh.id}: name its own evidence"]
-    return [f"{entry.id}: {name} is not what {path} gives" for name in fresh.data if fresh.data[name] != entry.data[name]]
+    return [
+        f"{entry.id}: {name} is not what {path} gives" for name in fresh.data if fresh.data[name] != entry.data[name]
+    ]
 
 
 def _shared(found: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
@@ -90,7 +105,10 @@ def _verdicts(entry: Entry) -> Iterator[str]:
     from parity.verify.run import _version
 
     verdict = entry.data["verdict"]
-    named = [("", verdict, entry.data["declaration"] is not None), *((f"{run.name}: ", run.verdict, False) for run in entry.runs)]
+    named = [
+        ("", verdict, entry.data["declaration"] is not None),
+        *((f"{run.name}: ", run.verdict, False) for run in entry.runs),
+    ]
     for name, found, attempt in named:
         held = {rule for rule, status, _, _ in found["rules"] if status == "holds"}
         wanted = {rule for rule, _, required, _ in found["rules"] if required}
@@ -150,8 +168,15 @@ def _declared(entry: Entry, declaration: Any, events: list[dict[str, Any]]) -> I
     seeds = seeds_for(event["program_sha256"], event["declaration_sha256"], event["runs"])
     if event["seeds"] != seeds or [run.seed for run in entry.runs] != seeds:
         yield "its runs do not have the seeds that program and declaration give, each once and in order"
-    said = {"author": declaration.author, "kind": declaration.kind, "track": declaration.track, "backend": declaration.backend,
-            "recipe": declaration.recipe, "techniques": list(declaration.techniques), "note": declaration.note}  # fmt: skip
+    said = {
+        "author": declaration.author,
+        "kind": declaration.kind,
+        "track": declaration.track,
+        "backend": declaration.backend,
+        "recipe": declaration.recipe,
+        "techniques": list(declaration.techniques),
+        "note": declaration.note,
+    }
     for name, value in said.items():
         if data[name] != value:
             yield f"{name}: the declaration says {str(value)[:60]!r}, the entry {str(data[name])[:60]!r}"
@@ -171,7 +196,12 @@ def _costs(entry: Entry, events: list[dict[str, Any]]) -> Iterator[str]:
     of_name = {run.run.rpartition("/")[2]: run for run in made}
     for run in entry.runs:
         recorded, last = of_name.get(run.name), run.evals[-1]
-        if recorded is None or recorded.exit_code != 0 or recorded.steps != last.steps or abs((recorded.val_loss or 0) - last.loss) > 1e-9:
+        if (
+            recorded is None
+            or recorded.exit_code != 0
+            or recorded.steps != last.steps
+            or abs((recorded.val_loss or 0) - last.loss) > 1e-9
+        ):
             yield f"{run.name}: its record has another end than the entry"
 
 

@@ -189,15 +189,30 @@ def _add(options: Add) -> int:
     from parity.frontier.delta import delta, records
     from parity.track import track_for
 
-    made = entry_of(options.subject, title=options.title, author=options.author, kind=options.kind, techniques=options.techniques,
-                    note=options.note)  # fmt: skip
+    made = entry_of(
+        options.subject,
+        title=options.title,
+        author=options.author,
+        kind=options.kind,
+        techniques=options.techniques,
+        note=options.note,
+    )
     folder = _ledger(options)
     there = _entries(options) if folder.is_dir() else []
     path = ledger.add(made, folder)
     before = [other for other in there if other.began_s < made.began_s]
     change, record = delta(made, before), records([*before, made]).get(made.id)
     if options.json:
-        print(json.dumps({"id": made.id, "path": str(path), "delta": delta_json(change, track_for(made.track).scored), "record": record}))
+        print(
+            json.dumps(
+                {
+                    "id": made.id,
+                    "path": str(path),
+                    "delta": delta_json(change, track_for(made.track).scored),
+                    "record": record,
+                }
+            )
+        )
         return 0
     print(f"{path}\n{made.id}: {change.sentence}{f'. A record: {record}' if record else ''}")
     for reason in change.skipped:
@@ -238,7 +253,9 @@ def _file(entry: Any, name: str) -> str:
         files[data["source"]["file"]] = data["source"]["lines"]
     found = {file: lines for file, lines in files.items() if lines is not None}
     if name not in found:
-        raise InputError(f"--file {name}: {entry.id} keeps no such file; {nearest(name, found) if found else 'it keeps none'}")
+        raise InputError(
+            f"--file {name}: {entry.id} keeps no such file; {nearest(name, found) if found else 'it keeps none'}"
+        )
     return "\n".join(found[name])
 
 
@@ -255,7 +272,9 @@ def _check(options: Check) -> int:
         problems += against(options.evidence, one)
         problems += _judged(options) if options.judge else []
     elif options.id or options.judge:
-        raise InputError(f"{options.id or '--judge'}: expected --evidence DIR with an id, found none: without an id the whole ledger is checked")
+        raise InputError(
+            f"{options.id or '--judge'}: expected --evidence DIR with an id, found none: without an id the whole ledger is checked"
+        )
     if options.json:
         print(json.dumps({"entries": len(entries), "problems": problems}))
     elif problems:
@@ -274,8 +293,11 @@ def _judged(options: Check) -> list[str]:
 
     settings = Settings("replay", options.data_dir)
     say = progress(options.json)
-    found = (judge_attempt(options.evidence, settings=settings, say=say) if is_attempt(options.evidence) else
-             verify_run(options.evidence, settings, say))  # fmt: skip
+    found = (
+        judge_attempt(options.evidence, settings=settings, say=say)
+        if is_attempt(options.evidence)
+        else verify_run(options.evidence, settings, say)
+    )
     return [] if found.status == "holds" else [f"{options.evidence}: {found.conclusion()}"]
 
 
@@ -318,8 +340,10 @@ def _site(options: Site) -> int:
     from parity.frontier.site.summary import public_records
 
     entries = _entries(options)
-    matrices = {"cheats": _matrix(options.cheats or CHEATS, "parity.verify --cheats --json"),
-                "parity": _matrix(options.parity, "parity.compare --faults --json")}  # fmt: skip
+    matrices = {
+        "cheats": _matrix(options.cheats or CHEATS, "parity.verify --cheats --json"),
+        "parity": _matrix(options.parity, "parity.compare --faults --json"),
+    }
     found = board(entries, reported(), matrices)
     build(found, options.dir, (page(entry, row, entries) for entry, row in zip(entries, found["entries"])))
     index = options.dir / "index.html"
@@ -337,9 +361,13 @@ def _matrix(path: Path | None, command: str) -> Any:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else fault(error)[:80]
-        raise InputError(f"{path}: expected what python -m {command} printed, found something else ({reason}): make it anew") from None
+        raise InputError(
+            f"{path}: expected what python -m {command} printed, found something else ({reason}): make it anew"
+        ) from None
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise InputError(f"{path}: expected a list of objects, as python -m {command} prints, found another form: make it anew")
+        raise InputError(
+            f"{path}: expected a list of objects, as python -m {command} prints, found another form: make it anew"
+        )
     return found
 
 
@@ -360,7 +388,9 @@ def _band(options: Band) -> int:
 
     run = open_run(options.run)
     if run.own is not None and options.record is None:
-        raise InputError(f"{options.run}: its program is its own, so no public record follows from it: name one with --record")
+        raise InputError(
+            f"{options.run}: its program is its own, so no public record follows from it: name one with --record"
+        )
     record = options.record or record_for(run.run["recipe"]["name"], run.track.scale or "")
     found = band([(event["step"], event["val_loss"]) for event in run.log.of("eval")], record)
     if options.json:
@@ -382,9 +412,15 @@ def _ablate(options: Ablate) -> int:
     chosen = [ledger.one(entries, name) for name in options.ids] or entries
     found, skipped = ablations(chosen)
     if not found:
-        raise InputError("ablate: expected two entries that differ in one declared technique, found none"
-                         f"{f' ({skipped[0]})' if skipped else ''}: declare techniques in declaration.json")  # fmt: skip
-    print(json.dumps({"effects": [vars(one) for one in found], "skipped": skipped}) if options.json else ablation_table(found, skipped))
+        raise InputError(
+            "ablate: expected two entries that differ in one declared technique, found none"
+            f"{f' ({skipped[0]})' if skipped else ''}: declare techniques in declaration.json"
+        )
+    print(
+        json.dumps({"effects": [vars(one) for one in found], "skipped": skipped})
+        if options.json
+        else ablation_table(found, skipped)
+    )
     return 0
 
 
@@ -395,7 +431,9 @@ def _cross(options: Cross) -> int:
 
     entries = _entries(options)
     if options.ids and len(options.ids) != 2:
-        raise InputError(f"cross: expected two entries, one of each backend, found {len(options.ids)}: name two, or none for all pairs")
+        raise InputError(
+            f"cross: expected two entries, one of each backend, found {len(options.ids)}: name two, or none for all pairs"
+        )
     couples = [tuple(ledger.one(entries, name) for name in options.ids)] if options.ids else pairs_across(entries)
     if not couples:
         raise InputError("cross: expected one recipe in both backends, found none in the ledger: add both")
@@ -412,7 +450,16 @@ def _history(options: History) -> int:
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "add": (Add, _add), "list": (List, _list), "show": (Show, _show), "check": (Check, _check), "score": (Score, _score),
-    "report": (Report, _report), "site": (Site, _site), "plot": (Plot, _plot), "band": (Band, _band), "ablate": (Ablate, _ablate),
-    "cross": (Cross, _cross), "history": (History, _history),
-}  # fmt: skip
+    "add": (Add, _add),
+    "list": (List, _list),
+    "show": (Show, _show),
+    "check": (Check, _check),
+    "score": (Score, _score),
+    "report": (Report, _report),
+    "site": (Site, _site),
+    "plot": (Plot, _plot),
+    "band": (Band, _band),
+    "ablate": (Ablate, _ablate),
+    "cross": (Cross, _cross),
+    "history": (History, _history),
+}

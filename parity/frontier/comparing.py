@@ -62,7 +62,9 @@ def ablations(entries: Sequence[Entry]) -> tuple[list[Effect], list[str]]:
         different = set(a.techniques) ^ set(b.techniques)
         if len(different) != 1 or a.track != b.track or any(a.data[name] != b.data[name] for name in SAME):
             continue
-        reason = comparable(a, b) or next((f"{one.id} has one run: no interval" for one in (a, b) if len(one.runs) < 2), "")
+        reason = comparable(a, b) or next(
+            (f"{one.id} has one run: no interval" for one in (a, b) if len(one.runs) < 2), ""
+        )
         if reason:
             skipped.append(reason)
             continue
@@ -71,9 +73,24 @@ def ablations(entries: Sequence[Entry]) -> tuple[list[Effect], list[str]]:
         couples.setdefault((new.id, technique), []).append((new, old))
     for (_, technique), rivals in couples.items():
         new, old = max(rivals, key=_nearness)
-        skipped += [f"{other.id} as a baseline: {new.id} is held against {old.id} alone" for _, other in rivals if other is not old]
+        skipped += [
+            f"{other.id} as a baseline: {new.id} is held against {old.id} alone"
+            for _, other in rivals
+            if other is not old
+        ]
         test = statistics.welch(new.losses(), old.losses())
-        found.append(Effect(technique, new.id, old.id, test.mean, *test.interval, 2 * min(test.p, 1 - test.p), 1.0, *_seconds(new, old)))
+        found.append(
+            Effect(
+                technique,
+                new.id,
+                old.id,
+                test.mean,
+                *test.interval,
+                2 * min(test.p, 1 - test.p),
+                1.0,
+                *_seconds(new, old),
+            )
+        )
     if found:
         adjusted, _ = statistics.holm([effect.p for effect in found])
         found = [Effect(**(vars(effect) | {"p_holm": p})) for effect, p in zip(found, adjusted)]
@@ -88,7 +105,9 @@ def _nearness(couple: tuple[Entry, Entry]) -> tuple[bool, bool, float]:
 
 def pairs_across(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """Every two entries of one recipe, with the same fields and techniques, in two backends."""
-    return [(a, b) if a.backend < b.backend else (b, a) for a, b in itertools.combinations(entries, 2) if not _apart(a, b)]
+    return [
+        (a, b) if a.backend < b.backend else (b, a) for a, b in itertools.combinations(entries, 2) if not _apart(a, b)
+    ]
 
 
 def cross(a: Entry, b: Entry, margin: float) -> Crossed:
@@ -108,7 +127,11 @@ def _apart(a: Entry, b: Entry) -> str:
             return f"{a.id} and {b.id} differ in {name}"
     if set(a.techniques) != set(b.techniques):
         return f"{a.id} and {b.id} declare other techniques"
-    other = [name for name in {*a.data["fields"], *b.data["fields"]} - set(CHOICES) if a.data["fields"].get(name) != b.data["fields"].get(name)]
+    other = [
+        name
+        for name in {*a.data["fields"], *b.data["fields"]} - set(CHOICES)
+        if a.data["fields"].get(name) != b.data["fields"].get(name)
+    ]
     return f"{a.id} and {b.id} differ in {min(other)}" if other else ""
 
 

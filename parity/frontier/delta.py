@@ -70,7 +70,9 @@ def pairs(a: Entry, b: Entry) -> tuple[list[tuple[int, int]], str]:
         return [], f"{a.id if len(a.runs) < 2 else b.id} has one run, and a pair says nothing about chance"
     x, y = a.order, b.order
     drifts = f"its runs and those of {b.id} were not made in turns, and a machine drifts by several percent"
-    if a.began_s > b.runs[y[-1]].began_s or b.began_s > a.runs[x[-1]].began_s:  # most entries are hours apart, and seen at once to be
+    if (
+        a.began_s > b.runs[y[-1]].began_s or b.began_s > a.runs[x[-1]].began_s
+    ):  # most entries are hours apart, and seen at once to be
         return [], drifts
     for i in range(n):
         one, other = a.runs[x[i]], b.runs[y[i]]
@@ -192,23 +194,34 @@ def _crossing(entry: Entry, axis: str) -> tuple[float, float]:
     return costs[above] if above >= 0 else 0.0, costs[below]
 
 
-def _concluded(entry: Entry, axis: str, losses: list[LossChange], costs: list[CostChange], why: dict[str, str],
-               skipped: list[str]) -> Delta:  # fmt: skip
+def _concluded(
+    entry: Entry, axis: str, losses: list[LossChange], costs: list[CostChange], why: dict[str, str], skipped: list[str]
+) -> Delta:
     """The verdict, on the axis that the track scores, and the sentence that says it."""
     loss = next((change for change in losses if change.axis == axis), None)
     cost = next((change for change in costs if change.axis == axis), None)
-    notes = tuple([*skipped, *dict.fromkeys(why.values())])
+    notes = (*skipped, *dict.fromkeys(why.values()))
     if loss is None:
         seen = next((change for change in losses if change.axis == "flops"), losses[0] if losses else None)
         rest = f"; at equal {seen.axis}: {_of_loss(seen)}" if seen else ""
         return Delta("not judged", f"not judged in {axis}: {why[axis]}{rest}", None, tuple(losses), tuple(costs), notes)
     said = "; ".join([f"at equal {axis}: {_of_loss(loss)}", *([f"at the target: {_of_cost(cost)}"] if cost else [])])
     if loss.p is None:
-        return Delta("not judged", f"one run has no interval, so chance cannot be ruled out; {said}", None, tuple(losses), tuple(costs), notes)
+        return Delta(
+            "not judged",
+            f"one run has no interval, so chance cannot be ruled out; {said}",
+            None,
+            tuple(losses),
+            tuple(costs),
+            notes,
+        )
     adjusted, hold = statistics.holm([change.p for change in (loss, cost) if change is not None], ALPHA)
     if any(hold):
         verdict, head = "improves", f"improves on the frontier (p {min(adjusted):.2g})"
-    elif max(change.low for change in (loss, cost) if change) > 0 and min(change.high for change in (loss, cost) if change) >= 0:
+    elif (
+        max(change.low for change in (loss, cost) if change) > 0
+        and min(change.high for change in (loss, cost) if change) >= 0
+    ):
         verdict, head = "worse", "falls behind the frontier"
     else:
         verdict, head = "inside the noise", f"inside the noise (p of no improvement {min(adjusted):.2g})"
@@ -224,8 +237,10 @@ def _of_cost(change: CostChange) -> str:
     def number(value: float) -> str:
         return f"{value:+.1f}" if abs(value) < 1e5 else f"{value:+.3g}"
 
-    return (f"{number(change.change)} {UNITS[change.axis]} ({change.percent:+.1f}%) [{number(change.low)}, {number(change.high)}] "
-            f"against {change.against}")  # fmt: skip
+    return (
+        f"{number(change.change)} {UNITS[change.axis]} ({change.percent:+.1f}%) [{number(change.low)}, {number(change.high)}] "
+        f"against {change.against}"
+    )
 
 
 def records(entries: Sequence[Entry]) -> dict[str, str]:

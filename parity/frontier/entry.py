@@ -118,7 +118,10 @@ class Entry:
     def mean_costs(self) -> dict[str, list[float] | None]:
         """By axis, mean costs at `steps`; None where they were not counted."""
         found = {axis: [self.costs(axis, step) for step in self.steps] for axis in AXES}
-        return {axis: None if None in values else [sum(value) / len(value) for value in values] for axis, values in found.items()}
+        return {
+            axis: None if None in values else [sum(value) / len(value) for value in values]
+            for axis, values in found.items()
+        }
 
     @cached_property
     def mean_losses(self) -> list[float]:
@@ -144,19 +147,49 @@ def from_data(data: Any, name: str) -> Entry:
     """The entry of a decoded file; InputError where it is of another form."""
     version = data.get("schema") if isinstance(data, dict) else None
     if version != SCHEMA:
-        raise InputError(f"{name}: expected schema {SCHEMA}, found {str(version)[:40]!r}: read it with the version that wrote it")
+        raise InputError(
+            f"{name}: expected schema {SCHEMA}, found {str(version)[:40]!r}: read it with the version that wrote it"
+        )
     if problem := _check()(_without_plain_rows(data)):
         raise InputError(f"{name}: {problem}: entries are made by python -m parity.frontier add, and not edited")
     runs = tuple(
-        Run(run["name"], run["seed"], run["began_s"], run["ended_s"], run["log_sha256"], run["weights"],
-            tuple(Point(*point) for point in run["evals"]), run["train"], run["val_loss"], run["confirm_loss"], run["bits_per_byte"], run["verdict"])
-        for run in data["runs"])  # fmt: skip
-    entry = Entry(data["id"], data["title"], data["track"], data["slice"]["name"], data["slice"]["digest"], data["val_tokens"],
-                  data["author"], data["kind"], data["backend"], data["recipe"], tuple(data["techniques"]), data["hardware"]["class"],
-                  runs, data)  # fmt: skip
+        Run(
+            run["name"],
+            run["seed"],
+            run["began_s"],
+            run["ended_s"],
+            run["log_sha256"],
+            run["weights"],
+            tuple(Point(*point) for point in run["evals"]),
+            run["train"],
+            run["val_loss"],
+            run["confirm_loss"],
+            run["bits_per_byte"],
+            run["verdict"],
+        )
+        for run in data["runs"]
+    )
+    entry = Entry(
+        data["id"],
+        data["title"],
+        data["track"],
+        data["slice"]["name"],
+        data["slice"]["digest"],
+        data["val_tokens"],
+        data["author"],
+        data["kind"],
+        data["backend"],
+        data["recipe"],
+        tuple(data["techniques"]),
+        data["hardware"]["class"],
+        runs,
+        data,
+    )
     if not entry.steps:
-        raise InputError(f"{name}: expected runs that were evaluated after the same numbers of steps, found none in common: "
-                         "nothing can be averaged")  # fmt: skip
+        raise InputError(
+            f"{name}: expected runs that were evaluated after the same numbers of steps, found none in common: "
+            "nothing can be averaged"
+        )
     return entry
 
 
@@ -172,8 +205,10 @@ def read(path: Path) -> Entry:
     try:
         data = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected one JSON object, found something else ({fault(error)[:80]}): restore it, with git for "
-                         "example") from None  # fmt: skip
+        raise InputError(
+            f"{path}: expected one JSON object, found something else ({fault(error)[:80]}): restore it, with git for "
+            "example"
+        ) from None
     return from_data(data, str(path))
 
 
@@ -193,7 +228,9 @@ def _lines(value: Any, depth: int) -> str:
     if isinstance(value, dict) and value:
         parts = [f"{json.dumps(key, ensure_ascii=False)}: {_lines(item, depth + 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(inner + part for part in parts) + "\n" + " " * depth + "}"
-    if isinstance(value, list) and any(isinstance(item, dict | list) or (isinstance(item, str) and len(value) > 4) for item in value):
+    if isinstance(value, list) and any(
+        isinstance(item, dict | list) or (isinstance(item, str) and len(value) > 4) for item in value
+    ):
         return "[\n" + ",\n".join(inner + _lines(item, depth + 1) for item in value) + "\n" + " " * depth + "]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
@@ -223,7 +260,11 @@ def _without_plain_rows(data: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(run, dict):
             return run
         verdict, train = run.get("verdict"), run.get("train")
-        if isinstance(verdict, dict) and isinstance(verdict.get("rules"), list) and all(map(_plain_rule, verdict["rules"])):
+        if (
+            isinstance(verdict, dict)
+            and isinstance(verdict.get("rules"), list)
+            and all(map(_plain_rule, verdict["rules"]))
+        ):
             run = run | {"verdict": verdict | {"rules": []}}
         return run | {"train": []} if isinstance(train, list) and all(map(_plain_loss, train)) else run
 
@@ -246,4 +287,6 @@ def _refuse(word: str) -> None:
 def _check() -> Callable[[Any], str]:
     from parity.attempt.strict import schema_check
 
-    return schema_check(json.loads((Path(__file__).parents[1] / "schemas" / "entry.v1.json").read_text(encoding="utf-8")))
+    return schema_check(
+        json.loads((Path(__file__).parents[1] / "schemas" / "entry.v1.json").read_text(encoding="utf-8"))
+    )

@@ -20,8 +20,10 @@ FEW = 3  # ids in one message
 def paths(folder: Path) -> list[Path]:
     """The files of a ledger. Raises InputError where the folder does not exist, or has something else in it."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: expected the folder of a ledger, found {'a file' if folder.exists() else 'nothing'}: add an entry, or "
-                         "name another with --ledger")  # fmt: skip
+        raise InputError(
+            f"{folder}: expected the folder of a ledger, found {'a file' if folder.exists() else 'nothing'}: add an entry, or "
+            "name another with --ledger"
+        )
     found = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
     for path in found:
         if path.suffix != ".json" or path.parent.parent != folder or path.is_symlink():
@@ -41,7 +43,9 @@ def load(folder: Path) -> list[Entry]:
             gc.enable()
     for entry, path in zip(found, files):
         if (entry.track, f"{entry.id}.json") != (path.parent.name, path.name):
-            raise InputError(f"{path}: expected {entry.track}/{entry.id}.json as its name, which follows from what is in it: put it back")
+            raise InputError(
+                f"{path}: expected {entry.track}/{entry.id}.json as its name, which follows from what is in it: put it back"
+            )
     return sorted(found, key=lambda entry: (entry.began_s, entry.id))
 
 
@@ -53,9 +57,11 @@ def one(ledger: Iterable[Entry], name: str) -> Entry:
         raise InputError(f"{name or 'ID'}: expected the id of an entry, found a ledger without entries: {ADD}")
     if not part:
         raise InputError(f"expected the id of an entry, found none: name an entry, such as {_few(ledger)}")
-    found = ([entry for entry in ledger if entry.id == name] or
-             [entry for entry in ledger if entry.id.startswith(part) or entry.title.lower() == part] or
-             [entry for entry in ledger if part in entry.id or part in entry.title.lower()])  # fmt: skip
+    found = (
+        [entry for entry in ledger if entry.id == name]
+        or [entry for entry in ledger if entry.id.startswith(part) or entry.title.lower() == part]
+        or [entry for entry in ledger if part in entry.id or part in entry.title.lower()]
+    )
     if len(found) == 1:
         return found[0]
     hint = f"it may be {_few(found)}: name more of it" if found else nearest(name, [entry.id for entry in ledger], FEW)
@@ -86,5 +92,3 @@ def same_run(a: Entry, b: Entry) -> str:
             if getattr(run, what) in theirs:
                 return f"its run {run.name} has the {'log' if what == 'log_sha256' else 'final weights'} of {theirs[getattr(run, what)]} in {b.id}"
     return ""
-
-

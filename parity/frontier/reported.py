@@ -258,7 +258,9 @@ def main(argv: Sequence[str]) -> int:
         path.write_text(brought_up_to_date(path.read_text(encoding="utf-8"), documented()), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise InputError(f"{path}: expected docs/history.md, found nothing that can be read and written ({reason}): name it") from None
+        raise InputError(
+            f"{path}: expected docs/history.md, found nothing that can be read and written ({reason}): name it"
+        ) from None
     return 0
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from parity.errors import InputError
-from parity.frontier import statistics
 from parity.frontier.entry import AXES, Entry
 from parity.track import TRACKS, Track, track_for
 
@@ -76,7 +75,10 @@ def target_of(entry: Entry) -> tuple[Target | None, str]:
     if entry.passes is not None:
         costs = {axis: found and found[entry.passes] for axis, found in entry.mean_costs.items()}
         return Target(entry.steps[entry.passes], entry.p_below[entry.passes], costs), ""
-    return None, f"the mean is {sum(entry.losses()) / len(entry.runs):.4f} at the end, which does not pass {target:g} by the track's test"
+    return (
+        None,
+        f"the mean is {sum(entry.losses()) / len(entry.runs):.4f} at the end, which does not pass {target:g} by the track's test",
+    )
 
 
 def share(entry: Entry) -> float | None:
@@ -91,7 +93,9 @@ def comparable(a: Entry, b: Entry) -> str:
         return f"{a.id} is on track {a.track}, {b.id} on {b.track}"
     if (a.slice, a.val_tokens) != (b.slice, b.val_tokens):
         return f"{a.id} was scored on {a.val_tokens:,} tokens of {a.slice}, {b.id} on {b.val_tokens:,} of {b.slice}"
-    if a.cost("tokens") == b.cost("tokens") and a.slice_digest != b.slice_digest:  # the digest covers the shards that a plan reaches
+    if (
+        a.cost("tokens") == b.cost("tokens") and a.slice_digest != b.slice_digest
+    ):  # the digest covers the shards that a plan reaches
         return f"{a.id} and {b.id} were made on slices of different digests"
     return ""
 
@@ -101,7 +105,11 @@ def points(entry: Entry, axis: str) -> list[FrontierPoint]:
     costs = entry.mean_costs[axis]
     if costs is None:
         return []
-    return [FrontierPoint(cost, loss, entry.id, step) for cost, loss, step in zip(costs, entry.mean_losses, entry.steps) if cost > 0]
+    return [
+        FrontierPoint(cost, loss, entry.id, step)
+        for cost, loss, step in zip(costs, entry.mean_losses, entry.steps)
+        if cost > 0
+    ]
 
 
 def non_dominated(candidates: Iterable[FrontierPoint]) -> list[FrontierPoint]:
@@ -121,10 +129,14 @@ def frontier(entries: Iterable[Entry], axis: str) -> list[FrontierPoint]:
     entries = list(entries)
     for other in entries[1:]:
         if reason := comparable(entries[0], other):
-            raise InputError(f"a frontier of {axis}: expected entries that can be compared, found that {reason}: choose among them")
+            raise InputError(
+                f"a frontier of {axis}: expected entries that can be compared, found that {reason}: choose among them"
+            )
         if axis == "seconds" and other.hardware != entries[0].hardware:
-            raise InputError(f"a frontier of seconds: expected one class of hardware, found {entries[0].hardware} and {other.hardware}: "
-                             "choose one")  # fmt: skip
+            raise InputError(
+                f"a frontier of seconds: expected one class of hardware, found {entries[0].hardware} and {other.hardware}: "
+                "choose one"
+            )
     return non_dominated(point for entry in entries for point in points(entry, axis))
 
 
@@ -149,7 +161,9 @@ def frontiers(entries: Iterable[Entry]) -> dict[tuple[str, str, str | None], lis
             groups.setdefault((entry.track, axis, entry.hardware if axis == "seconds" else None), []).append(entry)
     order = {name: i for i, name in enumerate(TRACKS)}
     found = {key: frontier(group, key[1]) for key, group in groups.items()}
-    return dict(sorted(found.items(), key=lambda item: (order.get(item[0][0], 99), AXES.index(item[0][1]), item[0][2] or "")))
+    return dict(
+        sorted(found.items(), key=lambda item: (order.get(item[0][0], 99), AXES.index(item[0][1]), item[0][2] or ""))
+    )
 
 
 def best(entries: Iterable[Entry]) -> Entry | None:

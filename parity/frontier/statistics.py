@@ -47,13 +47,24 @@ def t_test(losses: Sequence[float], target: float, alpha: float = ALPHA) -> Test
     """
     x = _figures(losses, 2, "losses")
     if not x.std():
-        raise InputError(f"losses: expected {len(x)} runs that differ, found {x[0]:g} every time: equal runs are one run, and say "
-                         "nothing about chance")  # fmt: skip
+        raise InputError(
+            f"losses: expected {len(x)} runs that differ, found {x[0]:g} every time: equal runs are one run, and say "
+            "nothing about chance"
+        )
     mean, error = float(x.mean()), _sd(x) / math.sqrt(len(x))
     statistic, p, (low, high) = _student(mean - target, error, len(x) - 1)
     holds = p < alpha
-    return Test("t-test", statistic, p, len(x), mean, _sd(x), holds,
-                f"mean {mean:.4f} of {len(x)} runs is {'' if holds else 'not '}below {target:g} (p {p:.2g})", (low + target, high + target))
+    return Test(
+        "t-test",
+        statistic,
+        p,
+        len(x),
+        mean,
+        _sd(x),
+        holds,
+        f"mean {mean:.4f} of {len(x)} runs is {'' if holds else 'not '}below {target:g} (p {p:.2g})",
+        (low + target, high + target),
+    )
 
 
 def z_rule(losses: Sequence[float], target: float) -> Test:
@@ -63,8 +74,16 @@ def z_rule(losses: Sequence[float], target: float) -> Test:
     x = _figures(losses, 1, "losses")
     scaled = float((target - x.mean()) * math.sqrt(len(x)))
     holds = scaled >= Z_THRESHOLD - ROUNDING
-    return Test("z rule", scaled, float(stats.norm.sf(scaled / SIGMA)), len(x), float(x.mean()), _sd(x), holds,
-                f"({target:g} - {x.mean():.5f}) x sqrt({len(x)}) = {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}")
+    return Test(
+        "z rule",
+        scaled,
+        float(stats.norm.sf(scaled / SIGMA)),
+        len(x),
+        float(x.mean()),
+        _sd(x),
+        holds,
+        f"({target:g} - {x.mean():.5f}) x sqrt({len(x)}) = {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}",
+    )
 
 
 def track_test(track: str, losses: Sequence[float], target: float) -> Test:
@@ -99,18 +118,38 @@ def pairwise(old: Sequence[float], old_steps: int, new: Sequence[float], new_ste
     gain = float(x.mean() - y.mean() + LOSS_PER_STEP * (old_steps - new_steps))
     scaled = gain / math.sqrt(1 / len(x) + 1 / len(y))
     holds = scaled >= Z_THRESHOLD - ROUNDING
-    return Test("pairwise rule", scaled, float(stats.norm.sf(scaled / SIGMA)), len(y), gain, _sd(y), holds,
-                f"a gain of {gain:.5f} nats, scaled {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}")
+    return Test(
+        "pairwise rule",
+        scaled,
+        float(stats.norm.sf(scaled / SIGMA)),
+        len(y),
+        gain,
+        _sd(y),
+        holds,
+        f"a gain of {gain:.5f} nats, scaled {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}",
+    )
 
 
 def welch(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA) -> Test:
     """Welch's one-sided t-test that the mean of `new` is below that of `old`; `mean` and interval are of new - old."""
     x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
     if not x.std() and not y.std():
-        raise InputError("new and old: expected runs that differ, found the same figure every time: nothing can be tested")
+        raise InputError(
+            "new and old: expected runs that differ, found the same figure every time: nothing can be tested"
+        )
     apart, error, freedom = _welch(x, y)
     statistic, p, interval = _student(apart, error, freedom)
-    return Test("Welch's t-test", statistic, p, len(x), apart, _sd(x), p < alpha, f"{apart:+.4g} from the old mean, p {p:.2g}", interval)
+    return Test(
+        "Welch's t-test",
+        statistic,
+        p,
+        len(x),
+        apart,
+        _sd(x),
+        p < alpha,
+        f"{apart:+.4g} from the old mean, p {p:.2g}",
+        interval,
+    )
 
 
 def equivalent(new: Sequence[float], old: Sequence[float], margin: float, alpha: float = 0.05) -> Test:
@@ -118,21 +157,29 @@ def equivalent(new: Sequence[float], old: Sequence[float], margin: float, alpha:
     that of 1 - 2 alpha, which lies within the margin where the test holds (Schuirmann, J. Pharmacokin. Biopharm. 15 (1987) 657)."""
     x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
     if not margin > 0:
-        raise InputError(f"margin: expected a positive number of nats, found {margin}: choose the smallest difference that matters")
+        raise InputError(
+            f"margin: expected a positive number of nats, found {margin}: choose the smallest difference that matters"
+        )
     apart, error, freedom = _welch(x, y)
     if not error:
-        raise InputError("new and old: expected runs that differ, found the same figure every time: nothing can be tested")
+        raise InputError(
+            "new and old: expected runs that differ, found the same figure every time: nothing can be tested"
+        )
     p = max(_student(apart - margin, error, freedom)[1], _student(-apart - margin, error, freedom)[1])
     _, _, interval = _student(apart, error, freedom, 1 - 2 * alpha)
     said = f"{apart:+.4g} apart, {'within' if p < alpha else 'not shown to be within'} {margin:g} (p {p:.2g})"
-    return Test("equivalence by two one-sided t-tests", apart / error, p, len(x), apart, _sd(x), p < alpha, said, interval)
+    return Test(
+        "equivalence by two one-sided t-tests", apart / error, p, len(x), apart, _sd(x), p < alpha, said, interval
+    )
 
 
 def ratio(new: Sequence[float], old: Sequence[float]) -> tuple[float, float, float]:
     """Geometric mean of new / old over pairs, with its 95% interval by Student's t on the logarithms."""
     x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
     if len(x) != len(y) or (x <= 0).any() or (y <= 0).any():
-        raise InputError(f"new and old: expected pairs of positive numbers, found {len(x)} and {len(y)}: run both in turns")
+        raise InputError(
+            f"new and old: expected pairs of positive numbers, found {len(x)} and {len(y)}: run both in turns"
+        )
     logs = np.log(x / y)
     mean, error = float(logs.mean()), _sd(logs) / math.sqrt(len(x))
     _, _, (low, high) = _student(mean, error, len(x) - 1) if error else (0, 0, (mean, mean))
@@ -145,15 +192,26 @@ def paired(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA) -> 
     if len(x) != len(y):
         raise InputError(f"new and old: expected pairs, found {len(x)} and {len(y)} runs: run the baseline as often")
     found = t_test(x - y, 0.0, alpha)
-    return Test("paired t-test", found.statistic, found.p, found.n, found.mean, found.sd, found.holds,
-                f"{found.mean:+.4g} on average of {found.n} pairs, p {found.p:.2g}", found.interval)
+    return Test(
+        "paired t-test",
+        found.statistic,
+        found.p,
+        found.n,
+        found.mean,
+        found.sd,
+        found.holds,
+        f"{found.mean:+.4g} on average of {found.n} pairs, p {found.p:.2g}",
+        found.interval,
+    )
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> tuple[list[float], list[bool]]:
     """Adjusted p-values in the order given, and which hold at `alpha` (Holm, Scandinavian J. Statistics 6 (1979) 65)."""
     p = _figures(p_values, 1, "p-values")
     if (p < 0).any() or (p > 1).any():
-        raise InputError(f"p-values: expected numbers from 0 to 1, found {p.min():g} to {p.max():g}: give probabilities")
+        raise InputError(
+            f"p-values: expected numbers from 0 to 1, found {p.min():g} to {p.max():g}: give probabilities"
+        )
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -165,7 +223,9 @@ def power(n: int, margin: float, sd: float, alpha: float = ALPHA) -> float:
     from scipy import stats
 
     if n < 2 or not sd > 0 or not math.isfinite(margin):
-        raise InputError(f"power: expected 2 or more runs, a positive sd and a margin, found n {n}, sd {sd}, margin {margin}: choose others")
+        raise InputError(
+            f"power: expected 2 or more runs, a positive sd and a margin, found n {n}, sd {sd}, margin {margin}: choose others"
+        )
     critical = stats.t.isf(alpha, n - 1)
     return float(stats.nct.sf(critical, n - 1, margin / sd * math.sqrt(n)))
 
@@ -173,11 +233,15 @@ def power(n: int, margin: float, sd: float, alpha: float = ALPHA) -> float:
 def runs_needed(margin: float, sd: float, alpha: float = ALPHA, wanted: float = 0.8) -> int:
     """The smallest number of runs that pass the t-test with probability `wanted`. Raises InputError where none does."""
     if not margin > 0 or not 0 < wanted < 1:
-        raise InputError(f"runs needed: expected a margin above 0 and a power in (0, 1), found {margin} and {wanted}: choose others")
+        raise InputError(
+            f"runs needed: expected a margin above 0 and a power in (0, 1), found {margin} and {wanted}: choose others"
+        )
     for n in range(2, MOST_RUNS + 1):
         if power(n, margin, sd, alpha) >= wanted:
             return n
-    raise InputError(f"runs needed: a margin of {margin:g} at an sd of {sd:g} takes more than {MOST_RUNS:,} runs: it cannot be shown")
+    raise InputError(
+        f"runs needed: a margin of {margin:g} at an sd of {sd:g} takes more than {MOST_RUNS:,} runs: it cannot be shown"
+    )
 
 
 def resolvable(n: int, sd: float, alpha: float = ALPHA, wanted: float = 0.8) -> float:
@@ -195,7 +259,9 @@ def _figures(values: Sequence[float], least: int, what: str) -> np.ndarray:
     if len(x) < least:
         raise InputError(f"{what}: expected at least {least}, found {len(x)}: make more runs")
     if not np.isfinite(x).all():
-        raise InputError(f"{what}: expected finite numbers, found {x[~np.isfinite(x)][0]}: a run that diverged cannot be averaged away")
+        raise InputError(
+            f"{what}: expected finite numbers, found {x[~np.isfinite(x)][0]}: a run that diverged cannot be averaged away"
+        )
     return x
 
 
@@ -206,7 +272,9 @@ def _welch(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     return float(x.mean() - y.mean()), math.sqrt(a + b), float(freedom)
 
 
-def _student(value: float, error: float, freedom: float, level: float = 0.95) -> tuple[float, float, tuple[float, float]]:
+def _student(
+    value: float, error: float, freedom: float, level: float = 0.95
+) -> tuple[float, float, tuple[float, float]]:
     """Student's t of a value, its lower tail, and the interval of a level. scipy's special functions are what its tests call, and take
     a hundredth of their time, which counts over thousands of entries."""
     from scipy import special

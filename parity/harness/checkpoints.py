@@ -14,7 +14,9 @@ from parity.program import Program
 SCHEMA = "checkpoint.v1"
 
 
-def save(rundir: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any], team: Team) -> tuple[Path, str]:
+def save(
+    rundir: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any], team: Team
+) -> tuple[Path, str]:
     """Writes the state after `step` updates; returns its folder and the digest of the state. Of several processes the first writes.
 
     `identity` is what a resumed run must share. Raises InputError where the disk is full; earlier checkpoints stay.
@@ -54,19 +56,26 @@ def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     try:
         facts = json.loads((path / "checkpoint.json").read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected checkpoint.json with the checkpoint's facts, found none that can be read "
-                         f"({error}): remove this folder to resume from the one before") from error
+        raise InputError(
+            f"{path}: expected checkpoint.json with the checkpoint's facts, found none that can be read "
+            f"({error}): remove this folder to resume from the one before"
+        ) from error
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
         found = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
-        raise InputError(f"{path}: expected a checkpoint of version {SCHEMA}, found {found!r}: resume with the version "
-                         "that wrote it")
+        raise InputError(
+            f"{path}: expected a checkpoint of version {SCHEMA}, found {found!r}: resume with the version that wrote it"
+        )
     if missing := sorted({"step", "digest", "identity", "files"} - facts.keys()):
-        raise InputError(f"{path / 'checkpoint.json'}: expected the field {missing[0]}, found none: the checkpoint is "
-                         "damaged; remove its folder to resume from the one before")
+        raise InputError(
+            f"{path / 'checkpoint.json'}: expected the field {missing[0]}, found none: the checkpoint is "
+            "damaged; remove its folder to resume from the one before"
+        )
     for name, expected in identity.items():
         if facts["identity"].get(name) != expected:
-            raise InputError(f"{path}: this checkpoint is of another {name}: expected {_short(expected)}, found "
-                             f"{_short(facts['identity'].get(name))}: put back the run's own checkpoints")
+            raise InputError(
+                f"{path}: this checkpoint is of another {name}: expected {_short(expected)}, found "
+                f"{_short(facts['identity'].get(name))}: put back the run's own checkpoints"
+            )
     return facts
 
 
@@ -75,8 +84,10 @@ def check_files(path: Path, facts: dict[str, Any]) -> None:
     found = _digests(path)
     for name, digest in facts["files"].items():
         if found.get(name) != digest:
-            raise InputError(f"{path / name}: expected sha256 {digest[:12]}, found {found.get(name, 'no file')[:12]}: the "
-                             "checkpoint is damaged; remove its folder to resume from the one before")
+            raise InputError(
+                f"{path / name}: expected sha256 {digest[:12]}, found {found.get(name, 'no file')[:12]}: the "
+                "checkpoint is damaged; remove its folder to resume from the one before"
+            )
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -89,8 +100,10 @@ def _check_room(rundir: RunDir) -> None:
     """Raises InputError where a checkpoint as large as the largest so far would not fit on the disk."""
     needed, free = _largest(rundir), free_bytes(rundir.path)
     if needed > free:
-        raise InputError(f"{rundir.checkpoints}: a checkpoint takes {needed:,} bytes and the disk has {free:,} left: "
-                         f"make room, then go on with --resume {rundir.path}")
+        raise InputError(
+            f"{rundir.checkpoints}: a checkpoint takes {needed:,} bytes and the disk has {free:,} left: "
+            f"make room, then go on with --resume {rundir.path}"
+        )
 
 
 def _largest(rundir: RunDir) -> int:

@@ -11,9 +11,16 @@ ENLARGED = 0.6  # the part of the run after which it is shown once more, enlarge
 INSET = (0.42, 0.34, 0.56, 0.38)  # left, bottom, width, height, as fractions of the axes
 
 
-def draw_curve(path: str | Path, steps: Sequence[float], losses: Sequence[float], eval_steps: Sequence[float],
-               val_losses: Sequence[float], target: float | None = None, title: str = "",
-               floor: float | None = None) -> None:
+def draw_curve(
+    path: str | Path,
+    steps: Sequence[float],
+    losses: Sequence[float],
+    eval_steps: Sequence[float],
+    val_losses: Sequence[float],
+    target: float | None = None,
+    title: str = "",
+    floor: float | None = None,
+) -> None:
     """Writes a PNG with the training loss (each step's and smoothed), the val loss, a target line, and a floor line.
 
     Losses in nats per token; `floor` is the least that any model can reach, where it is known. Values that are not
@@ -59,8 +66,9 @@ def _finite(steps: Sequence[float], losses: Sequence[float]) -> list[tuple[float
     return [(step, loss) for step, loss in zip(steps, losses) if abs(loss) < float("inf")]
 
 
-def _enlarge_end(axes: Any, draw: Callable[[Any], None], points: list[tuple[float, float]],
-                 levels: list[float]) -> None:
+def _enlarge_end(
+    axes: Any, draw: Callable[[Any], None], points: list[tuple[float, float]], levels: list[float]
+) -> None:
     """Draws the end of the run again in the empty corner above it; nothing where that corner is not empty."""
     last = max((step for step, _ in points), default=0)
     end = sorted(loss for step, loss in points if step >= ENLARGED * last)
@@ -70,7 +78,7 @@ def _enlarge_end(axes: Any, draw: Callable[[Any], None], points: list[tuple[floa
         return
     inset = axes.inset_axes(INSET)
     draw(inset)
-    shown = [*end[len(end) // 50:len(end) - len(end) // 50], *levels]  # without the few outliers
+    shown = [*end[len(end) // 50 : len(end) - len(end) // 50], *levels]  # without the few outliers
     margin = 0.05 * (max(shown) - min(shown)) or 0.05
     inset.set(xlim=(ENLARGED * last, 1.01 * last), ylim=(min(shown) - margin, max(shown) + margin))
     inset.tick_params(labelsize=8)

@@ -22,8 +22,16 @@ class Evaluation(NamedTuple):
     batches: str
 
 
-def evaluate(program: Program, state: Any, slice_: Slice, part: str, tokens: int, batch_tokens: int,
-             seq_len: int, mark: Callable[[], None] = lambda: None) -> Evaluation:
+def evaluate(
+    program: Program,
+    state: Any,
+    slice_: Slice,
+    part: str,
+    tokens: int,
+    batch_tokens: int,
+    seq_len: int,
+    mark: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Scores the first `tokens` targets of a part ("val" or "confirm"), in order, `batch_tokens` at a time.
 
     The next batch is dispatched before the losses of the last are read; `mark` is called for each. Raises InputError where the part is too short.
@@ -55,8 +63,10 @@ def check_length(slice_: Slice, part: str, tokens: int, available: int) -> None:
     if tokens > available:
         from parity.errors import InputError
 
-        raise InputError(f"slice {slice_.manifest.slice}: expected {tokens:,} {part} tokens to score, found "
-                         f"{available:,}: prepare the slice again")
+        raise InputError(
+            f"slice {slice_.manifest.slice}: expected {tokens:,} {part} tokens to score, found "
+            f"{available:,}: prepare the slice again"
+        )
 
 
 def largest_batch(tokens: int, wanted: int, seq_len: int, devices: int) -> int:

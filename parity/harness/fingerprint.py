@@ -12,10 +12,32 @@ from parity.errors import InputError, nearest
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "triton", "numpy", "tiktoken", "safetensors")
 PREFIXES = (
-    "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS", "CUDNN", "NCCL_", "GLOO_", "NVIDIA_", "TRITON_", "TF_XLA_",
-    "TF_CPP_", "TF_GPU_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "MALLOC_", "LD_PRELOAD", "LD_LIBRARY_PATH",
-    "PYTHONHASHSEED", "PYTHONPATH", "PYTHONOPTIMIZE",
-)  # fmt: skip
+    "XLA_",
+    "JAX_",
+    "TORCH",
+    "PYTORCH_",
+    "CUDA_",
+    "CUBLAS",
+    "CUDNN",
+    "NCCL_",
+    "GLOO_",
+    "NVIDIA_",
+    "TRITON_",
+    "TF_XLA_",
+    "TF_CPP_",
+    "TF_GPU_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "KMP_",
+    "GOMP_",
+    "MALLOC_",
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "PYTHONOPTIMIZE",
+)
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "_KEY", "CREDENTIAL")
 
 
@@ -38,8 +60,9 @@ def devices(backend: str) -> list[dict[str, Any]]:
     try:
         found = ask[backend]()
     except ImportError as error:
-        raise InputError(f"{backend} needs {error.name}, which is not installed: install it, or use the other "
-                         "backend") from None  # fmt: skip
+        raise InputError(
+            f"{backend} needs {error.name}, which is not installed: install it, or use the other backend"
+        ) from None
     return [{"kind": kind, "platform": plat, "count": found.count((kind, plat))} for kind, plat in sorted(set(found))]
 
 
@@ -92,8 +115,10 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """The environment variables that can change speed or numbers, by prefix; a value that may be secret is left out."""
     relevant = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)}
-    return {name: "(set, not recorded)" if any(word in name.upper() for word in _SECRET) else value
-            for name, value in relevant.items()}  # fmt: skip
+    return {
+        name: "(set, not recorded)" if any(word in name.upper() for word in _SECRET) else value
+        for name, value in relevant.items()
+    }
 
 
 def peak_memory_bytes() -> int:

@@ -29,10 +29,16 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
     found = totals(run)
     if not run.team.first:
         return found
-    draw_curve(run.place.curve, list(run.losses), list(run.losses.values()), list(run.evaluations),
-               [event["val_loss"] for event in run.evaluations.values()], target=run.track.target,
-               floor=run.slice.manifest.entropy_nats,
-               title=f"{run.recipe.name} in {run.backend}, track {run.track.name}, seed {run.seed}")  # fmt: skip
+    draw_curve(
+        run.place.curve,
+        list(run.losses),
+        list(run.losses.values()),
+        list(run.evaluations),
+        [event["val_loss"] for event in run.evaluations.values()],
+        target=run.track.target,
+        floor=run.slice.manifest.entropy_nats,
+        title=f"{run.recipe.name} in {run.backend}, track {run.track.name}, seed {run.seed}",
+    )
     if run.options.tensorboard:
         write_tensorboard(run)
     run.log.event("finish", totals=found)  # last, so that a run that could not write the rest can be resumed
@@ -40,7 +46,9 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
     for line in lines:
         run.screen.note(f"sample: {line}")
     run.screen.note(f"\nrun directory: {run.place.path}   loss curve: {run.place.curve}")
-    run.screen.note(f"next: {python()} -m {run.backend}.sample {shlex.quote(str(run.place.path))} --prompt {shlex.quote(_opening(run))}")
+    run.screen.note(
+        f"next: {python()} -m {run.backend}.sample {shlex.quote(str(run.place.path))} --prompt {shlex.quote(_opening(run))}"
+    )
     if run.options.json:
         print(json.dumps({"run": str(run.place.path), "totals": found}, default=str), flush=True)
     return found
@@ -54,17 +62,25 @@ def totals(run: Run) -> dict[str, Any]:
     peaks = [peak_flops(kind, recipe.precision) for kind in run.program.devices]
     reached = [n for n, event in sorted(run.evaluations.items()) if event["val_loss"] <= (run.track.target or 0.0)]
     return {
-        "steps": recipe.steps, "tokens": tokens, "train_s": seconds, "tokens_per_s": tokens / seconds,
-        "step_ms": 1e3 * seconds / recipe.steps, "val_loss": final["val_loss"], "bits_per_byte": final["bits_per_byte"],
-        "target": run.track.target, "target_reached_at_step": reached[0] if reached else None,
+        "steps": recipe.steps,
+        "tokens": tokens,
+        "train_s": seconds,
+        "tokens_per_s": tokens / seconds,
+        "step_ms": 1e3 * seconds / recipe.steps,
+        "val_loss": final["val_loss"],
+        "bits_per_byte": final["bits_per_byte"],
+        "target": run.track.target,
+        "target_reached_at_step": reached[0] if reached else None,
         "target_reached_train_s": run.evaluations[reached[0]]["train_s"] if reached else None,
-        "flops_per_step": run.flops_per_step, "flops": (run.flops_per_step or 0) * recipe.steps,
-        "model_flops": model_flops, "mfu": model_flops / seconds / sum(peaks) if None not in peaks else None,
+        "flops_per_step": run.flops_per_step,
+        "flops": (run.flops_per_step or 0) * recipe.steps,
+        "model_flops": model_flops,
+        "mfu": model_flops / seconds / sum(peaks) if None not in peaks else None,
         "telemetry_fraction": run.telemetry_s / seconds if not run.resumed else None,
         "eval_s": sum(event["eval_s"] for event in run.evaluations.values()),
         "peak_host_bytes": fingerprint.peak_memory_bytes(),
         "peak_device_bytes": fingerprint.peak_device_bytes(run.program.framework),
-    }  # fmt: skip
+    }
 
 
 def summary(run: Run, found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,8 +91,10 @@ def summary(run: Run, found: dict[str, Any]) -> list[tuple[str, str]]:
     elif found["target_reached_at_step"] is None:
         target = f"{track.target:.3f} not reached"
     else:
-        target = (f"{track.target:.3f} reached at step {found['target_reached_at_step']}, after "
-                  f"{found['target_reached_train_s']:.1f} s of training")  # fmt: skip
+        target = (
+            f"{track.target:.3f} reached at step {found['target_reached_at_step']}, after "
+            f"{found['target_reached_train_s']:.1f} s of training"
+        )
     rows = [
         ("run", f"{run.recipe.name} in {run.backend}, track {track.name}, seed {run.seed}"),
         ("val loss", f"{found['val_loss']:.4f} nats per token over {track.val_tokens:,} tokens"),
@@ -101,8 +119,10 @@ def write_tensorboard(run: Run) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError(f"--tensorboard needs the package {error.name}: pip install 'jaxrun[tensorboard]'; the run is "
-                         f"complete in {run.place.path}") from error  # fmt: skip
+        raise InputError(
+            f"--tensorboard needs the package {error.name}: pip install 'jaxrun[tensorboard]'; the run is "
+            f"complete in {run.place.path}"
+        ) from error
     with SummaryWriter(str(run.place.path / "tensorboard")) as writer:
         for event in read(run.place.log):
             for name, value in _scalars(event):
@@ -112,11 +132,22 @@ def write_tensorboard(run: Run) -> None:
 def _scalars(event: dict[str, Any]) -> list[tuple[str, float]]:
     if event["event"] == "step":
         rates = [(f"rate/{group}", rate) for group, rate in event["rates"].items()]
-        return [("train/loss", event["loss"]), ("train/grad_norm", event["grad_norm"]), ("train/step_s", event["step_s"]), *rates]
+        return [
+            ("train/loss", event["loss"]),
+            ("train/grad_norm", event["grad_norm"]),
+            ("train/step_s", event["step_s"]),
+            *rates,
+        ]
     if event["event"] == "eval":
-        return [("val/loss", event["val_loss"])] + [("val/bits_per_byte", event["bits_per_byte"])] * (event["bits_per_byte"] is not None)
+        return [("val/loss", event["val_loss"])] + [("val/bits_per_byte", event["bits_per_byte"])] * (
+            event["bits_per_byte"] is not None
+        )
     if event["event"] == "norms":
-        return [(f"norms/{kind}/{group}", value) for kind in ("weights", "grads", "updates") for group, value in event[kind].items()]
+        return [
+            (f"norms/{kind}/{group}", value)
+            for kind in ("weights", "grads", "updates")
+            for group, value in event[kind].items()
+        ]
     return []
 
 
@@ -131,8 +162,16 @@ def _samples(run: Run, state: Any) -> list[str]:
     if run.options.samples < 1:
         return []
     tokenizer = run.slice.tokenizer()
-    rows = sample(run.program, state, run.recipe, [tokenizer.end_of_text], rows=run.options.samples, tokens=SAMPLE_TOKENS,
-                  seed=run.seed, end_of_text=tokenizer.end_of_text)
+    rows = sample(
+        run.program,
+        state,
+        run.recipe,
+        [tokenizer.end_of_text],
+        rows=run.options.samples,
+        tokens=SAMPLE_TOKENS,
+        seed=run.seed,
+        end_of_text=tokenizer.end_of_text,
+    )
     lines = [" ".join(tokenizer.decode(row).split()) for row in rows]
     for line in lines:
         run.log.event("sample", text=line)

@@ -26,8 +26,10 @@ def count_step(program: Program, state: State, batch: Batch, notes: list[str] | 
         return _count_jax(program, state, batch, notes), state
     if program.framework == "torch":
         return _count_torch(program, state, batch)
-    raise InputError(f"{type(program).__name__}.framework: expected 'jax' or 'torch', found {program.framework!r}: "
-                     "FLOPs can be counted in these only")
+    raise InputError(
+        f"{type(program).__name__}.framework: expected 'jax' or 'torch', found {program.framework!r}: "
+        "FLOPs can be counted in these only"
+    )
 
 
 # JAX: the equations of the jaxpr
@@ -101,8 +103,13 @@ def _most_rounds(loop: Any) -> int | None:
         for at, carried in enumerate(condition.invars[first:]):
             if carried is variable:
                 step = makes.get(id(body.outvars[at]))
-                return (is_number(loop.invars[first + first_of_body + at], 0) and step is not None and step.primitive.name == "add"
-                        and step.invars[0] is body.invars[first_of_body + at] and is_number(step.invars[1], 1))  # fmt: skip
+                return (
+                    is_number(loop.invars[first + first_of_body + at], 0)
+                    and step is not None
+                    and step.primitive.name == "add"
+                    and step.invars[0] is body.invars[first_of_body + at]
+                    and is_number(step.invars[1], 1)
+                )
         return False
 
     def bound(variable: Any) -> int | None:
@@ -148,14 +155,22 @@ def _convolution(equation: Any) -> int:
 
 def _attention(products: int) -> Any:
     """cuDNN's fused attention: so many products of the size of q k^T, unmasked; backward computes the scores again."""
+
     def count(equation: Any) -> int:
         query, key = (v.aval.shape for v in equation.invars[:2])
         return products * 2 * math.prod(query) * key[1 + int(equation.params["layout"])]  # 0: BTNH, 1: BNTH
+
     return count
 
 
-PRODUCTS = {"dot_general": _dot, "ragged_dot_general": _dot, "ragged_dot": _dot, "conv_general_dilated": _convolution,
-            "dot_product_attention_fwd_wrapper": _attention(2), "dot_product_attention_bwd_wrapper": _attention(5)}
+PRODUCTS = {
+    "dot_general": _dot,
+    "ragged_dot_general": _dot,
+    "ragged_dot": _dot,
+    "conv_general_dilated": _convolution,
+    "dot_product_attention_fwd_wrapper": _attention(2),
+    "dot_product_attention_bwd_wrapper": _attention(5),
+}
 
 
 # PyTorch: the operators as they are dispatched
@@ -166,8 +181,10 @@ def _count_torch(program: Program, state: State, batch: Batch) -> tuple[int, Sta
     from torch.utils.flop_counter import FlopCounterMode
 
     # Compiled code may hide its operators, hence eager.
-    with (torch.compiler.set_stance("force_eager"),
-          FlopCounterMode(display=False, custom_mapping=_not_in_torch()) as counter):
+    with (
+        torch.compiler.set_stance("force_eager"),
+        FlopCounterMode(display=False, custom_mapping=_not_in_torch()) as counter,
+    ):
         state, _ = program.step(state, batch)
         program.wait(state)
     flops = counter.get_total_flops()
@@ -187,20 +204,31 @@ def _not_in_torch() -> dict[Any, Any]:
 
     def matrices(first: int) -> Any:
         """The product of the two arguments from number `first` on: (..., M, K) and (..., K, N), or vectors of K."""
+
         def count(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-            left, right = shapes[first:first + 2]
+            left, right = shapes[first : first + 2]
             return 2 * math.prod(left) * (right[-1] if len(right) > 1 else 1)
+
         return count
 
     def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    def attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None,
-                           **options: Any) -> int:
+    def attention_backward(
+        grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any
+    ) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
-    return {aten._scaled_dot_product_flash_attention_for_cpu: attention,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-            aten.addmm_: matrices(1), aten.baddbmm_: matrices(1), aten.addbmm: matrices(1), aten.addbmm_: matrices(1),
-            aten.mv: matrices(0), aten.addmv: matrices(1), aten.addmv_: matrices(1),
-            aten.dot: matrices(0), aten.vdot: matrices(0)}
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+        aten.addmm_: matrices(1),
+        aten.baddbmm_: matrices(1),
+        aten.addbmm: matrices(1),
+        aten.addbmm_: matrices(1),
+        aten.mv: matrices(0),
+        aten.addmv: matrices(1),
+        aten.addmv_: matrices(1),
+        aten.dot: matrices(0),
+        aten.vdot: matrices(0),
+    }

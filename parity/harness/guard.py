@@ -26,7 +26,9 @@ LIMIT = 100  # events kept of a run: the first are enough to see what goes on
 STANDARD: tuple[ModuleType, ...] = (builtins, time, hashlib, json, os)
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev", "/opt", "/nix", "/System", "/Library")
 NETWORK = frozenset(("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"))
-PROCESS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"))
+PROCESS = frozenset(
+    ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn")
+)
 
 _watching: "Guard | None" = None
 _hooked = False
@@ -69,8 +71,11 @@ class Guard:
     def found(self) -> dict[str, list[Any]]:
         """`changed`: names that are no longer what they were; `events`: {kind, what, phase}; both since the last call."""
         now = _identities()
-        changed = sorted(name for name, value in self._before.items()
-                         if name not in self._reported and now.get(name, (None,))[0] != value[0])  # fmt: skip
+        changed = sorted(
+            name
+            for name, value in self._before.items()
+            if name not in self._reported and now.get(name, (None,))[0] != value[0]
+        )
         self._reported.update(changed)
         events, self._given = self._events[self._given :], len(self._events)
         return {"changed": changed, "events": events}
@@ -90,7 +95,11 @@ class Guard:
         full = os.path.realpath(os.fsdecode(path))
         if full.startswith(self._data):
             self._keep("data", full)
-        elif not full.endswith("__path_hook__") and not any(full == place or full.startswith(place + os.sep) for place in self._allowed) and full not in self._written:
+        elif (
+            not full.endswith("__path_hook__")
+            and not any(full == place or full.startswith(place + os.sep) for place in self._allowed)
+            and full not in self._written
+        ):
             if flags & (os.O_WRONLY | os.O_RDWR) or (mode and set(mode) & set("wax+")):
                 self._written.add(full)
                 self._keep("write", full)
@@ -111,9 +120,17 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 def _places() -> list[str]:
     """Where Python, its packages, the compilers and their caches are."""
-    code = [sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values(), str(Path(__file__).parents[2])]
+    code = [
+        sys.prefix,
+        sys.base_prefix,
+        sys.exec_prefix,
+        *sysconfig.get_paths().values(),
+        str(Path(__file__).parents[2]),
+    ]
     paths = [path for path in sys.path if path and os.path.isdir(path) and "site-packages" in path]
-    caches = [os.environ.get(name) for name in ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")]
+    caches = [
+        os.environ.get(name) for name in ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    ]
     caches += [platformdirs.user_cache_dir("jaxrun"), os.path.expanduser("~/.triton"), os.path.expanduser("~/.nv")]
     user = os.environ.get("USER") or os.environ.get("LOGNAME") or "root"
     inductor = os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
@@ -141,4 +158,7 @@ def _note(found: dict[str, tuple[Any, Any]], name: str, value: Any) -> None:
             found[name] = repr(value), value
     elif callable(value) or isinstance(value, property | staticmethod | classmethod):
         inner = getattr(value, "__func__", value)
-        found[name] = (id(value), id(getattr(inner, "__code__", None)), id(getattr(inner, "__defaults__", None))), (value, inner)
+        found[name] = (
+            (id(value), id(getattr(inner, "__code__", None)), id(getattr(inner, "__defaults__", None))),
+            (value, inner),
+        )

@@ -34,8 +34,15 @@ def train(run: Run, stop: StopRequest) -> State:
         if done == 0 and run.team.share(not checkpoints.latest(run.place, run.identity)):
             pause(run, state, done)
         team = run.team
-        with Reader(run.slice.train, spans(run.slice.train_lengths, run.recipe.plan, done), team.rank, team.size,
-                    vocab_size=run.slice.manifest.vocab_size, place=lambda *batch: (place(run, *batch), None), digests=team.first) as reader:
+        with Reader(
+            run.slice.train,
+            spans(run.slice.train_lengths, run.recipe.plan, done),
+            team.rank,
+            team.size,
+            vocab_size=run.slice.manifest.vocab_size,
+            place=lambda *batch: (place(run, *batch), None),
+            digests=team.first,
+        ) as reader:
             stops = {*run.recipe.eval_steps(), *run.recipe.checkpoint_steps()}
             unread = None
             if done < run.recipe.steps:
@@ -48,7 +55,13 @@ def train(run: Run, stop: StopRequest) -> State:
                 if unread:
                     record(run, *unread)
                 unread = batch.step, batch.digest, metrics
-                asked = stop.signal_number if team.size == 1 else team.any(stop.signal_number) if done % run.ask_every == 0 else None
+                asked = (
+                    stop.signal_number
+                    if team.size == 1
+                    else team.any(stop.signal_number)
+                    if done % run.ask_every == 0
+                    else None
+                )
                 if done in stops or asked:
                     run.program.wait(state)
                     halt(run)
@@ -66,8 +79,10 @@ def train(run: Run, stop: StopRequest) -> State:
             run.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
         if "OutOfMemory" in type(error).__name__ or "RESOURCE_EXHAUSTED" in str(error):
             rows = run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)
-            raise InputError(f"a device's memory does not hold {rows} rows in {run.options.microbatches} parts "
-                             f"({str(error).splitlines()[0][:120]}): choose more --microbatches") from error  # fmt: skip
+            raise InputError(
+                f"a device's memory does not hold {rows} rows in {run.options.microbatches} parts "
+                f"({str(error).splitlines()[0][:120]}): choose more --microbatches"
+            ) from error
         raise
 
 
@@ -79,7 +94,9 @@ def place(run: Run, inputs: np.ndarray, targets: np.ndarray) -> Any:
 def start(run: Run) -> None:
     """The clock runs from here; the log has a phase for it, so that its time can be held against the log's own clock."""
     run.guard.phase = "train"
-    if run.team.size > 1 and run.losses:  # an exchange for words takes a millisecond: not at every one of many short steps
+    if (
+        run.team.size > 1 and run.losses
+    ):  # an exchange for words takes a millisecond: not at every one of many short steps
         run.ask_every = run.team.share(max(1, int(ASK_S * len(run.losses) / max(run.clock.seconds, 1e-9))))
     run.log.event("phase", name="train", edge="begin", at_s=run.clock.start())
 
@@ -101,8 +118,10 @@ def begin(run: Run) -> tuple[State, int]:
         state = run.program.restore(path)
         digest = run.program.digest(state)
         if digest != facts["digest"]:
-            raise InputError(f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
-                            "checkpoint is damaged; remove its folder to resume from the one before")  # fmt: skip
+            raise InputError(
+                f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
+                "checkpoint is damaged; remove its folder to resume from the one before"
+            )
         if facts["step"] not in run.saved:  # killed between the checkpoint and its line in the log
             run.log.event("checkpoint", step=facts["step"], path=f"checkpoints/{path.name}", digest=digest)
         log_resume(run, facts["step"], path.name, digest)
@@ -116,9 +135,17 @@ def begin(run: Run) -> tuple[State, int]:
 
 def log_resume(run: Run, step: int, checkpoint: str, digest: str) -> None:
     """Logs where a run goes on, with what: the code, the packages and the machine may be others than at its start."""
-    run.log.event("resume", step=step, checkpoint=checkpoint, digest=digest, source_sha256=run.source_sha256,
-                  devices=run.program.devices, host=host(run.team), versions=fingerprint.versions(),
-                  environment=fingerprint.environment())  # fmt: skip
+    run.log.event(
+        "resume",
+        step=step,
+        checkpoint=checkpoint,
+        digest=digest,
+        source_sha256=run.source_sha256,
+        devices=run.program.devices,
+        host=host(run.team),
+        versions=fingerprint.versions(),
+        environment=fingerprint.environment(),
+    )
 
 
 def warm_up(run: Run, state: State) -> State:
@@ -145,7 +172,9 @@ def warm_up(run: Run, state: State) -> State:
         run.log.event("state", name="after warm-up", digest=after)
     if after != before:
         blame = RunFailed if run.options.program or run.options.optimizer else RuntimeError
-        raise blame(f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did")
+        raise blame(
+            f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did"
+        )
     return state
 
 
@@ -164,17 +193,29 @@ def too_little(needed: dict[str, int], there: int, rows: int, microbatches: int)
     if sum(needed.values()) <= there:
         return ""
     still = needed["arguments"] + needed["results"]
-    fitting = [n for n in range(microbatches + 1, rows + 1) if rows % n == 0 and still + needed["temporaries"] * microbatches / n <= there]
-    advice = f"--microbatches {fitting[0]} would fit" if fitting else "no number of microbatches would fit: use more devices or a smaller model"
-    return (f"the step needs {sum(needed.values()) / 1e9:.1f} GB of a device's memory with {rows // microbatches} rows at once, found "
-            f"{there / 1e9:.1f} GB: {advice}")
+    fitting = [
+        n
+        for n in range(microbatches + 1, rows + 1)
+        if rows % n == 0 and still + needed["temporaries"] * microbatches / n <= there
+    ]
+    advice = (
+        f"--microbatches {fitting[0]} would fit"
+        if fitting
+        else "no number of microbatches would fit: use more devices or a smaller model"
+    )
+    return (
+        f"the step needs {sum(needed.values()) / 1e9:.1f} GB of a device's memory with {rows // microbatches} rows at once, found "
+        f"{there / 1e9:.1f} GB: {advice}"
+    )
 
 
 def count(run: Run, state: State, batch: Any) -> tuple[int, State]:
     """FLOPs of a step. Raises InputError where an own program's step is nothing that can be counted."""
     if run.options.program is None:
         return flops.count_step(run.program, state, batch)
-    with explained(str(run.options.program), "step, while its FLOPs are counted (in JAX it must be a function that can be traced),"):
+    with explained(
+        str(run.options.program), "step, while its FLOPs are counted (in JAX it must be a function that can be traced),"
+    ):
         return flops.count_step(run.program, state, batch)
 
 
@@ -191,8 +232,10 @@ def pause(run: Run, state: State, done: int, signal_number: int | None = None) -
             run.log.sync()
     if signal_number and done < run.recipe.steps:
         run.log.event("interrupt", step=done, signal=int(signal_number))
-        raise Interrupted(f"stopped after step {done} of {run.recipe.steps}, all of it saved; go on with\n"
-                          f"  {run.resume_command}", signal_number)  # fmt: skip
+        raise Interrupted(
+            f"stopped after step {done} of {run.recipe.steps}, all of it saved; go on with\n  {run.resume_command}",
+            signal_number,
+        )
 
 
 def watched(run: Run) -> dict[str, list[Any]]:
@@ -212,16 +255,34 @@ def validate(run: Run, state: State, done: int) -> None:
     with run.phase("evaluate"):
         if digested:
             run.log.event("state", name="before evaluation", step=done, digest=run.program.digest(state))
-        found = evaluate(run.program, state, run.slice, "val", run.track.val_tokens, run.eval_batch_tokens,
-                         run.recipe.val_row, run.team.mark)  # fmt: skip
+        found = evaluate(
+            run.program,
+            state,
+            run.slice,
+            "val",
+            run.track.val_tokens,
+            run.eval_batch_tokens,
+            run.recipe.val_row,
+            run.team.mark,
+        )
         if digested:
             run.log.event("state", name="after evaluation", step=done, digest=run.program.digest(state))
-    event = {"step": done, "val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte, "tokens": found.tokens,
-             "train_s": run.clock.seconds, "eval_s": now_s() - begin_s, "batches": found.batches,
-             "batch_tokens": run.eval_batch_tokens}  # fmt: skip
+    event = {
+        "step": done,
+        "val_loss": found.val_loss,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+        "train_s": run.clock.seconds,
+        "eval_s": now_s() - begin_s,
+        "batches": found.batches,
+        "batch_tokens": run.eval_batch_tokens,
+    }
     run.log.event("eval", **event)
-    run.log.event("memory", host_bytes=fingerprint.peak_memory_bytes(),
-                  device_bytes=fingerprint.peak_device_bytes(run.program.framework))  # fmt: skip
+    run.log.event(
+        "memory",
+        host_bytes=fingerprint.peak_memory_bytes(),
+        device_bytes=fingerprint.peak_device_bytes(run.program.framework),
+    )
     run.evaluations[done] = event
     run.screen.evaluated(done, found.val_loss, found.bits_per_byte)
     if not math.isfinite(found.val_loss):
@@ -236,8 +297,17 @@ def record(run: Run, step: int, batch_digest: str, metrics: dict[str, Any]) -> N
     loss, step_s = float(found["loss"]), seconds - run.last_s
     tokens = (step + 1) * run.recipe.batch_tokens
     rates = run.recipe.rates(step) if run.options.optimizer is None else {}
-    run.log.event("step", step=step, loss=loss, grad_norm=float(found["grad_norm"]), rates=rates, step_s=step_s,
-                  train_s=seconds, tokens=tokens, batch=batch_digest)  # fmt: skip
+    run.log.event(
+        "step",
+        step=step,
+        loss=loss,
+        grad_norm=float(found["grad_norm"]),
+        rates=rates,
+        step_s=step_s,
+        train_s=seconds,
+        tokens=tokens,
+        batch=batch_digest,
+    )
     run.last_s, run.losses[step] = seconds, loss
     if not math.isfinite(loss):
         fail(run, step, f"the loss is {loss}")
@@ -248,8 +318,10 @@ def record(run: Run, step: int, batch_digest: str, metrics: dict[str, Any]) -> N
 
 def record_norms(run: Run, step: int, metrics: dict[str, Any]) -> None:
     """Logs norms of weights, gradients and updates by group. Raises RunFailed where the weights are not finite."""
-    norms = {kind: {group: float(norm) for group, norm in groups.items()}
-             for kind, groups in run.program.fetch(metrics["norms"]).items()}  # fmt: skip
+    norms = {
+        kind: {group: float(norm) for group, norm in groups.items()}
+        for kind, groups in run.program.fetch(metrics["norms"]).items()
+    }
     run.log.event("norms", step=step, **norms)
     if not all(math.isfinite(norm) for norm in norms["weights"].values()):
         fail(run, step, "the weights are not finite")

@@ -102,12 +102,18 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
     track = track_for(chosen.track)
     base = default_recipe(track, chosen.recipe)
 
-    known = dataclasses.make_dataclass("Known", [
-        ("options", Annotated[OPTIONS[backend], tyro.conf.arg(name="")]),
-        ("recipe", Annotated[type(base), tyro.conf.arg(name="")], base),
-    ], frozen=True)  # fmt: skip
-    known.__doc__ = (f"Trains recipe {base.name} at the sizes of track {track.name} in {FRAMEWORK[backend]}. "
-                     "--track and --recipe change the defaults below.")  # fmt: skip
+    known = dataclasses.make_dataclass(
+        "Known",
+        [
+            ("options", Annotated[OPTIONS[backend], tyro.conf.arg(name="")]),
+            ("recipe", Annotated[type(base), tyro.conf.arg(name="")], base),
+        ],
+        frozen=True,
+    )
+    known.__doc__ = (
+        f"Trains recipe {base.name} at the sizes of track {track.name} in {FRAMEWORK[backend]}. "
+        "--track and --recipe change the defaults below."
+    )
     parsed = command_line(known, f"python -m {backend}.train", argv)
     if parsed.options.seed < 0:
         raise InputError(f"--seed: expected 0 or more, found {parsed.options.seed}: choose another")

@@ -70,12 +70,16 @@ class RunDir:
             lock.acquire()
             holder.write_text(str(os.getpid()))
         except filelock.Timeout:
-            raise InputError(f"{self.path} is locked by a live run (pid {_pid(holder)}): wait for it to end, stop it, "
-                             "or choose another --name") from None  # fmt: skip
+            raise InputError(
+                f"{self.path} is locked by a live run (pid {_pid(holder)}): wait for it to end, stop it, "
+                "or choose another --name"
+            ) from None
         except OSError as error:
             lock.release()
-            raise InputError(f"{self.path} cannot be written ({error.strerror}): choose a --runs directory that you "
-                             "may write to, or free some space") from None  # fmt: skip
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}): choose a --runs directory that you "
+                "may write to, or free some space"
+            ) from None
         self._lock = lock
 
     def release(self) -> None:
@@ -113,17 +117,23 @@ class RunDir:
         try:
             run = json.loads(self.run_json.read_bytes())
         except FileNotFoundError:
-            raise InputError(f"{self.path} is not a run directory: expected run.json in it, found none: name a "
-                             "directory that a training command made") from None  # fmt: skip
+            raise InputError(
+                f"{self.path} is not a run directory: expected run.json in it, found none: name a "
+                "directory that a training command made"
+            ) from None
         except OSError as error:
             raise InputError(f"{self.run_json} cannot be read ({error.strerror}): check its permissions") from None
         except ValueError as error:
-            raise InputError(f"{self.run_json} is torn or was changed: expected one JSON object, found {error}: the "
-                             "run must be made again") from None  # fmt: skip
+            raise InputError(
+                f"{self.run_json} is torn or was changed: expected one JSON object, found {error}: the "
+                "run must be made again"
+            ) from None
         version = run.get("schema") if isinstance(run, dict) else None
         if version != SCHEMA:
-            raise InputError(f"{self.run_json}: expected schema {SCHEMA}, found {version!r}: read it with the version "
-                             "of this program that wrote it")  # fmt: skip
+            raise InputError(
+                f"{self.run_json}: expected schema {SCHEMA}, found {version!r}: read it with the version "
+                "of this program that wrote it"
+            )
         problem = schema_check(SCHEMA)(run)
         if problem:
             raise InputError(f"{self.run_json}: {problem}: the file was changed, so the run must be made again")
@@ -151,8 +161,10 @@ def create(root: str | os.PathLike[str], track: str, name: str | None, *, defaul
     stem = default if name is None else name
     for part in (track, stem):
         if not part or part.startswith(".") or part != Path(part).name:
-            raise InputError(f"a run cannot be named {part!r}: expected a plain directory name with no slash and no "
-                             "leading dot: choose another --name")  # fmt: skip
+            raise InputError(
+                f"a run cannot be named {part!r}: expected a plain directory name with no slash and no "
+                "leading dot: choose another --name"
+            )
     attempt = 1
     while True:
         path = Path(root) / track / (stem if attempt == 1 else f"{stem}-{attempt}")
@@ -164,8 +176,9 @@ def create(root: str | os.PathLike[str], track: str, name: str | None, *, defaul
                 continue
             raise InputError(f"{path} exists: go on with it with --resume {path}, or choose another --name") from None
         except OSError as error:
-            raise InputError(f"{path} cannot be made ({error.strerror}): choose a --runs directory that you may write "
-                             "to") from None  # fmt: skip
+            raise InputError(
+                f"{path} cannot be made ({error.strerror}): choose a --runs directory that you may write to"
+            ) from None
         run = RunDir(path)
         run.lock()
         run.checkpoints.mkdir()
@@ -180,8 +193,10 @@ def open_existing(path: str | os.PathLike[str], *, lock: bool = False) -> RunDir
     """
     run = RunDir(Path(path))
     if not run.path.is_dir():
-        raise InputError(f"{run.path} is not a run directory: expected a directory with run.json in it, found "
-                         f"{'a file' if run.path.exists() else 'nothing'}: check the path")  # fmt: skip
+        raise InputError(
+            f"{run.path} is not a run directory: expected a directory with run.json in it, found "
+            f"{'a file' if run.path.exists() else 'nothing'}: check the path"
+        )
     run.read_run_json()
     if lock:
         run.lock()
@@ -201,8 +216,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise InputError(f"{path} cannot be written ({error.strerror}); what was there is unchanged: free some space "
-                         "or check its permissions") from None  # fmt: skip
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); what was there is unchanged: free some space "
+            "or check its permissions"
+        ) from None
 
 
 def _fsync_path(path: Path) -> None:
@@ -238,8 +255,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            raise InputError(f"{path} cannot be written ({error.strerror}); nothing of it was kept: free some space or "
-                             "check its permissions") from error  # fmt: skip
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}); nothing of it was kept: free some space or "
+                "check its permissions"
+            ) from error
         raise
 
 

@@ -21,9 +21,22 @@ from parity.errors import InputError, nearest
 
 SCHEMA = "log.v1"
 KINDS = (
-    "start", "phase", "step", "norms", "eval", "checkpoint", "resume", "state", "memory", "sample", "interrupt",
-    "failure", "torn_line_dropped", "guard", "finish",
-)  # fmt: skip
+    "start",
+    "phase",
+    "step",
+    "norms",
+    "eval",
+    "checkpoint",
+    "resume",
+    "state",
+    "memory",
+    "sample",
+    "interrupt",
+    "failure",
+    "torn_line_dropped",
+    "guard",
+    "finish",
+)
 FIRST_PREV = "0" * 64
 RESERVED = frozenset(("n", "event", "utc", "clock_s", "time_s", "prev"))
 
@@ -97,11 +110,15 @@ class RunLog:
         try:
             self._fd = os.open(self.path, flags, 0o644)
         except FileExistsError:
-            raise InputError(f"{self.path} exists and a log is never overwritten: choose another --name, or go on with "
-                             f"--resume {self.path.parent}") from None  # fmt: skip
+            raise InputError(
+                f"{self.path} exists and a log is never overwritten: choose another --name, or go on with "
+                f"--resume {self.path.parent}"
+            ) from None
         except OSError as error:
-            raise InputError(f"the run log {self.path} cannot be opened for writing ({error.strerror}): choose a "
-                             "directory that you may write to") from None  # fmt: skip
+            raise InputError(
+                f"the run log {self.path} cannot be opened for writing ({error.strerror}): choose a "
+                "directory that you may write to"
+            ) from None
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str]) -> "RunLog":
@@ -176,16 +193,20 @@ class RunLog:
     def _unwritten(self, error: OSError) -> InputError:
         with suppress(OSError):  # a torn part that stays is taken out by the next event, or by a resume
             self._settle()
-        return InputError(f"the run log {self.path} cannot be written ({error.strerror}); its {self._lines} lines are "
-                          f"safe: free some space and go on with --resume {self.path.parent}")  # fmt: skip
+        return InputError(
+            f"the run log {self.path} cannot be written ({error.strerror}); its {self._lines} lines are "
+            f"safe: free some space and go on with --resume {self.path.parent}"
+        )
 
     def sync(self) -> None:
         """Waits until the disk itself has every line, so that a power cut loses none. Raises InputError if it fails."""
         try:
             os.fsync(self._fd)
         except OSError as error:
-            raise InputError(f"the disk did not take the run log {self.path} ({error.strerror}): check the disk, then "
-                             f"go on with --resume {self.path.parent}") from None  # fmt: skip
+            raise InputError(
+                f"the disk did not take the run log {self.path} ({error.strerror}): check the disk, then "
+                f"go on with --resume {self.path.parent}"
+            ) from None
 
     def close(self) -> None:
         """Syncs and closes the log; closing twice is harmless."""
@@ -240,8 +261,10 @@ def _replace_torn_line(path: Path, lines: int, prev: str, size: int) -> None:
             file.truncate(size + len(drop) + 1)
             os.fsync(file.fileno())
     except OSError as error:
-        raise InputError(f"the run log {path} cannot be mended ({error.strerror}): free some space or check its "
-                         "permissions, then resume again") from None  # fmt: skip
+        raise InputError(
+            f"the run log {path} cannot be mended ({error.strerror}): free some space or check its "
+            "permissions, then resume again"
+        ) from None
 
 
 def read(path: str | os.PathLike[str], *, tolerate_torn: bool = False) -> Iterator[dict[str, Any]]:
@@ -304,8 +327,9 @@ def _open(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise InputError(f"the run log {path} cannot be read ({error.strerror}): name a run directory that has a "
-                         "log.jsonl") from None  # fmt: skip
+        raise InputError(
+            f"the run log {path} cannot be read ({error.strerror}): name a run directory that has a log.jsonl"
+        ) from None
 
 
 def _walk(path: Path, tolerate_torn: bool) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -321,8 +345,10 @@ def _walk(path: Path, tolerate_torn: bool) -> Iterator[tuple[dict[str, Any], byt
                 last = not file.peek(1)
                 if last and tolerate_torn:
                     return
-                raise InputError(f"{path} line {number}: expected one JSON object that ends in a newline, found "
-                                 f"{raw[:40]!r}: {_mend_torn(path) if last else 'the line was changed'}")  # fmt: skip
+                raise InputError(
+                    f"{path} line {number}: expected one JSON object that ends in a newline, found "
+                    f"{raw[:40]!r}: {_mend_torn(path) if last else 'the line was changed'}"
+                )
             _check(path, number, event, prev)
             yield event, raw
             prev = _sha256(raw[:-1]).hexdigest()
@@ -335,24 +361,35 @@ def _mend_torn(path: Path) -> str:
 def _check(path: Path, number: int, event: dict[str, Any], prev: str) -> None:
     """Raises InputError unless this is an event that belongs on this line."""
     if event.get("n") != number:
-        raise InputError(f"{path} line {number}: expected line number {number}, found {event.get('n')}: lines were "
-                         "cut, added or reordered, so the run must be made again")  # fmt: skip
+        raise InputError(
+            f"{path} line {number}: expected line number {number}, found {event.get('n')}: lines were "
+            "cut, added or reordered, so the run must be made again"
+        )
     if event.get("prev") != prev:
         before = f"line {number - 1} was edited, or " if number > 1 else ""
-        raise InputError(f"{path} line {number}: expected prev {prev[:12]}, the digest of the line before, found "
-                         f"{str(event.get('prev'))[:12]}: {before}the lines from {number} on are another log's; the "
-                         "run must be made again")  # fmt: skip
+        raise InputError(
+            f"{path} line {number}: expected prev {prev[:12]}, the digest of the line before, found "
+            f"{str(event.get('prev'))[:12]}: {before}the lines from {number} on are another log's; the "
+            "run must be made again"
+        )
     kind = event.get("event")
     if (kind == "start") != (number == 1):
-        raise InputError(f"{path} line {number}: expected `start` on line 1 and nowhere else, found {kind!r}: this is "
-                         "not the log of one run")  # fmt: skip
+        raise InputError(
+            f"{path} line {number}: expected `start` on line 1 and nowhere else, found {kind!r}: this is "
+            "not the log of one run"
+        )
     if number == 1 and event.get("schema") != SCHEMA:
-        raise InputError(f"{path} line 1: expected schema {SCHEMA}, found {event.get('schema')!r}: read it with the "
-                         "version of this program that wrote it")  # fmt: skip
+        raise InputError(
+            f"{path} line 1: expected schema {SCHEMA}, found {event.get('schema')!r}: read it with the "
+            "version of this program that wrote it"
+        )
     if kind not in KINDS:
-        raise InputError(f"{path} line {number}: unknown event {kind!r}; {nearest(str(kind), KINDS)}: read it with the "
-                         "version of this program that wrote it")  # fmt: skip
+        raise InputError(
+            f"{path} line {number}: unknown event {kind!r}; {nearest(str(kind), KINDS)}: read it with the "
+            "version of this program that wrote it"
+        )
     for clock in ("clock_s", "time_s"):
         if type(event.get(clock)) not in (float, int):
-            raise InputError(f"{path} line {number}: expected {clock} in seconds, found {event.get(clock)!r}: the line "
-                             "was changed")  # fmt: skip
+            raise InputError(
+                f"{path} line {number}: expected {clock} in seconds, found {event.get(clock)!r}: the line was changed"
+            )

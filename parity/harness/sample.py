@@ -63,7 +63,17 @@ def _sample(backend: str, argv: Sequence[str] | None) -> None:
     program = programs.build(backend, recipe, device=options.device, devices=1)
     state = programs.at(program, program.load(values), recipe.steps)
     prompt = [tokenizer.end_of_text, *tokenizer.encode(options.prompt)]
-    for row in sample(program, state, recipe, prompt, rows=options.rows, tokens=options.tokens, seed=options.seed,
-                      temperature=options.temperature, top_k=options.top_k, end_of_text=tokenizer.end_of_text):
+    for row in sample(
+        program,
+        state,
+        recipe,
+        prompt,
+        rows=options.rows,
+        tokens=options.tokens,
+        seed=options.seed,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        end_of_text=tokenizer.end_of_text,
+    ):
         print(options.prompt + tokenizer.decode(row))
         print()

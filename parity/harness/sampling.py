@@ -9,8 +9,19 @@ from parity.recipe import Recipe
 from parity.weights import generator
 
 
-def sample(program: Program, state: Any, recipe: Recipe, prompt: list[int], *, rows: int, tokens: int, seed: int,
-           temperature: float = 0.8, top_k: int | None = 50, end_of_text: int | None = None) -> list[list[int]]:
+def sample(
+    program: Program,
+    state: Any,
+    recipe: Recipe,
+    prompt: list[int],
+    *,
+    rows: int,
+    tokens: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    end_of_text: int | None = None,
+) -> list[list[int]]:
     """Continues a prompt (token ids, at least one) `rows` times by up to `tokens` tokens; returns only what was added.
 
     Each next token is drawn from softmax(log_probs / temperature) over the `top_k` likeliest (temperature 0: the

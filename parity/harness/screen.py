@@ -19,8 +19,9 @@ class Screen:
     `live` None: a live line if the stream is a terminal that can redraw one. Steps are numbers of updates made so far.
     """
 
-    def __init__(self, recipe_name: str, track: str, total_steps: int, *, stream: TextIO | None = None,
-                 live: bool | None = None):
+    def __init__(
+        self, recipe_name: str, track: str, total_steps: int, *, stream: TextIO | None = None, live: bool | None = None
+    ):
         self._title = f"{recipe_name} on {track}"
         self._total = total_steps
         self._stream = stream if stream is not None else sys.stdout
@@ -44,14 +45,19 @@ class Screen:
             now_s = time.monotonic()
             if now_s < self._redraw_s:
                 return
-            self._line.draw(step, f"step {step}/{self._total}  loss {loss:.4f}{self._val}  "
-                                  f"{tokens_per_s:,.0f} tokens/s  {duration(seconds_left)} left")
+            self._line.draw(
+                step,
+                f"step {step}/{self._total}  loss {loss:.4f}{self._val}  "
+                f"{tokens_per_s:,.0f} tokens/s  {duration(seconds_left)} left",
+            )
             self._redraw_s = time.monotonic() + DRAW_INTERVAL_S
         elif step >= self._next_step or step == self._total:
             every = max(1, self._total // PLAIN_LINES)
             self._next_step = (step // every + 1) * every
-            self._write(f"step {step:>{self._digits}}/{self._total}  loss {loss:8.4f}  "
-                        f"{tokens_per_s:>10,.0f} tokens/s  {duration(seconds_left)} left")
+            self._write(
+                f"step {step:>{self._digits}}/{self._total}  loss {loss:8.4f}  "
+                f"{tokens_per_s:>10,.0f} tokens/s  {duration(seconds_left)} left"
+            )
 
     def evaluated(self, step: int, val_loss: float, bits_per_byte: float | None = None) -> None:
         """After an evaluation: val loss in nats per token, and in bits per byte of text where that is known."""
@@ -134,8 +140,13 @@ class _LiveLine:
         from rich.text import Text
 
         self.clear()
-        table = Table(title=title, title_justify="left", box=ROUNDED, show_header=False,
-                      width=None if self._console.width >= WIDTH else self._console.width)
+        table = Table(
+            title=title,
+            title_justify="left",
+            box=ROUNDED,
+            show_header=False,
+            width=None if self._console.width >= WIDTH else self._console.width,
+        )
         table.add_column(style="cyan", no_wrap=True)
         widest = max((len(name) for name, _ in rows), default=0)
         table.add_column(overflow="fold", max_width=WIDTH - widest - 7)
@@ -152,8 +163,11 @@ def plain_table(rows: list[tuple[str, str]]) -> list[str]:
     widest = max((len(name) for name, _ in rows), default=0)
     lines = []
     for name, text in rows:
-        parts = [part for line in text.splitlines() for part in textwrap.wrap(
-            line, WIDTH - widest - 4, break_long_words=False, break_on_hyphens=False)] or [""]
+        parts = [
+            part
+            for line in text.splitlines()
+            for part in textwrap.wrap(line, WIDTH - widest - 4, break_long_words=False, break_on_hyphens=False)
+        ] or [""]
         lines += [f"  {label:<{widest}}  {part}".rstrip() for label, part in zip([name] + [""] * len(parts), parts)]
     return lines
 
@@ -177,8 +191,12 @@ def labelled(name: str, value: Any) -> tuple[str, str]:
 
 def with_unit(value: float, unit: str) -> str:
     """A number with its unit, with k, M, G, ... where bytes or FLOPs are many; a fraction for "%"."""
-    plain = {"s": f"{value:,.1f} s", "%": f"{100 * value:.1f} %", "tokens/s": f"{value:,.0f} tokens/s",
-             "nats per token": f"{value:.4f} nats per token"}
+    plain = {
+        "s": f"{value:,.1f} s",
+        "%": f"{100 * value:.1f} %",
+        "tokens/s": f"{value:,.0f} tokens/s",
+        "nats per token": f"{value:.4f} nats per token",
+    }
     if unit in plain:
         return plain[unit]
     for prefix in ("", "k", "M", "G", "T", "P"):

@@ -41,8 +41,24 @@ FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
 KEPT = ("optimizer", "compile")  # options that a resumed run must share with the run it goes on with
 EVAL_TOKENS_PER_DEVICE = 65_536  # so that the logits of an evaluation fit beside the training state
 LARGE_STATE_WEIGHTS = 32_000_000  # of a larger state digests are taken at checkpoints only: each reads all of it
-LAYOUT = ("devices", "microbatches", "shards", "remat")  # options that change what is computed where, and a result by rounding only
-FREE_ON_RESUME = {"resume", "device", *LAYOUT, "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"}
+LAYOUT = (
+    "devices",
+    "microbatches",
+    "shards",
+    "remat",
+)  # options that change what is computed where, and a result by rounding only
+FREE_ON_RESUME = {
+    "resume",
+    "device",
+    *LAYOUT,
+    "coordinator",
+    "processes",
+    "process",
+    "data_dir",
+    "samples",
+    "json",
+    "tensorboard",
+}
 
 
 @dataclass
@@ -121,7 +137,9 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
             before = place.read_run_json()
             track, recipe, seed, options = _from_run_json(backend, before, options, given, place.path)
         if options.tensorboard and not find_spec("tensorboard"):
-            raise InputError("--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out")
+            raise InputError(
+                "--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out"
+            )
         if before is None and "precision" not in given and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
         if "" not in sys.path:
@@ -138,20 +156,48 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
         program = _build(backend, recipe, options, module)
         guard.stop()  # the harness itself writes the run's first files
         if team.size > 1 and not hasattr(program, "place_part"):
-            raise InputError(f"{options.program}: expected a program with a method place_part, found none: without it a run has one process")
+            raise InputError(
+                f"{options.program}: expected a program with a method place_part, found none: without it a run has one process"
+            )
         if track.val_tokens % (recipe.val_row * len(program.devices)):
-            raise InputError(f"--devices {len(program.devices)}: the track's {track.val_tokens:,} val tokens are "
-                             f"{track.val_tokens // recipe.val_row} rows, which so many devices do not divide: choose another")
-        identity = {"track": track.name, "recipe": to_fields(recipe), "seed": seed, "backend": backend,
-                    "slice": _digest(slice_, recipe), "options": _kept(options), "program": _program_digest(options)}  # fmt: skip
+            raise InputError(
+                f"--devices {len(program.devices)}: the track's {track.val_tokens:,} val tokens are "
+                f"{track.val_tokens // recipe.val_row} rows, which so many devices do not divide: choose another"
+            )
+        identity = {
+            "track": track.name,
+            "recipe": to_fields(recipe),
+            "seed": seed,
+            "backend": backend,
+            "slice": _digest(slice_, recipe),
+            "options": _kept(options),
+            "program": _program_digest(options),
+        }
         if before is not None and before["slice"]["digest"] != identity["slice"]:
-            raise InputError(f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
-                             f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice")
+            raise InputError(
+                f"{place.path}: the run was made on slice {before['slice']['digest'][:12]}, found "
+                f"{identity['slice'][:12]} in {slice_.directory}: use --data-dir with its own slice"
+            )
         _agree(team, backend, options, identity)
         place, log = _opened(team, place, program, track, identity, options, base, guard)
         shown = sys.stderr if options.json else None
         screen = Screen(recipe.name, track.name, recipe.steps, stream=shown if team.first else open(os.devnull, "w"))  # noqa: SIM115
-        run = Run(backend, options, track, recipe, seed, slice_, program, place, log, screen, TrainingClock(), identity, guard, team)
+        run = Run(
+            backend,
+            options,
+            track,
+            recipe,
+            seed,
+            slice_,
+            program,
+            place,
+            log,
+            screen,
+            TrainingClock(),
+            identity,
+            guard,
+            team,
+        )
         team.resume_command = run.resume_command
         try:
             if before is not None:
@@ -170,8 +216,16 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
             place.release()
 
 
-def _opened(team: Team, place: RunDir | None, program: Program, track: Track, identity: dict[str, Any], options: Options, base: Recipe,
-            guard: Guard) -> tuple[RunDir, RunLog | NoLog]:  # fmt: skip
+def _opened(
+    team: Team,
+    place: RunDir | None,
+    program: Program,
+    track: Track,
+    identity: dict[str, Any],
+    options: Options,
+    base: Recipe,
+    guard: Guard,
+) -> tuple[RunDir, RunLog | NoLog]:
     """The run directory and its log: a new one, or the one that is there, which the first process keeps and the others read."""
     if place is not None:
         log = RunLog.resume(place.log) if team.first else NoLog()
@@ -186,8 +240,12 @@ def _opened(team: Team, place: RunDir | None, program: Program, track: Track, id
         guard.allow(place.path)
         _write_run_json(place, identity["backend"], program, track, identity, options, base, team)
         log = RunLog(place.log)
-        log.event("start", run=place.path.name, **{k: identity[k] for k in ("track", "seed", "backend", "slice")},
-                  run_json=sha256_file(place.run_json))  # fmt: skip
+        log.event(
+            "start",
+            run=place.path.name,
+            **{k: identity[k] for k in ("track", "seed", "backend", "slice")},
+            run_json=sha256_file(place.run_json),
+        )
         team.share(str(place.path))
     except BaseException:
         place.release()
@@ -203,20 +261,26 @@ def _guard(track: Track, options: Options, place: RunDir | None) -> Guard:
     if getattr(options, "compile", False):
         files.append(tempfile.gettempdir())  # where compilers put what they read and write
     fingerprint.host()  # asks the system by another program, once
-    return Guard(slices.data_home(options.data_dir) / track.slice, map(Path, [*files, *([place.path] if place else [])]))
+    return Guard(
+        slices.data_home(options.data_dir) / track.slice, map(Path, [*files, *([place.path] if place else [])])
+    )
 
 
 def _own_module(track: Track, options: Options, before: dict[str, Any] | None) -> Any:
     """The file with the run's own program; InputError where the track or other options leave no room for one."""
     if track.fixed:
-        raise InputError(f"--program: track {track.name} fixes data, batch and architecture, so that only the optimizer is "
-                         "yours: bring it as --optimizer module:function, or choose --track pocket or small")
+        raise InputError(
+            f"--program: track {track.name} fixes data, batch and architecture, so that only the optimizer is "
+            "yours: bring it as --optimizer module:function, or choose --track pocket or small"
+        )
     for name in ("optimizer", "compile"):
         if getattr(options, name, None):
             raise InputError(f"--{name} and --program exclude each other: what runs is up to the program's file")
     if before is not None and (found := _program_digest(options)) != before["program"]["sha256"]:
-        raise InputError(f"{options.program}: expected the file that the run was started with (sha256 "
-                         f"{before['program']['sha256'][:12]}), found {str(found)[:12]}: put it back, or start a new run")
+        raise InputError(
+            f"{options.program}: expected the file that the run was started with (sha256 "
+            f"{before['program']['sha256'][:12]}), found {str(found)[:12]}: put it back, or start a new run"
+        )
     return own.load(options.program)
 
 
@@ -228,16 +292,23 @@ def _program_digest(options: Options) -> str | None:
 def _refuse_changes(given: frozenset[str]) -> None:
     if changed := sorted(given - FREE_ON_RESUME):
         option = "--" + changed[0].replace("_", "-")
-        raise InputError(f"{option} cannot be given with --resume: the run goes on as it was started; leave it out, or "
-                         "start a new run")  # fmt: skip
+        raise InputError(
+            f"{option} cannot be given with --resume: the run goes on as it was started; leave it out, or "
+            "start a new run"
+        )
 
 
-def _from_run_json(backend: str, before: dict[str, Any], options: Options, given: frozenset[str],
-                   path: Path) -> tuple[Track, Recipe, int, Options]:
+def _from_run_json(
+    backend: str, before: dict[str, Any], options: Options, given: frozenset[str], path: Path
+) -> tuple[Track, Recipe, int, Options]:
     if before["backend"] != backend:
-        raise InputError(f"{path} is a run of {before['backend']}: go on with it with python -m {before['backend']}.train "
-                         f"--resume {path}")  # fmt: skip
-    layout = {name: value for name, value in before.get("layout", {}).items() if name not in given and name != "devices"}
+        raise InputError(
+            f"{path} is a run of {before['backend']}: go on with it with python -m {before['backend']}.train "
+            f"--resume {path}"
+        )
+    layout = {
+        name: value for name, value in before.get("layout", {}).items() if name not in given and name != "devices"
+    }
     options, recipe = dataclasses.replace(options, **before.get("options", {}), **layout), before["recipe"]
     if program := before.get("program"):
         options, recipe = dataclasses.replace(options, program=Path(program["path"])), program["base"]
@@ -249,15 +320,19 @@ def _slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
     needed = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1
     slice_ = slices.prepare(track.slice, data_dir, train_tokens=needed, progress=Progress())
     if slice_.manifest.vocab_size != recipe.tokenizer_size:
-        raise InputError(f"slice {track.slice} has a vocabulary of {slice_.manifest.vocab_size}, found --tokenizer-size "
-                         f"{recipe.tokenizer_size}: they must be equal")  # fmt: skip
+        raise InputError(
+            f"slice {track.slice} has a vocabulary of {slice_.manifest.vocab_size}, found --tokenizer-size "
+            f"{recipe.tokenizer_size}: they must be equal"
+        )
     check_plan(slice_.train_lengths, recipe.plan, f"slice {track.slice}")
     check_length(slice_, "val", track.val_tokens, slice_.part("val")[2])
     _ = slice_.token_bytes  # read now, so that nothing of the slice has to be opened later
     if track.val_tokens % recipe.val_row:
         option = "--context" if recipe.val_row == recipe.context else "--val-context"
-        raise InputError(f"{option} {recipe.val_row} does not divide the track's {track.val_tokens:,} val tokens: choose "
-                         "one that does, so that exactly these are scored")  # fmt: skip
+        raise InputError(
+            f"{option} {recipe.val_row} does not divide the track's {track.val_tokens:,} val tokens: choose "
+            "one that does, so that exactly these are scored"
+        )
     _check_documents(slice_, recipe)
     return slice_
 
@@ -267,11 +342,15 @@ def _check_documents(slice_: slices.Slice, recipe: Recipe) -> None:
     if not recipe.separate_documents:
         return
     if slice_.manifest.end_of_text != recipe.end_of_text:
-        raise InputError(f"slice {slice_.manifest.slice}: recipe {recipe.name} expects documents to start with token {recipe.end_of_text}, "
-                         f"found end of text {slice_.manifest.end_of_text}: choose a slice whose last token it is")
+        raise InputError(
+            f"slice {slice_.manifest.slice}: recipe {recipe.name} expects documents to start with token {recipe.end_of_text}, "
+            f"found end of text {slice_.manifest.end_of_text}: choose a slice whose last token it is"
+        )
     if bare := [shard.file for shard in slice_.manifest.shards if not shard.documents]:
-        raise InputError(f"slice {slice_.manifest.slice}: recipe {recipe.name} keeps documents apart by the token {recipe.end_of_text} that "
-                         f"each starts with, found none in {bare[0]}: choose another recipe, or prepare a slice with document starts")
+        raise InputError(
+            f"slice {slice_.manifest.slice}: recipe {recipe.name} keeps documents apart by the token {recipe.end_of_text} that "
+            f"each starts with, found none in {bare[0]}: choose another recipe, or prepare a slice with document starts"
+        )
 
 
 def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
@@ -283,16 +362,24 @@ def _digest(slice_: slices.Slice, recipe: Recipe) -> str:
 def _build(backend: str, recipe: Recipe, options: Options, module: Any) -> Program:
     if module is not None:
         if options.microbatches != 1 or getattr(options, "shards", None) or getattr(options, "remat", "none") != "none":
-            raise InputError("--microbatches, --shards and --remat are for the recipes' own programs: a program of your own divides its batch itself")
+            raise InputError(
+                "--microbatches, --shards and --remat are for the recipes' own programs: a program of your own divides its batch itself"
+            )
         program = own.build(module, recipe, device=options.device, devices=options.devices)
         with own.explained(module.__file__, "init"):
             program.init(options.seed)
         if program.framework != FRAMEWORKS[backend]:
-            raise InputError(f"{module.__file__}: expected a program in {FRAMEWORKS[backend]}, found {program.framework}: start "
-                             "it with the other trainer")  # fmt: skip
+            raise InputError(
+                f"{module.__file__}: expected a program in {FRAMEWORKS[backend]}, found {program.framework}: start "
+                "it with the other trainer"
+            )
         return program
     chosen = {"device": options.device, "devices": options.devices, "optimizer": options.optimizer}
-    chosen |= {name: getattr(options, name) for name in ("microbatches", "shards", "remat", "compile") if hasattr(options, name)}
+    chosen |= {
+        name: getattr(options, name)
+        for name in ("microbatches", "shards", "remat", "compile")
+        if hasattr(options, name)
+    }
     program = programs.build(backend, recipe, **chosen)
     if options.optimizer:
         program.init(options.seed)  # what is wrong with an own optimizer is said before there is a run directory
@@ -303,23 +390,58 @@ def _kept(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in KEPT if hasattr(options, name)}
 
 
-def _write_run_json(place: RunDir, backend: str, program: Program, track: Track, identity: dict[str, Any], options: Options,
-                    base: Recipe, team: Team) -> None:
+def _write_run_json(
+    place: RunDir,
+    backend: str,
+    program: Program,
+    track: Track,
+    identity: dict[str, Any],
+    options: Options,
+    base: Recipe,
+    team: Team,
+) -> None:
     recipe = program.recipe
     source = _pack(place.source, backend, options)
-    own_program = {"path": str(options.program), "file": options.program.name, "sha256": identity["program"],
-                   "base": to_fields(base)} if options.program else None  # fmt: skip
-    place.write_run_json({
-        "schema": rundir.SCHEMA, "track": track.name, "recipe": identity["recipe"], "seed": identity["seed"],
-        "backend": backend, "precision": recipe.precision, "options": identity["options"], "program": own_program,
-        "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": [f"python -m {backend}.train", *sys.argv[1:]],
-        "devices": _devices(backend, program.devices), "processes": team.size,
-        "layout": {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)} | {"devices": len(program.devices)},
-        "host": host(team), "versions": fingerprint.versions(), "environment": fingerprint.environment(),
-        "slice": {"name": track.slice, "digest": identity["slice"]}, "source_sha256": source,
-        "plan": [dataclasses.asdict(segment) for segment in recipe.plan], "val_row": recipe.val_row, "val_tokens": track.val_tokens,
-        "malloc": SETTINGS if keep_freed_memory() else {}, "eval_steps": list(recipe.eval_steps()), "checkpoints": list(recipe.checkpoint_steps()), "flops": None,
-    })  # fmt: skip
+    own_program = (
+        {
+            "path": str(options.program),
+            "file": options.program.name,
+            "sha256": identity["program"],
+            "base": to_fields(base),
+        }
+        if options.program
+        else None
+    )
+    place.write_run_json(
+        {
+            "schema": rundir.SCHEMA,
+            "track": track.name,
+            "recipe": identity["recipe"],
+            "seed": identity["seed"],
+            "backend": backend,
+            "precision": recipe.precision,
+            "options": identity["options"],
+            "program": own_program,
+            "created_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "command": [f"python -m {backend}.train", *sys.argv[1:]],
+            "devices": _devices(backend, program.devices),
+            "processes": team.size,
+            "layout": {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)}
+            | {"devices": len(program.devices)},
+            "host": host(team),
+            "versions": fingerprint.versions(),
+            "environment": fingerprint.environment(),
+            "slice": {"name": track.slice, "digest": identity["slice"]},
+            "source_sha256": source,
+            "plan": [dataclasses.asdict(segment) for segment in recipe.plan],
+            "val_row": recipe.val_row,
+            "val_tokens": track.val_tokens,
+            "malloc": SETTINGS if keep_freed_memory() else {},
+            "eval_steps": list(recipe.eval_steps()),
+            "checkpoints": list(recipe.checkpoint_steps()),
+            "flops": None,
+        }
+    )
 
 
 def host(team: Team) -> dict[str, Any]:
@@ -333,13 +455,21 @@ def _devices(backend: str, said: list[str]) -> list[dict[str, Any]]:
 
     Raises InputError for devices that are not there, whatever a program says.
     """
-    machines = int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if backend == "torchref" else 1
+    machines = (
+        int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if backend == "torchref"
+        else 1
+    )
     there = {found["kind"]: found | {"count": found["count"] * machines} for found in fingerprint.devices(backend)}
     there |= {"cpu": {"kind": "cpu", "platform": "cpu", "count": len(said)}}
     for kind in sorted(set(said)) or ["nothing"]:
         if not 0 < said.count(kind) <= there.get(kind, {"count": 0})["count"]:
-            names = ", ".join(f"{count} x {name}" for name, count in ((name, found["count"]) for name, found in there.items()))
-            raise InputError(f"the program says that it computes on {said.count(kind)} x {kind}, found {names}: name the devices it uses")
+            names = ", ".join(
+                f"{count} x {name}" for name, count in ((name, found["count"]) for name, found in there.items())
+            )
+            raise InputError(
+                f"the program says that it computes on {said.count(kind)} x {kind}, found {names}: name the devices it uses"
+            )
     return [there[kind] | {"count": said.count(kind)} for kind in sorted(set(said))]
 
 
@@ -349,7 +479,9 @@ def _agree(team: Team, backend: str, options: Options, identity: dict[str, Any])
         with tempfile.TemporaryDirectory() as folder:
             code = _pack(Path(folder, "source.zip"), backend, options)
         layout = {name: getattr(options, name) for name in LAYOUT if hasattr(options, name)}
-        team.agree(identity | {"layout": layout, "code": code} | fingerprint.versions() | {"Python": sys.version.split()[0]})
+        team.agree(
+            identity | {"layout": layout, "code": code} | fingerprint.versions() | {"Python": sys.version.split()[0]}
+        )
 
 
 def _pack(path: Path, backend: str, options: Options) -> str:
@@ -386,5 +518,7 @@ def _read_back(run: Run) -> None:
         elif event["event"] == "checkpoint":
             run.saved.add(event["step"])
         elif event["event"] == "finish":
-            raise InputError(f"{run.place.path} is finished: there is nothing to resume; start another with a new --name")
+            raise InputError(
+                f"{run.place.path} is finished: there is nothing to resume; start another with a new --name"
+            )
     run.clock, run.last_s = TrainingClock(seconds), seconds

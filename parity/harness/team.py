@@ -72,8 +72,10 @@ class Team:
             for name, value in everyone[0].items():
                 if found.get(name) != value:
                     where, ours, theirs = _parted(name, value, found.get(name))
-                    raise InputError(f"process {rank} of {self.size} has another {where} than process 0: expected {_short(ours)}, found "
-                                     f"{_short(theirs)}: start all with the same command, code, data and packages")
+                    raise InputError(
+                        f"process {rank} of {self.size} has another {where} than process 0: expected {_short(ours)}, found "
+                        f"{_short(theirs)}: start all with the same command, code, data and packages"
+                    )
 
     def any(self, value: int | None) -> int | None:
         """The first value that is not None, by rank; the same on all processes."""
@@ -84,7 +86,9 @@ class Team:
         if self.size == 1:
             return
         if reason:
-            time.sleep(BEAT_S)  # where another's death is what went wrong here, its connection tells, and ends this process
+            time.sleep(
+                BEAT_S
+            )  # where another's death is what went wrong here, its connection tells, and ends this process
         if self._closing.is_set():
             time.sleep(SILENT_S if self._ending else 0)  # a thread is about to end this process, in its own words
             return
@@ -112,10 +116,12 @@ class Team:
             self._send(0, {"rank": self.rank, "size": self.size})
             hello = _greeting(self._links[0])
             if b"welcome" not in hello:
-                raise InputError(f"process {self.rank}: expected {self.size} processes at {address[0]}:{address[1]}, found another run's "
-                                 f"({hello.decode(errors='replace').strip()[:100] or 'closed'}): start each process once, with its own number")
+                raise InputError(
+                    f"process {self.rank}: expected {self.size} processes at {address[0]}:{address[1]}, found another run's "
+                    f"({hello.decode(errors='replace').strip()[:100] or 'closed'}): start each process once, with its own number"
+                )
         now_s = time.monotonic()
-        self._seen = {rank: (now_s, 0, now_s) for rank in self._links}
+        self._seen = dict.fromkeys(self._links, (now_s, 0, now_s))
         for rank, link in self._links.items():
             threading.Thread(target=self._read, args=(rank, link), name=f"team-{rank}", daemon=True).start()
         threading.Thread(target=self._beat, name="team-beat", daemon=True).start()
@@ -124,14 +130,18 @@ class Team:
         try:
             server = socket.create_server(("", address[1]), reuse_port=False)
         except OSError as error:
-            raise InputError(f"port {address[1]} of {address[0]} cannot be used ({error.strerror}): another run may have it; choose another "
-                             "--coordinator HOST:PORT, or MASTER_PORT") from None
+            raise InputError(
+                f"port {address[1]} of {address[0]} cannot be used ({error.strerror}): another run may have it; choose another "
+                "--coordinator HOST:PORT, or MASTER_PORT"
+            ) from None
         with server:
             begin_s = time.monotonic()
             said, end_s = False, begin_s + JOIN_S
             while len(self._links) < self.size - 1:
                 if not said and time.monotonic() > begin_s + PATIENT_S:
-                    said = _waiting(f"{self.size - 1 - len(self._links)} more of {self.size} processes at port {address[1]}")
+                    said = _waiting(
+                        f"{self.size - 1 - len(self._links)} more of {self.size} processes at port {address[1]}"
+                    )
                 server.settimeout(max(0.01, (end_s if said else begin_s + PATIENT_S) - time.monotonic()))
                 try:
                     link, _ = server.accept()
@@ -142,8 +152,10 @@ class Team:
                     if time.monotonic() < end_s:
                         continue
                     missing = ", ".join(str(i) for i in range(1, self.size) if i not in self._links)
-                    raise InputError(f"expected {self.size} processes at {address[0]}:{address[1]}, found {len(self._links) + 1} after "
-                                     f"{JOIN_S:.0f} s, without {missing}: start one process for each number") from None
+                    raise InputError(
+                        f"expected {self.size} processes at {address[0]}:{address[1]}, found {len(self._links) + 1} after "
+                        f"{JOIN_S:.0f} s, without {missing}: start one process for each number"
+                    ) from None
                 except (ValueError, KeyError, TypeError, OSError):
                     continue  # somebody else
                 if hello.get("size") != self.size or rank in self._links or not 0 < rank < self.size:
@@ -156,7 +168,9 @@ class Team:
                 self._links[rank] = link
 
     def _send(self, rank: int, message: dict[str, Any]) -> None:
-        held = self._lock.acquire(timeout=SILENT_S)  # whoever ends this process must not wait for a thread that is stuck in it
+        held = self._lock.acquire(
+            timeout=SILENT_S
+        )  # whoever ends this process must not wait for a thread that is stuck in it
         try:
             self._links[rank].sendall(json.dumps(message).encode() + b"\n")
         finally:
@@ -214,9 +228,17 @@ class Team:
                 if rank in self._left:
                     continue
                 if now_s - beat_s > SILENT_S:
-                    self._end(f"process {rank} of {self.size} has said nothing for {SILENT_S:.0f} s: it stands still, or its machine does")
-                if self.first and now_s - further_s > self.hang_s and progress < max(other[1] for other in seen.values()):
-                    self._end(f"process {rank} of {self.size} has come no further for {self.hang_s:.0f} s while others wait for it: it hangs")
+                    self._end(
+                        f"process {rank} of {self.size} has said nothing for {SILENT_S:.0f} s: it stands still, or its machine does"
+                    )
+                if (
+                    self.first
+                    and now_s - further_s > self.hang_s
+                    and progress < max(other[1] for other in seen.values())
+                ):
+                    self._end(
+                        f"process {rank} of {self.size} has come no further for {self.hang_s:.0f} s while others wait for it: it hangs"
+                    )
 
     def _gone(self, rank: int, reason: str) -> None:
         """A process has left: in order, or not."""
@@ -233,10 +255,16 @@ class Team:
         for other in self._links:
             with contextlib.suppress(OSError):
                 self._send(other, {"end": reason})
-        go_on = f"; go on with\n  {self.resume_command}\n(alone, or in as many processes as you like, started as before)" if self.resume_command else ""
+        go_on = (
+            f"; go on with\n  {self.resume_command}\n(alone, or in as many processes as you like, started as before)"
+            if self.resume_command
+            else ""
+        )
         print(f"error: {reason}; what was saved is safe{go_on}", file=sys.stderr, flush=True)
         if self.first:
-            time.sleep(BEAT_S / 2)  # frameworks end the others in their own words when the first is gone: let them read ours before
+            time.sleep(
+                BEAT_S / 2
+            )  # frameworks end the others in their own words when the first is gone: let them read ours before
         os._exit(2)
 
 
@@ -251,9 +279,13 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         return Team()
     rank, size, port = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["MASTER_PORT"])
     if not 0 <= rank < size:
-        raise InputError(f"process {rank} of {size}: expected a number from 0 to {size - 1}: number the processes from 0")
+        raise InputError(
+            f"process {rank} of {size}: expected a number from 0 to {size - 1}: number the processes from 0"
+        )
     if not 0 < port < 65_535:
-        raise InputError(f"port {port} of {env['MASTER_ADDR']}: expected one from 1 to 65534, since the next one is used too: choose another")
+        raise InputError(
+            f"port {port} of {env['MASTER_ADDR']}: expected one from 1 to 65534, since the next one is used too: choose another"
+        )
     if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
         _check_free(env["MASTER_ADDR"], port)
     os.environ.update(env)
@@ -267,13 +299,23 @@ def _asked_for(coordinator: str | None, processes: int | None, process: int | No
     if all(value is None for value in given.values()):
         return None
     if missing := [name for name, value in given.items() if value is None]:
-        raise InputError(f"{' and '.join(missing)}: expected with the rest of --coordinator HOST:PORT, --processes N and --process I, found "
-                         "none: give all three")
+        raise InputError(
+            f"{' and '.join(missing)}: expected with the rest of --coordinator HOST:PORT, --processes N and --process I, found "
+            "none: give all three"
+        )
     found = re.fullmatch(r"\[?([^\[\]]+)\]?:(\d+)", str(coordinator))
     if not found:
-        raise InputError(f"--coordinator {coordinator}: expected HOST:PORT of the first process, for example node1:29400")
-    return {"WORLD_SIZE": str(processes), "RANK": str(process), "MASTER_ADDR": found[1], "MASTER_PORT": found[2],
-            "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"), "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_WORLD_SIZE", "1")}
+        raise InputError(
+            f"--coordinator {coordinator}: expected HOST:PORT of the first process, for example node1:29400"
+        )
+    return {
+        "WORLD_SIZE": str(processes),
+        "RANK": str(process),
+        "MASTER_ADDR": found[1],
+        "MASTER_PORT": found[2],
+        "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"),
+        "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_WORLD_SIZE", "1"),
+    }
 
 
 def _of_torchrun() -> dict[str, str] | None:
@@ -281,8 +323,10 @@ def _of_torchrun() -> dict[str, str] | None:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     if missing := [name for name in names if name not in os.environ]:
-        raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set: start the processes with torchrun, or give "
-                         "--coordinator, --processes and --process")
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set: start the processes with torchrun, or give "
+            "--coordinator, --processes and --process"
+        )
     return {name: os.environ[name] for name in names}
 
 
@@ -293,9 +337,14 @@ def _of_slurm() -> dict[str, str] | None:
     nodes = env.get("SLURM_STEP_NODELIST", "localhost")
     found = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)  # the first of node1,node2 or of node[01-04,07]
     local = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    return {"WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"], "RANK": env["SLURM_PROCID"], "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
-            "LOCAL_WORLD_SIZE": local[0] if local else "1", "MASTER_ADDR": (found[1] + (found[2] or "")) if found else nodes,
-            "MASTER_PORT": env.get("MASTER_PORT", str(PORT + 2 * (int(env.get("SLURM_JOB_ID", "0")) % 10_000)))}
+    return {
+        "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": local[0] if local else "1",
+        "MASTER_ADDR": (found[1] + (found[2] or "")) if found else nodes,
+        "MASTER_PORT": env.get("MASTER_PORT", str(PORT + 2 * (int(env.get("SLURM_JOB_ID", "0")) % 10_000))),
+    }
 
 
 def _check_free(host: str, port: int) -> None:
@@ -303,8 +352,10 @@ def _check_free(host: str, port: int) -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise InputError(f"port {port} of {host} cannot be used ({error.strerror}): another run may have it; choose another --coordinator "
-                         "HOST:PORT, or MASTER_PORT") from None
+        raise InputError(
+            f"port {port} of {host} cannot be used ({error.strerror}): another run may have it; choose another --coordinator "
+            "HOST:PORT, or MASTER_PORT"
+        ) from None
 
 
 def _greeting(link: socket.socket) -> bytes:
@@ -343,12 +394,13 @@ def _reach(address: tuple[str, int], rank: int, size: int) -> socket.socket:
             if not said and time.monotonic() > begin_s + PATIENT_S:
                 said = _waiting(f"process 0 at {address[0]}:{address[1]}")
             if time.monotonic() > begin_s + JOIN_S:
-                raise InputError(f"process {rank} of {size}: expected process 0 at {address[0]}:{address[1]} within {JOIN_S:.0f} s, found none "
-                                 f"({error}): start it, or name its host") from None
+                raise InputError(
+                    f"process {rank} of {size}: expected process 0 at {address[0]}:{address[1]} within {JOIN_S:.0f} s, found none "
+                    f"({error}): start it, or name its host"
+                ) from None
             time.sleep(0.2)
 
 
 def _short(value: Any) -> str:
     said = value if isinstance(value, str) else json.dumps(value)
     return said if len(said) <= 60 else said[:57] + "..."
-

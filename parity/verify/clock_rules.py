@@ -57,8 +57,18 @@ def phases(context: Context) -> tuple[list[Phase], str]:
 @rule("clock.agree", "log", "the monotonic clock and the wall clock ran on together, and neither ran back")
 def agree(context: Context) -> Found:
     log = context.log
-    lines = [(n, *((log.columns["clock_s"][x], log.columns["time_s"][x]) if isinstance(x, int) else (x["clock_s"], x["time_s"])),
-              not isinstance(x, int) and x["event"] == "resume") for n, x in log.stream]  # fmt: skip
+    lines = [
+        (
+            n,
+            *(
+                (log.columns["clock_s"][x], log.columns["time_s"][x])
+                if isinstance(x, int)
+                else (x["clock_s"], x["time_s"])
+            ),
+            not isinstance(x, int) and x["event"] == "resume",
+        )
+        for n, x in log.stream
+    ]
     worst, start = 0.0, 0
     for i, (n, clock, wall, resumed) in enumerate(lines):
         if i == 0 or resumed or _restarted(lines, i):
@@ -70,8 +80,10 @@ def agree(context: Context) -> Found:
         apart = (wall - lines[start][2]) - (clock - lines[start][1])
         worst = max(worst, abs(apart), key=abs)
         if abs(apart) > DRIFT_S + DRIFT * (clock - lines[start][1]):
-            return fails(f"line {n}: since line {lines[start][0]} the monotonic clock ran {clock - lines[start][1]:.2f} s, the wall "
-                         f"clock {wall - lines[start][2]:.2f} s: one was slowed or set, or the machine slept")  # fmt: skip
+            return fails(
+                f"line {n}: since line {lines[start][0]} the monotonic clock ran {clock - lines[start][1]:.2f} s, the wall "
+                f"clock {wall - lines[start][2]:.2f} s: one was slowed or set, or the machine slept"
+            )
     return holds(f"never more than {abs(worst):.3f} s apart", apart_s=abs(float(worst)))
 
 
@@ -99,10 +111,16 @@ def train_time(context: Context) -> Found:
             continue  # cut off in between: what was lost is made again
         clocked = float(grown[rows].sum())
         if abs(clocked - phase.seconds) > SAME_S + SAME * phase.seconds:
-            return fails(f"lines {phase.first} to {phase.last}: {phase.seconds:.3f} s passed while training, the training clock "
-                         f"says {clocked:.3f} s", wall_s=phase.seconds, clock_s=clocked)  # fmt: skip
+            return fails(
+                f"lines {phase.first} to {phase.last}: {phase.seconds:.3f} s passed while training, the training clock "
+                f"says {clocked:.3f} s",
+                wall_s=phase.seconds,
+                clock_s=clocked,
+            )
     total = sum(phase.seconds for phase in trained)
-    return holds(f"{float(train[-1]):.2f} s on the training clock, {total:.2f} s in the log's train phases", wall_s=total)
+    return holds(
+        f"{float(train[-1]):.2f} s on the training clock, {total:.2f} s in the log's train phases", wall_s=total
+    )
 
 
 @rule("clock.phases", "log", "every second belongs to a phase, and steps to the phase `train`")
@@ -116,17 +134,27 @@ def all_in_phases(context: Context) -> Found:
         return fails("the log has no phase `train`")
     if not log.of("resume"):
         before = np.searchsorted([phase.first for phase in found], log.n) - 1
-        outside = np.flatnonzero((before < 0) | ~np.isin(before, [i for i, phase in enumerate(found) if phase.name == "train"]))
+        outside = np.flatnonzero(
+            (before < 0) | ~np.isin(before, [i for i, phase in enumerate(found) if phase.name == "train"])
+        )
         if len(outside):
-            return fails(f"line {log.n[outside[0]]}: step {log.step[outside[0]]} was logged after another phase than train")
+            return fails(
+                f"line {log.n[outside[0]]}: step {log.step[outside[0]]} was logged after another phase than train"
+            )
     resumed = [event["n"] for event in log.of("resume")]
-    gaps = [after.begin_s - before.begin_s - before.seconds for before, after in zip(found, found[1:])
-            if not any(before.last < n < after.last for n in resumed)]  # fmt: skip
+    gaps = [
+        after.begin_s - before.begin_s - before.seconds
+        for before, after in zip(found, found[1:])
+        if not any(before.last < n < after.last for n in resumed)
+    ]
     total, train = sum(gaps), sum(phase.seconds for phase in trained)
     allowed = UNTIMED_S / 2 + GAP_S * len(gaps) + GAP * train
     if total > allowed:
-        return fails(f"{total:.2f} s between the phases, expected at most {allowed:.2f} s: something ran on while the clock stood",
-                     between_s=total, allowed_s=allowed)  # fmt: skip
+        return fails(
+            f"{total:.2f} s between the phases, expected at most {allowed:.2f} s: something ran on while the clock stood",
+            between_s=total,
+            allowed_s=allowed,
+        )
     return holds(f"{total:.2f} s between {len(found)} phases", between_s=total, allowed_s=allowed)
 
 
@@ -141,8 +169,11 @@ def untimed(context: Context) -> Found:
             return fails(f"the log has no phase {name}")
         allowed = factor * len(seconds) * seconds[0] + UNTIMED_S + HIDDEN * train
         if sum(seconds) > allowed:
-            return fails(f"{len(seconds)} {name} phases took {sum(seconds):.2f} s, the first of them {seconds[0]:.2f} s; expected at "
-                         f"most {allowed:.2f} s: work of the training ran on in them", seconds=seconds)  # fmt: skip
+            return fails(
+                f"{len(seconds)} {name} phases took {sum(seconds):.2f} s, the first of them {seconds[0]:.2f} s; expected at "
+                f"most {allowed:.2f} s: work of the training ran on in them",
+                seconds=seconds,
+            )
         said.append(f"{len(seconds)} {name} phases {sum(seconds):.1f} s, the first {seconds[0]:.2f} s")
     return holds("; ".join(said))
 
@@ -160,18 +191,25 @@ def speed(context: Context) -> Found:
     elif counted > 0:
         flops = counted * evidence.steps
     else:
-        return fails(f"the finish says {totals.get('flops_per_step')} FLOPs a step, of a program that must multiply matrices")
+        return fails(
+            f"the finish says {totals.get('flops_per_step')} FLOPs a step, of a program that must multiply matrices"
+        )
     limit, basis = 0.0, []
     again = log.of("resume")  # a run may go on with more devices or machines than it began with
     for device in evidence.run["devices"]:
         one, why = speed_limit(device["kind"], device["platform"], evidence.run["host"]["cores"], evidence.precision)
         counts = [device["count"], *(list(event.get("devices") or []).count(device["kind"]) for event in again)]
-        machines = [host.get("machines", 1) for host in (evidence.run["host"], *(event.get("host") or {} for event in again))]
+        machines = [
+            host.get("machines", 1) for host in (evidence.run["host"], *(event.get("host") or {} for event in again))
+        ]
         limit += one * max(counts if device["platform"] != "cpu" else machines)
         basis.append(why)
     seconds = float(log.columns["train_s"][-1])
     reached = flops / max(seconds, 1e-9)
     if reached > limit:
-        return fails(f"{flops:.3g} FLOPs in {seconds:.3g} s are {reached:.3g} a second; at most {limit:.3g}: {'; '.join(basis)}",
-                     flops_per_s=reached, limit=limit)  # fmt: skip
+        return fails(
+            f"{flops:.3g} FLOPs in {seconds:.3g} s are {reached:.3g} a second; at most {limit:.3g}: {'; '.join(basis)}",
+            flops_per_s=reached,
+            limit=limit,
+        )
     return holds(f"{reached:.3g} of at most {limit:.3g} FLOP/s ({'; '.join(basis)})", flops_per_s=reached, limit=limit)

@@ -68,7 +68,9 @@ def _main(argv: Sequence[str] | None) -> int:
 
         return show_cheats(options.only, options.data_dir, options.html, options.json)
     if not options.paths:
-        raise InputError("expected run directories, attempts, or --log with files, found none: --help lists all options")
+        raise InputError(
+            "expected run directories, attempts, or --log with files, found none: --help lists all options"
+        )
     if options.log:
         from parity.verify.publiclog import main_logs
 
@@ -92,8 +94,16 @@ def _verify(options: Options) -> int:
     from parity.verify.attempts import corrected, is_attempt, judge_attempt
     from parity.verify.run import Settings, verify_run
 
-    settings = Settings(options.depth, options.data_dir, options.segments, options.picks_seed, options.trust_code, options.device,
-                        options.whole, options.without)  # fmt: skip
+    settings = Settings(
+        options.depth,
+        options.data_dir,
+        options.segments,
+        options.picks_seed,
+        options.trust_code,
+        options.device,
+        options.whole,
+        options.without,
+    )
     verdicts = []
     for path in options.paths:
         if is_attempt(path):

@@ -38,34 +38,151 @@ FCNTL_SIGNALS, IOCTL_SIGNALS = (8, 10, 15), (0x8901, 0x8902)  # F_SETOWN, F_SETS
 
 # System calls that are refused, by what they are for. NUMBERS has those that libseccomp may not know by name.
 PROCESSES = ("fork", "vfork", "execve", "execveat")
-OTHERS = ("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "kcmp",
-          "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "tkill", "setpriority", "ioprio_set", "sched_setparam",
-          "sched_setattr", "sched_setscheduler", "migrate_pages", "move_pages", "setsid", "setpgid",
-          "perf_event_open")  # fmt: skip
-SYSTEM = ("mount", "umount2", "move_mount", "open_tree", "open_tree_attr", "fsopen", "fsmount", "fsconfig", "fspick",
-          "mount_setattr", "pivot_root", "chroot", "unshare", "setns", "bpf", "keyctl", "add_key", "request_key",
-          "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "personality", "modify_ldt", "acct",
-          "quotactl", "quotactl_fd", "syslog", "swapon", "swapoff", "reboot", "kexec_load", "kexec_file_load",
-          "init_module", "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "fanotify_init",
-          "inotify_init", "inotify_init1", "inotify_add_watch", "settimeofday", "clock_settime", "clock_adjtime",
-          "adjtimex", "sethostname", "setdomainname", "ioperm", "iopl")  # fmt: skip
+OTHERS = (
+    "ptrace",
+    "process_vm_readv",
+    "process_vm_writev",
+    "process_madvise",
+    "process_mrelease",
+    "kcmp",
+    "pidfd_open",
+    "pidfd_getfd",
+    "pidfd_send_signal",
+    "tkill",
+    "setpriority",
+    "ioprio_set",
+    "sched_setparam",
+    "sched_setattr",
+    "sched_setscheduler",
+    "migrate_pages",
+    "move_pages",
+    "setsid",
+    "setpgid",
+    "perf_event_open",
+)
+SYSTEM = (
+    "mount",
+    "umount2",
+    "move_mount",
+    "open_tree",
+    "open_tree_attr",
+    "fsopen",
+    "fsmount",
+    "fsconfig",
+    "fspick",
+    "mount_setattr",
+    "pivot_root",
+    "chroot",
+    "unshare",
+    "setns",
+    "bpf",
+    "keyctl",
+    "add_key",
+    "request_key",
+    "userfaultfd",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+    "personality",
+    "modify_ldt",
+    "acct",
+    "quotactl",
+    "quotactl_fd",
+    "syslog",
+    "swapon",
+    "swapoff",
+    "reboot",
+    "kexec_load",
+    "kexec_file_load",
+    "init_module",
+    "finit_module",
+    "delete_module",
+    "open_by_handle_at",
+    "name_to_handle_at",
+    "fanotify_init",
+    "inotify_init",
+    "inotify_init1",
+    "inotify_add_watch",
+    "settimeofday",
+    "clock_settime",
+    "clock_adjtime",
+    "adjtimex",
+    "sethostname",
+    "setdomainname",
+    "ioperm",
+    "iopl",
+)
 SPECIAL_FILES = ("symlink", "symlinkat", "mknod", "mknodat")  # which could lead the parent astray, or have it wait
 LISTENING = ("bind", "listen", "accept", "accept4")
 UNSEEN_MEMORY = ("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget", "mq_open")  # of no process
-ATTRIBUTES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "setxattr",
-              "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat",
-              "utime", "utimes", "futimesat", "utimensat", "file_setattr")  # fmt: skip
-NUMBERS = {"process_mrelease": 448, "memfd_secret": 447, "quotactl_fd": 443, "fchmodat2": 452, "setxattrat": 463,
-           "removexattrat": 466, "open_tree_attr": 467, "file_setattr": 469}  # fmt: skip
+ATTRIBUTES = (
+    "chmod",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "chown",
+    "fchown",
+    "lchown",
+    "fchownat",
+    "setxattr",
+    "lsetxattr",
+    "fsetxattr",
+    "setxattrat",
+    "removexattr",
+    "lremovexattr",
+    "fremovexattr",
+    "removexattrat",
+    "utime",
+    "utimes",
+    "futimesat",
+    "utimensat",
+    "file_setattr",
+)
+NUMBERS = {
+    "process_mrelease": 448,
+    "memfd_secret": 447,
+    "quotactl_fd": 443,
+    "fchmodat2": 452,
+    "setxattrat": 463,
+    "removexattrat": 466,
+    "open_tree_attr": 467,
+    "file_setattr": 469,
+}
 
 # Audit events (docs.python.org/3/library/audit_events.html) that are recorded whatever their arguments are, and those
 # that name files.
-STARTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
-                    "pty.spawn"))  # fmt: skip
-REACHES = frozenset(("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname",
-                     "socket.gethostbyaddr", "os.kill", "os.killpg"))  # fmt: skip
-CHANGES = frozenset(f"os.{name}" for name in ("remove", "rename", "rmdir", "mkdir", "link", "symlink", "truncate",
-                                              "chmod", "chown", "utime", "setxattr", "removexattr"))  # fmt: skip
+STARTS = frozenset(
+    ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn")
+)
+REACHES = frozenset(
+    (
+        "socket.connect",
+        "socket.bind",
+        "socket.sendto",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "socket.gethostbyaddr",
+        "os.kill",
+        "os.killpg",
+    )
+)
+CHANGES = frozenset(
+    f"os.{name}"
+    for name in (
+        "remove",
+        "rename",
+        "rmdir",
+        "mkdir",
+        "link",
+        "symlink",
+        "truncate",
+        "chmod",
+        "chown",
+        "utime",
+        "setxattr",
+        "removexattr",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -155,8 +272,15 @@ def _landlock(spec: Spec) -> None:
     from landlockpy import AccessFS, Ruleset, Scope
 
     read = AccessFS.READ_FILE | AccessFS.READ_DIR
-    write = (AccessFS.WRITE_FILE | AccessFS.TRUNCATE | AccessFS.REMOVE_FILE | AccessFS.REMOVE_DIR | AccessFS.MAKE_REG
-             | AccessFS.MAKE_DIR | AccessFS.REFER)  # fmt: skip
+    write = (
+        AccessFS.WRITE_FILE
+        | AccessFS.TRUNCATE
+        | AccessFS.REMOVE_FILE
+        | AccessFS.REMOVE_DIR
+        | AccessFS.MAKE_REG
+        | AccessFS.MAKE_DIR
+        | AccessFS.REFER
+    )
     device = AccessFS.READ_FILE | AccessFS.WRITE_FILE | AccessFS.IOCTL_DEV
     of_file = AccessFS.READ_FILE | AccessFS.WRITE_FILE | AccessFS.IOCTL_DEV | AccessFS.EXECUTE
     wanted = [(path, read) for path in (*spec.libraries, *spec.readable)] + [(path, device) for path in spec.devices]

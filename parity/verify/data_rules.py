@@ -28,7 +28,9 @@ def slice_digest(context: Context) -> Found:
     for info in kept.shards:
         found = sha256_file(slice_.directory / info.file)
         if found != info.sha256 or (pinned and pinned.get(info.file) != found):
-            raise NotJudged(f"{slice_.directory / info.file} is not the slice's (sha256 {found[:12]}): prepare the slice again")
+            raise NotJudged(
+                f"{slice_.directory / info.file} is not the slice's (sha256 {found[:12]}): prepare the slice again"
+            )
     if kept.digest != run["slice"]["digest"]:
         return fails(f"the slice has digest {kept.digest[:12]}, the run was made on {run['slice']['digest'][:12]}")
     return holds(f"{len(kept.shards)} files of {slice_.name}, digest {kept.digest[:12]}")
@@ -45,8 +47,11 @@ def batches(context: Context) -> Found:
             wanted[step] = hashlib.sha256(window).hexdigest()
     for step, digest in zip(log.step.tolist(), log.batches):
         if wanted.get(step) != digest:
-            return fails(f"step {step}: expected the batch {wanted.get(step, 'that the plan does not have')[:12]}, consumed was "
-                         f"{digest[:12]}", step=step)  # fmt: skip
+            return fails(
+                f"step {step}: expected the batch {wanted.get(step, 'that the plan does not have')[:12]}, consumed was "
+                f"{digest[:12]}",
+                step=step,
+            )
     return holds(f"{len(log.batches):,} batches", batches=len(log.batches))
 
 
@@ -59,14 +64,18 @@ def evaluations(context: Context) -> Found:
     known: dict[int, str] = {}
     for event in evals:
         if event["tokens"] != track.val_tokens:
-            return fails(f"step {event['step']}: expected {track.val_tokens:,} tokens scored, found {event['tokens']:,}")
+            return fails(
+                f"step {event['step']}: expected {track.val_tokens:,} tokens scored, found {event['tokens']:,}"
+            )
         size = event.get("batch_tokens")
         if type(size) is not int or size < row or size % row:
             return fails(f"step {event['step']}: a batch of {size} tokens is not rows of {row}")
         if size not in known:
             known[size] = _scored(context, min(size, track.val_tokens))
         if event.get("batches") != known[size]:
-            return fails(f"step {event['step']}: expected the batches {known[size][:12]}, scored were {str(event.get('batches'))[:12]}")
+            return fails(
+                f"step {event['step']}: expected the batches {known[size][:12]}, scored were {str(event.get('batches'))[:12]}"
+            )
     return holds(f"{track.val_tokens:,} tokens in each of {len(evals)} evaluations")
 
 
@@ -78,7 +87,9 @@ def bits(context: Context) -> Found:
     for event in context.log.of("eval"):
         expected = _real(event["val_loss"]) * tokens / math.log(2) / size if size else None
         found = event["bits_per_byte"]
-        if (expected is None) != (found is None) or (expected is not None and not math.isclose(expected, _real(found), rel_tol=1e-9)):
+        if (expected is None) != (found is None) or (
+            expected is not None and not math.isclose(expected, _real(found), rel_tol=1e-9)
+        ):
             return fails(f"step {event['step']}: expected {expected} bits per byte, found {found}")
     return holds(f"{size:,} bytes of text in {tokens:,} tokens", bytes=size)
 
@@ -90,15 +101,26 @@ def checkpoints(context: Context) -> Found:
     for step in evidence.run["checkpoints"]:
         folder = evidence.checkpoint(step)
         if not folder.is_dir():
-            raise NotJudged(f"the checkpoint of step {step} is not in {folder.parent}: put it back, or make the run again")
+            raise NotJudged(
+                f"the checkpoint of step {step} is not in {folder.parent}: put it back, or make the run again"
+            )
         facts = _facts(folder)
         if facts["digest"] != logged.get(step) or facts["step"] != step:
-            return fails(f"{folder.name} is of state {str(facts['digest'])[:12]}, the log saved {str(logged.get(step))[:12]}")
-        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+            return fails(
+                f"{folder.name} is of state {str(facts['digest'])[:12]}, the log saved {str(logged.get(step))[:12]}"
+            )
+        found = {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+        }
         found.discard("checkpoint.json")
         for name in sorted(found | facts["files"].keys()):
             path = folder / name
-            if name not in facts["files"] or path.is_symlink() or not path.is_file() or sha256_file(path) != facts["files"][name]:
+            if (
+                name not in facts["files"]
+                or path.is_symlink()
+                or not path.is_file()
+                or sha256_file(path) != facts["files"][name]
+            ):
                 return fails(f"{folder.name}/{name} is not the file that was saved")
     return holds(f"{len(evidence.run['checkpoints'])} checkpoints, every file by its digest")
 
@@ -112,8 +134,10 @@ def _facts(folder) -> dict[str, Any]:
         if not isinstance(facts["digest"], str) or not isinstance(facts["step"], int) or not isinstance(names, dict):
             raise ValueError("of another form")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: expected the facts of a checkpoint, found none that can be read ({str(error)[:60]}): make the "
-                         "run again") from None
+        raise InputError(
+            f"{path}: expected the facts of a checkpoint, found none that can be read ({str(error)[:60]}): make the "
+            "run again"
+        ) from None
     if any(name.startswith("/") or ".." in name.split("/") for name in names):
         raise InputError(f"{path}: names a file outside its folder: make the run again")
     return facts

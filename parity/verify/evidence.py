@@ -134,28 +134,42 @@ def open_run(path: Path) -> Evidence:
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: expected a run directory, found {'a file' if path.exists() else 'nothing'} there: name a "
-                         "directory that a training command made")
+        raise InputError(
+            f"{path}: expected a run directory, found {'a file' if path.exists() else 'nothing'} there: name a "
+            "directory that a training command made"
+        )
     run = _read_json(path / "run.json", "run.v1", f"{path} is not a run directory: expected run.json in it")
     if run["backend"] not in BACKENDS:
-        raise InputError(f"{path / 'run.json'}: expected backend {' or '.join(BACKENDS)}, found {run['backend'][:40]!r}: the file was changed")
+        raise InputError(
+            f"{path / 'run.json'}: expected backend {' or '.join(BACKENDS)}, found {run['backend'][:40]!r}: the file was changed"
+        )
     if not isinstance(run.get("options", {}), dict):
-        raise InputError(f"{path / 'run.json'}: expected options by name, found {type(run['options']).__name__}: the file was changed")
+        raise InputError(
+            f"{path / 'run.json'}: expected options by name, found {type(run['options']).__name__}: the file was changed"
+        )
     if run["track"] not in TRACKS:
-        raise InputError(f"{path / 'run.json'}: expected one of the tracks {', '.join(TRACKS)}, found {run['track'][:60]!r}: "
-                         "verify it with the version that made it")
+        raise InputError(
+            f"{path / 'run.json'}: expected one of the tracks {', '.join(TRACKS)}, found {run['track'][:60]!r}: "
+            "verify it with the version that made it"
+        )
     base = run["program"]["base"] if run.get("program") else run["recipe"]
     try:
         recipe = from_fields(base) if base["name"] in RECIPES else None
     except (InputError, TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path / 'run.json'}: expected a recipe of this version, found one it cannot make ({str(error)[:200]!r}): "
-                         "verify it with the version that made it") from None
+        raise InputError(
+            f"{path / 'run.json'}: expected a recipe of this version, found one it cannot make ({str(error)[:200]!r}): "
+            "verify it with the version that made it"
+        ) from None
     if sum(segment["steps"] for segment in run["plan"]) > STEPS or (recipe and _too_large(recipe)):
-        raise InputError(f"{path / 'run.json'}: expected a plan of at most {STEPS:,} steps and a model of at most {LAYERS:,} layers, found "
-                         "more: the file was changed")
+        raise InputError(
+            f"{path / 'run.json'}: expected a plan of at most {STEPS:,} steps and a model of at most {LAYERS:,} layers, found "
+            "more: the file was changed"
+        )
     if holder := _live(path):
-        raise InputError(f"{path}: expected a run that has ended, found one that still goes on (pid {holder}): wait for its "
-                         "end, or stop it")
+        raise InputError(
+            f"{path}: expected a run that has ended, found one that still goes on (pid {holder}): wait for its "
+            "end, or stop it"
+        )
     return Evidence(path, run, TRACKS[run["track"]], read_log(path / "log.jsonl"), recipe)
 
 
@@ -190,12 +204,14 @@ def _read_json(path: Path, schema: str, missing: str) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): check its permissions") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected one JSON object, found something else ({fault(error)[:80]}): the file was "
-                         "damaged") from None
+        raise InputError(
+            f"{path}: expected one JSON object, found something else ({fault(error)[:80]}): the file was damaged"
+        ) from None
     version = value.get("schema") if isinstance(value, dict) else None
     if version != schema:
-        raise InputError(f"{path}: expected schema {schema}, found {str(version)[:40]!r}: verify it with the version that "
-                         "wrote it")
+        raise InputError(
+            f"{path}: expected schema {schema}, found {str(version)[:40]!r}: verify it with the version that wrote it"
+        )
     if problem := schema_problem(schema, value):
         raise InputError(f"{path}: {problem}: the file was changed")
     return value
@@ -238,7 +254,9 @@ def read_log(path: Path) -> Log:
     total = hashlib.sha256()
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise InputError(f"{path}: expected a plain file, found a link or another kind: it is not what a run writes")
+            raise InputError(
+                f"{path}: expected a plain file, found a link or another kind: it is not what a run writes"
+            )
         with open(path, "rb") as file:
             while raw := file.readline(LINE_BYTES):
                 total.update(raw)
@@ -270,9 +288,16 @@ class _Reader:
             event = _decode(raw.decode())
         except (ValueError, RecursionError):
             return self.wrong("log.form", f"expected a JSON object, found {raw[:40]!r}", stop=True)
-        if self.number == 1 and isinstance(event, dict) and event.get("event") == "start" and event.get("schema") != "log.v1":
-            raise InputError(f"the run log: expected schema log.v1, found {str(event.get('schema'))[:40]!r}: verify it with the "
-                             "version that wrote it")
+        if (
+            self.number == 1
+            and isinstance(event, dict)
+            and event.get("event") == "start"
+            and event.get("schema") != "log.v1"
+        ):
+            raise InputError(
+                f"the run log: expected schema log.v1, found {str(event.get('schema'))[:40]!r}: verify it with the "
+                "version that wrote it"
+            )
         if problem := _event_problem(event):
             self.wrong("log.form", problem)
             self.prev = hashlib.sha256(raw[:-1]).hexdigest()
@@ -280,7 +305,10 @@ class _Reader:
         if event["n"] != self.number:
             self.wrong("log.chain", f"expected line number {self.number}, found {event['n']}")
         if event["prev"] != self.prev:
-            self.wrong("log.chain", f"expected prev {self.prev[:12]}, the digest of the line before, found {event['prev'][:12]}")
+            self.wrong(
+                "log.chain",
+                f"expected prev {self.prev[:12]}, the digest of the line before, found {event['prev'][:12]}",
+            )
         self.prev = hashlib.sha256(raw[:-1]).hexdigest()
         event["n"] = self.number
         if event["event"] == "step":
@@ -305,11 +333,23 @@ class _Reader:
     def done(self, sha256: str) -> Log:
         if not self.number:
             self.problems["log.form"].append("no line at all")
-        wide = {name: np.array([min(value, 2**62) for value in values], np.int64) for name, values in
-                (("n", self.n), ("step", self.step), ("tokens", self.tokens))}  # fmt: skip
+        wide = {
+            name: np.array([min(value, 2**62) for value in values], np.int64)
+            for name, values in (("n", self.n), ("step", self.step), ("tokens", self.tokens))
+        }
         columns = {name: np.array(values) for name, values in self.columns.items()}
-        return Log(wide["n"], wide["step"], wide["tokens"], columns, self.batches, self.events, self.number,
-                   {rule: found for rule, found in self.problems.items() if found}, sha256, self.prev)  # fmt: skip
+        return Log(
+            wide["n"],
+            wide["step"],
+            wide["tokens"],
+            columns,
+            self.batches,
+            self.events,
+            self.number,
+            {rule: found for rule, found in self.problems.items() if found},
+            sha256,
+            self.prev,
+        )
 
 
 def schema_problem(name: str, value: Any) -> str:
@@ -367,12 +407,25 @@ def read_source(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return dict(_members(archive, path))
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, NotImplementedError, KeyError, IndexError) as error:
-        raise InputError(f"{path}: expected a whole zip archive, found a damaged one ({str(error)[:80]}): {mend}") from None
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+        KeyError,
+        IndexError,
+    ) as error:
+        raise InputError(
+            f"{path}: expected a whole zip archive, found a damaged one ({str(error)[:80]}): {mend}"
+        ) from None
     except Exception as error:  # zlib.error and what else a decompressor raises
         if type(error).__name__ != "error" and not isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: expected a whole zip archive, found a damaged one ({str(error)[:80]}): {mend}") from None
+        raise InputError(
+            f"{path}: expected a whole zip archive, found a damaged one ({str(error)[:80]}): {mend}"
+        ) from None
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, bytes]]:
@@ -380,17 +433,31 @@ def _members(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, bytes]
     for info in archive.infolist():
         name = info.filename
         parts = name.split("/")
-        if (not name or name.startswith("/") or "\\" in name or ":" in name or "\0" in name or ".." in parts or "" in parts
-                or name in seen or len(seen) >= SOURCE_FILES or info.external_attr >> 28 not in (0, 8)):  # fmt: skip
-            raise InputError(f"{path}: expected plain source files, found {name[:80]!r}: a path outside, a link, a second file "
-                             "of that name, or too many: the run must be made again")
+        if (
+            not name
+            or name.startswith("/")
+            or "\\" in name
+            or ":" in name
+            or "\0" in name
+            or ".." in parts
+            or "" in parts
+            or name in seen
+            or len(seen) >= SOURCE_FILES
+            or info.external_attr >> 28 not in (0, 8)
+        ):
+            raise InputError(
+                f"{path}: expected plain source files, found {name[:80]!r}: a path outside, a link, a second file "
+                "of that name, or too many: the run must be made again"
+            )
         seen.add(name)
         with archive.open(info) as file:
             content = file.read(left + 1)
         left -= len(content)
         if left < 0:
-            raise InputError(f"{path}: expected at most {SOURCE_BYTES:,} bytes of source, found more in {name[:80]!r}: the run "
-                             "must be made again")
+            raise InputError(
+                f"{path}: expected at most {SOURCE_BYTES:,} bytes of source, found more in {name[:80]!r}: the run "
+                "must be made again"
+            )
         yield name, content
 
 
@@ -413,21 +480,31 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     try:
         size = path.lstat().st_size
         if not stat.S_ISREG(path.lstat().st_mode) or size > WEIGHTS_BYTES:
-            raise InputError(f"{path}: expected a plain file of at most {WEIGHTS_BYTES:,} bytes, found {size:,} or another kind: {mend}")
+            raise InputError(
+                f"{path}: expected a plain file of at most {WEIGHTS_BYTES:,} bytes, found {size:,} or another kind: {mend}"
+            )
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, 16 << 20):
-                raise InputError(f"{path}: expected a safetensors file, found a header of {length:,} bytes in {size:,}: {mend}")
+                raise InputError(
+                    f"{path}: expected a safetensors file, found a header of {length:,} bytes in {size:,}: {mend}"
+                )
             head = json.loads(file.read(length), parse_constant=_no_constant)
     except OSError as error:
-        raise InputError(f"{path}: expected the final weights, found none that can be read ({error.strerror}): {mend}") from None
+        raise InputError(
+            f"{path}: expected the final weights, found none that can be read ({error.strerror}): {mend}"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a safetensors file, found another header ({str(error)[:60]}): {mend}") from None
+        raise InputError(
+            f"{path}: expected a safetensors file, found another header ({str(error)[:60]}): {mend}"
+        ) from None
     body = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
     try:
         return dict(_arrays(head, body))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path}: expected arrays with dtype, shape and place, found otherwise ({str(error)[:80]}): {mend}") from None
+        raise InputError(
+            f"{path}: expected arrays with dtype, shape and place, found otherwise ({str(error)[:80]}): {mend}"
+        ) from None
 
 
 def _arrays(head: Any, body: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -64,7 +64,10 @@ def _compiler(what: str) -> bool:
 
 @rule("env.flags", "log", "no flag or variable was set that the track forbids")
 def flags(context: Context) -> Found:
-    sets = [context.evidence.run["environment"], *(event.get("environment") or {} for event in context.log.of("resume"))]
+    sets = [
+        context.evidence.run["environment"],
+        *(event.get("environment") or {} for event in context.log.of("resume")),
+    ]
     for environment in sets:
         for name, value in environment.items():
             reason = FORBIDDEN.get(name)

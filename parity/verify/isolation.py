@@ -38,10 +38,31 @@ TAIL_BYTES = 64 << 10
 SCRATCH_FILES = 10_000
 
 # Readable for every child, where they exist: libraries, and what they ask about the machine.
-LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache", "/etc/ld.so.conf",
-             "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")  # fmt: skip
-MACHINE = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems",
-           "/proc/sys/kernel", "/proc/sys/vm", "/sys/devices/system", "/sys/kernel/mm")  # fmt: skip
+LIBRARIES = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/sbin",
+    "/nix/store",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/alternatives",
+    "/etc/localtime",
+)
+MACHINE = (
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/version",
+    "/proc/filesystems",
+    "/proc/sys/kernel",
+    "/proc/sys/vm",
+    "/sys/devices/system",
+    "/sys/kernel/mm",
+)
 GPU_MACHINE = ("/proc/driver", "/proc/devices", "/proc/modules", "/sys")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
@@ -138,9 +159,17 @@ def _works(parts: tuple[str, ...]) -> bool:
             return False
 
 
-def start(module: str, args: Sequence[str], *, readable: Sequence[Path], scratch: Path, limits: Limits,
-          isolation: Isolation | None = None, environment: Mapping[str, str] | None = None,
-          gpu: bool = False) -> "Confined":  # fmt: skip
+def start(
+    module: str,
+    args: Sequence[str],
+    *,
+    readable: Sequence[Path],
+    scratch: Path,
+    limits: Limits,
+    isolation: Isolation | None = None,
+    environment: Mapping[str, str] | None = None,
+    gpu: bool = False,
+) -> "Confined":
     """Starts `module.main(args)` in a child; returns once its limits are in force, before the child loads the module.
 
     The child reads `readable` beside Python and its packages (links are followed: give no path that a stranger made).
@@ -153,8 +182,16 @@ def start(module: str, args: Sequence[str], *, readable: Sequence[Path], scratch
     return _start(module, args, readable, scratch, limits, isolation or available(gpu), environment or {}, gpu)
 
 
-def _start(module: str, args: Sequence[str], readable: Sequence[Path], scratch: Path, limits: Limits,
-           isolation: Isolation, environment: Mapping[str, str], gpu: bool) -> "Confined":  # fmt: skip
+def _start(
+    module: str,
+    args: Sequence[str],
+    readable: Sequence[Path],
+    scratch: Path,
+    limits: Limits,
+    isolation: Isolation,
+    environment: Mapping[str, str],
+    gpu: bool,
+) -> "Confined":
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec = _spec(module, readable, scratch := scratch.resolve(), limits, isolation, environment, gpu)
     command = [sys.executable, "-P", "-s", "-B", "-c", BOOT, json.dumps(asdict(spec)), *args]
@@ -172,8 +209,15 @@ def _start(module: str, args: Sequence[str], readable: Sequence[Path], scratch: 
     raise InputError(f"isolation {isolation.kind}: the child cannot be confined: {child.reason or said}: try another")
 
 
-def _spec(module: str, readable: Sequence[Path], scratch: Path, limits: Limits, isolation: Isolation,
-          environment: Mapping[str, str], gpu: bool) -> Spec:  # fmt: skip
+def _spec(
+    module: str,
+    readable: Sequence[Path],
+    scratch: Path,
+    limits: Limits,
+    isolation: Isolation,
+    environment: Mapping[str, str],
+    gpu: bool,
+) -> Spec:
     if missing := [path for path in readable if not path.exists()]:
         raise InputError(f"isolation: expected {missing[0]} to be readable, found nothing there: check the path")
     folders = [sys.prefix, sys.base_prefix, *_package_folders(), *(str(ROOT / name) for name in PACKAGES), *LIBRARIES]
@@ -188,9 +232,20 @@ def _spec(module: str, readable: Sequence[Path], scratch: Path, limits: Limits, 
     spare = (1 << 30) + (64 << 20) * (os.cpu_count() or 1)  # what is reserved and not used, such as threads' stacks
     path = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     parent = None if "bubblewrap" in isolation.parts else os.getpid()
-    return Spec(module=module, path=path, parts=list(isolation.parts), parent=parent, libraries=libraries,
-                readable=allowed, scratch=str(scratch), devices=devices, programs=_compilers() if gpu else [], gpu=gpu,
-                file_bytes=limits.file_bytes, data_bytes=None if gpu else limits.memory_bytes + spare)  # fmt: skip
+    return Spec(
+        module=module,
+        path=path,
+        parts=list(isolation.parts),
+        parent=parent,
+        libraries=libraries,
+        readable=allowed,
+        scratch=str(scratch),
+        devices=devices,
+        programs=_compilers() if gpu else [],
+        gpu=gpu,
+        file_bytes=limits.file_bytes,
+        data_bytes=None if gpu else limits.memory_bytes + spare,
+    )
 
 
 def _names(paths: Any) -> list[str]:
@@ -225,8 +280,16 @@ def bubblewrap(spec: Spec) -> list[str]:
     """
     mounts = [(path, "--ro-bind") for path in (*spec.libraries, *spec.readable) if not path.startswith("/proc/")]
     mounts += [(path, "--dev-bind") for path in spec.devices] + [(spec.scratch, "--bind")]
-    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",
-               "--cap-drop", "ALL", "--proc", "/proc"]  # fmt: skip
+    command = [
+        shutil.which("bwrap") or "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--proc",
+        "/proc",
+    ]
     for path, option in sorted(mounts, key=lambda mount: mount[0].count(os.sep)):
         command += [option, path, path]
     return [*command, "--remount-ro", "/", "--chdir", spec.scratch, "--"]
@@ -334,8 +397,9 @@ class Confined:
     def _watch(self, command: list[str], environment: Mapping[str, str], begun: threading.Event) -> None:
         try:
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            self._process = subprocess.Popen(command, env=dict(environment), cwd=self._scratch, bufsize=0,
-                                             start_new_session=True, **pipes)  # fmt: skip
+            self._process = subprocess.Popen(
+                command, env=dict(environment), cwd=self._scratch, bufsize=0, start_new_session=True, **pipes
+            )
         except (OSError, ValueError) as error:
             self._failure = error
             return

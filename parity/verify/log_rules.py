@@ -51,15 +51,20 @@ def header(context: Context) -> Found:
 @rule("plan.track", "log", "slice, val tokens, plan and what the track fixes are those of the recipe and the track")
 def plan_of_track(context: Context) -> Found:
     evidence, run, track = context.evidence, context.evidence.run, context.evidence.track
-    wanted: dict[str, tuple[Any, Any]] = {"slice": (track.slice, run["slice"]["name"]),
-                                          "val tokens": (track.val_tokens, run["val_tokens"])}  # fmt: skip
+    wanted: dict[str, tuple[Any, Any]] = {
+        "slice": (track.slice, run["slice"]["name"]),
+        "val tokens": (track.val_tokens, run["val_tokens"]),
+    }
     recipe = evidence.recipe
     if recipe is None:
         return fails(f"recipe {run['recipe']['name']!r} is not one of ours, and run.json names no own program")
     if not evidence.own:
-        wanted |= {"plan": ([vars(s) for s in recipe.plan], run["plan"]), "precision": (recipe.precision, run["precision"]),
-                   "evaluations": (list(recipe.eval_steps()), run.get("eval_steps")),
-                   "checkpoints": (list(recipe.checkpoint_steps()), run["checkpoints"])}  # fmt: skip
+        wanted |= {
+            "plan": ([vars(s) for s in recipe.plan], run["plan"]),
+            "precision": (recipe.precision, run["precision"]),
+            "evaluations": (list(recipe.eval_steps()), run.get("eval_steps")),
+            "checkpoints": (list(recipe.checkpoint_steps()), run["checkpoints"]),
+        }
     for name, (expected, found) in wanted.items():
         if expected != found:
             return fails(f"{name}: expected {_short(expected)}, found {_short(found)}")
@@ -86,7 +91,9 @@ def order(context: Context) -> Found:
                 return fails(f"line {n}: expected step {following}, found {step}")
             following += 1
             if following < len(tokens) and int(log.tokens[line]) != tokens[following]:
-                return fails(f"line {n}: expected {tokens[following]:,} tokens after step {step}, found {int(log.tokens[line]):,}")
+                return fails(
+                    f"line {n}: expected {tokens[following]:,} tokens after step {step}, found {int(log.tokens[line]):,}"
+                )
             continue
         kind = line["event"]
         if kind in ("eval", "checkpoint") and line["step"] != following:
@@ -101,7 +108,11 @@ def order(context: Context) -> Found:
     return holds(f"{len(log.n):,} steps, {len(log.of('eval'))} evaluations, {len(log.of('resume'))} resumes")
 
 
-@rule("log.plan", "log", "every step, evaluation, checkpoint and look of the guard that the plan has is there, to the finish")
+@rule(
+    "log.plan",
+    "log",
+    "every step, evaluation, checkpoint and look of the guard that the plan has is there, to the finish",
+)
 def plan(context: Context) -> Found:
     run, log, steps = context.evidence.run, context.log, context.evidence.steps
     last = int(log.step.max()) + 1 if len(log.step) else 0
@@ -112,8 +123,11 @@ def plan(context: Context) -> Found:
     evaluations = run.get("eval_steps") or []
     if not evaluations or evaluations[-1] != steps:
         return fails(f"the plan must end with an evaluation at step {steps}, found {evaluations[-1:]}")
-    for name, wanted, kind in (("evaluation", evaluations, "eval"), ("checkpoint", run["checkpoints"], "checkpoint"),
-                               ("look of the guard", evaluations, "guard")):  # fmt: skip
+    for name, wanted, kind in (
+        ("evaluation", evaluations, "eval"),
+        ("checkpoint", run["checkpoints"], "checkpoint"),
+        ("look of the guard", evaluations, "guard"),
+    ):
         if missing := sorted(set(wanted) - {event["step"] for event in log.of(kind)}):
             return fails(f"the {name} at step {missing[0]} is missing")
     return holds(f"all {steps:,} steps, {len(evaluations)} evaluations, {len(run['checkpoints'])} checkpoints")
@@ -127,10 +141,18 @@ def totals(context: Context) -> Found:
         raise NotJudged("the log has no finish, or no evaluation at the last step")
     said, target = finish[-1]["totals"], evidence.track.target
     seconds, steps, tokens = float(log.columns["train_s"][-1]), evidence.steps, int(log.tokens[-1])
-    reached = [step for step, event in sorted(evals.items()) if target is not None and _real(event["val_loss"]) <= target]
-    wanted = {"steps": steps, "tokens": tokens, "val_loss": evals[steps]["val_loss"], "target": target,
-              "bits_per_byte": evals[steps]["bits_per_byte"], "target_reached_at_step": reached[0] if reached else None,
-              "target_reached_train_s": evals[reached[0]]["train_s"] if reached else None}  # fmt: skip
+    reached = [
+        step for step, event in sorted(evals.items()) if target is not None and _real(event["val_loss"]) <= target
+    ]
+    wanted = {
+        "steps": steps,
+        "tokens": tokens,
+        "val_loss": evals[steps]["val_loss"],
+        "target": target,
+        "bits_per_byte": evals[steps]["bits_per_byte"],
+        "target_reached_at_step": reached[0] if reached else None,
+        "target_reached_train_s": evals[reached[0]]["train_s"] if reached else None,
+    }
     for name, expected in wanted.items():
         if not _equal(expected, said.get(name)):
             return fails(f"{name}: expected {expected}, found {said.get(name)}")
@@ -141,9 +163,17 @@ def totals(context: Context) -> Found:
         row = int(np.searchsorted(log.n, event["n"])) - 1
         before = float(log.columns["train_s"][row]) if row >= 0 else 0.0
         if not math.isclose(_real(event["train_s"]), before, rel_tol=1e-6, abs_tol=1e-4):
-            return fails(f"the evaluation at step {event['step']} says {event['train_s']} s of training, the steps {before}")
-    return holds(f"val loss {_real(said['val_loss']):.4f}, {seconds:.1f} s of training, {tokens:,} tokens",
-                 val_loss=said["val_loss"], train_s=said["train_s"], steps=steps, tokens=tokens, flops=said.get("flops"))  # fmt: skip
+            return fails(
+                f"the evaluation at step {event['step']} says {event['train_s']} s of training, the steps {before}"
+            )
+    return holds(
+        f"val loss {_real(said['val_loss']):.4f}, {seconds:.1f} s of training, {tokens:,} tokens",
+        val_loss=said["val_loss"],
+        train_s=said["train_s"],
+        steps=steps,
+        tokens=tokens,
+        flops=said.get("flops"),
+    )
 
 
 def _pairs(context: Context, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -197,11 +227,15 @@ def checkpoint_state(context: Context) -> Found:
             return fails(f"step {step}: evaluated {evaluated[step][:12]}, saved {digest[:12]}")
     first = log.states("before warm-up")
     if first and 0 in saved and first[0]["digest"] != saved[0]:
-        return fails(f"the state before the warm-up is {first[0]['digest'][:12]}, the checkpoint of step 0 {saved[0][:12]}")
+        return fails(
+            f"the state before the warm-up is {first[0]['digest'][:12]}, the checkpoint of step 0 {saved[0][:12]}"
+        )
     for event in log.of("resume"):
         if event.get("checkpoint") != "none" and event.get("digest") != saved.get(event["step"]):
-            return fails(f"line {event['n']}: goes on with {str(event.get('digest'))[:12]}, saved was "
-                         f"{str(saved.get(event['step']))[:12]}")  # fmt: skip
+            return fails(
+                f"line {event['n']}: goes on with {str(event.get('digest'))[:12]}, saved was "
+                f"{str(saved.get(event['step']))[:12]}"
+            )
     return holds(f"{len(saved)} checkpoints")
 
 
@@ -226,12 +260,17 @@ def harness(context: Context) -> Found:
     evidence = context.evidence
     root = Path(__file__).parents[2]
     packed = ran(evidence)
-    wanted = {name: file for file in [*_files(root / "parity", root), *_installed(evidence.backend)]
-              if _counts(name := _member(file), evidence.backend)}  # fmt: skip
+    wanted = {
+        name: file
+        for file in [*_files(root / "parity", root), *_installed(evidence.backend)]
+        if _counts(name := _member(file), evidence.backend)
+    }
     for name in sorted(packed.keys() | wanted.keys()):
         if name not in packed or name not in wanted or packed[name] != wanted[name].read_bytes():
-            return fails(f"{name} is not that of the installed version: verify with the version that made the run, or make the "
-                         "run again")  # fmt: skip
+            return fails(
+                f"{name} is not that of the installed version: verify with the version that made the run, or make the "
+                "run again"
+            )
     return holds(f"{len(packed)} files, to the last byte")
 
 

@@ -102,7 +102,11 @@ def prefixes(length: int, random: np.random.Generator, most: int, block: int | N
     if len(found) > most // 2:
         first = own if len(own) <= most // 2 else set()
         others = sorted(found - first)
-        found = first | set(random.choice(others, min(len(others), most // 2 - len(first)), replace=False).tolist()) | {1, length - 1}
+        found = (
+            first
+            | set(random.choice(others, min(len(others), most // 2 - len(first)), replace=False).tolist())
+            | {1, length - 1}
+        )
     while len(found) < min(most, length - 1):
         found.add(int(random.integers(1, length)))
     return sorted(found)
@@ -112,8 +116,14 @@ def prefixes(length: int, random: np.random.Generator, most: int, block: int | N
 def own_plan(context: Context) -> Found:
     p, run = probe(context), context.evidence.run
     facts = p.remote.facts
-    wanted = {"plan": run["plan"], "eval_steps": run.get("eval_steps"), "checkpoint_steps": run["checkpoints"],
-              "name": run["recipe"]["name"], "tokenizer_size": p.vocab, "val_row": context.evidence.val_row}  # fmt: skip
+    wanted = {
+        "plan": run["plan"],
+        "eval_steps": run.get("eval_steps"),
+        "checkpoint_steps": run["checkpoints"],
+        "name": run["recipe"]["name"],
+        "tokenizer_size": p.vocab,
+        "val_row": context.evidence.val_row,
+    }
     for name, expected in wanted.items():
         if facts.get(name) != expected:
             return fails(f"{name}: run.json has {str(expected)[:60]}, the program {str(facts.get(name))[:60]}")
@@ -126,13 +136,21 @@ def causal(context: Context) -> Found:
     evidence, asked = context.evidence, {}
     worst = (0.0, 0)
     for length in dict.fromkeys((evidence.val_row, evidence.context)):  # rows as in evaluation, and as in training
-        rows = p.rows if length == evidence.val_row else val_rows(context, context.random(f"rows of {length}"), rows_at_once(length), length)
+        rows = (
+            p.rows
+            if length == evidence.val_row
+            else val_rows(context, context.random(f"rows of {length}"), rows_at_once(length), length)
+        )
         count, losses = len(rows.inputs), p.losses if rows is p.rows else p.ask(rows)
-        asked[length] = prefixes(length, context.random(f"prefixes of {length}"), 16 * count, p.remote.facts.get("block"))
+        asked[length] = prefixes(
+            length, context.random(f"prefixes of {length}"), 16 * count, p.remote.facts.get("block")
+        )
         for first in range(0, len(asked[length]), count):
             name = f"suffix {length} {first}"
             worst = max([worst, *_moved_by_suffix(p, rows, losses, asked[length][first : first + count], name)])
-            if worst[0] > p.allowed:  # once more with this prefix in all rows: other rows' tokens are the business of another rule
+            if (
+                worst[0] > p.allowed
+            ):  # once more with this prefix in all rows: other rows' tokens are the business of another rule
                 worst = max(_moved_by_suffix(p, rows, losses, [worst[1]] * count, f"all rows {worst[1]}"))
             if worst[0] > p.allowed:
                 break
@@ -140,13 +158,24 @@ def causal(context: Context) -> Found:
             break
     wanted = sorted(prefix for lengths in asked.values() for prefix in lengths)
     if worst[0] > p.allowed:
-        return fails(f"changing the tokens from position {worst[1]} on moves losses before it by up to {worst[0]:.3g} nats, allowed "
-                     f"{p.allowed:.1g}: it looks ahead", moved=worst[0], prefix=worst[1], allowed=p.allowed)  # fmt: skip
-    return holds(f"{len(wanted)} prefix lengths; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}",
-                 prefixes=wanted, moved=worst[0], allowed=p.allowed)  # fmt: skip
+        return fails(
+            f"changing the tokens from position {worst[1]} on moves losses before it by up to {worst[0]:.3g} nats, allowed "
+            f"{p.allowed:.1g}: it looks ahead",
+            moved=worst[0],
+            prefix=worst[1],
+            allowed=p.allowed,
+        )
+    return holds(
+        f"{len(wanted)} prefix lengths; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}",
+        prefixes=wanted,
+        moved=worst[0],
+        allowed=p.allowed,
+    )
 
 
-def _moved_by_suffix(p: Probe, rows: Rows, losses: np.ndarray, lengths: list[int], name: str) -> list[tuple[float, int]]:
+def _moved_by_suffix(
+    p: Probe, rows: Rows, losses: np.ndarray, lengths: list[int], name: str
+) -> list[tuple[float, int]]:
     """How far losses before each row's prefix length move when random tokens stand behind it."""
     inputs = rows.inputs.copy()
     tokens = p.random_tokens(name, inputs.shape)
@@ -161,9 +190,16 @@ def gradient(context: Context) -> Found:
     p = probe(context)
     length, random = context.evidence.context, context.random("gradient prefixes")
     worst, noise, places = (0.0, "", 0.0, 0), {}, []
-    early, late = (int(random.integers(low, high)) for low, high in ((length // 4, length // 2), (3 * length // 4, length - 1)))
+    early, late = (
+        int(random.integers(low, high)) for low, high in ((length // 4, length // 2), (3 * length // 4, length - 1))
+    )
     rows = val_rows(context, context.random("gradient rows"), max(1, rows_at_once(length) // 2), length)
-    for prefix in (early, early + 1, late, late + 1):  # one of two neighbours is no edge of blocks that see within themselves alone
+    for prefix in (
+        early,
+        early + 1,
+        late,
+        late + 1,
+    ):  # one of two neighbours is no edge of blocks that see within themselves alone
         places.append(prefix)
         changed = rows.inputs.copy()
         changed[:, prefix:] = p.random_tokens(f"gradient suffix {prefix}", changed.shape)[:, prefix:]
@@ -178,16 +214,25 @@ def gradient(context: Context) -> Found:
             moved, allowed = _apart(g, other[name]), min(REPEATS * noise[name], limit) + limit
             worst = max(worst, (moved / allowed, name, moved, prefix))
     if worst[0] > 1:
-        return fails(f"changing the inputs from position {worst[3]} on moves the gradient of the losses before it in {worst[1]} by "
-                     f"{worst[2]:.3g} of its size: it looks ahead", moved=worst[2], weight=worst[1], prefix=worst[3])  # fmt: skip
-    return holds(f"of {len(noise)} weights, at prefixes {places}: moved by at most {worst[2]:.1g} of their size", prefixes=places)
+        return fails(
+            f"changing the inputs from position {worst[3]} on moves the gradient of the losses before it in {worst[1]} by "
+            f"{worst[2]:.3g} of its size: it looks ahead",
+            moved=worst[2],
+            weight=worst[1],
+            prefix=worst[3],
+        )
+    return holds(
+        f"of {len(noise)} weights, at prefixes {places}: moved by at most {worst[2]:.1g} of their size", prefixes=places
+    )
 
 
 def _apart(g: Any, other: Any) -> float:
     """The largest difference of two gradients of a weight, relative to the first; inf where they cannot be compared."""
     if not isinstance(g, np.ndarray) or not isinstance(other, np.ndarray) or g.shape != other.shape:
         return math.inf
-    found = float(np.abs(np.asarray(other, np.float64) - g).max(initial=0.0)) / (float(np.abs(g).max(initial=0.0)) or 1.0)
+    found = float(np.abs(np.asarray(other, np.float64) - g).max(initial=0.0)) / (
+        float(np.abs(g).max(initial=0.0)) or 1.0
+    )
     return found if math.isfinite(found) else math.inf
 
 
@@ -204,8 +249,11 @@ def sums(context: Context) -> Found:
             return fails(f"log_probs on {name}: expected numbers up to 0, found {float(np.nanmax(rows)):.3g}")
         worst = max(worst, float(np.abs(np.exp(rows).sum(axis=-1) - 1).max()), key=abs)
         if worst > SUMS:
-            return fails(f"probabilities on {name} sum to {1 + float((np.exp(rows).sum(axis=-1) - 1).max()):.6g}: these are scores, not "
-                         "probabilities", off=worst)  # fmt: skip
+            return fails(
+                f"probabilities on {name} sum to {1 + float((np.exp(rows).sum(axis=-1) - 1).max()):.6g}: these are scores, not "
+                "probabilities",
+                off=worst,
+            )
     return holds(f"{2 * count * POSITIONS} rows of {p.vocab:,} sum to 1 within {worst:.1g}", off=worst)
 
 
@@ -221,8 +269,11 @@ def targets(context: Context) -> Found:
         apart = p.ask(Rows(p.rows.inputs, wanted))[:, where] - expected
         largest, mean = float(np.abs(apart).max()), float(apart.mean())
         if not largest <= 10 * p.allowed or not abs(mean) <= p.allowed:
-            return fails(f"{name} targets: token_losses differs from -log_probs by up to {largest:.3g} nats, {mean:+.3g} on average",
-                         largest=largest, mean=mean)  # fmt: skip
+            return fails(
+                f"{name} targets: token_losses differs from -log_probs by up to {largest:.3g} nats, {mean:+.3g} on average",
+                largest=largest,
+                mean=mean,
+            )
     return holds(f"the text's and random targets at {p.count * POSITIONS} positions", largest=largest)
 
 
@@ -236,11 +287,18 @@ def rows_apart(context: Context) -> Found:
     inputs[half:] = p.random_tokens("other rows", inputs[half:].shape)
     moved = max(moved, float(np.abs(p.ask(Rows(inputs, p.rows.targets))[:half] - p.losses[:half]).max()))
     if moved > p.allowed:
-        return fails(f"other rows in the batch move a row's losses by up to {moved:.3g} nats, allowed {p.allowed:.1g}", moved=moved)
+        return fails(
+            f"other rows in the batch move a row's losses by up to {moved:.3g} nats, allowed {p.allowed:.1g}",
+            moved=moved,
+        )
     return holds(f"moved by at most {moved:.1g} nats", moved=moved)
 
 
-@rule("probe.documents", "probe", "what stands in an earlier document of a row does not move a loss, where the recipe says so")
+@rule(
+    "probe.documents",
+    "probe",
+    "what stands in an earlier document of a row does not move a loss, where the recipe says so",
+)
 def documents_apart(context: Context) -> Found:
     p = probe(context)
     if not p.remote.facts.get("separate_documents"):
@@ -260,9 +318,17 @@ def documents_apart(context: Context) -> Found:
         moved = np.abs(p.ask(Rows(inputs, p.rows.targets)) - before)
         worst = max([worst, *((float(moved[row, start:].max()), start) for row, start in enumerate(starts))])
         if worst[0] > p.allowed:
-            return fails(f"changing the tokens before a document that starts at position {worst[1]} moves its losses by up to {worst[0]:.3g} "
-                         f"nats, allowed {p.allowed:.1g}: it sees another document", moved=worst[0], start=worst[1])  # fmt: skip
-    return holds(f"{len(wanted)} starts; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}", starts=wanted, moved=worst[0])
+            return fails(
+                f"changing the tokens before a document that starts at position {worst[1]} moves its losses by up to {worst[0]:.3g} "
+                f"nats, allowed {p.allowed:.1g}: it sees another document",
+                moved=worst[0],
+                start=worst[1],
+            )
+    return holds(
+        f"{len(wanted)} starts; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}",
+        starts=wanted,
+        moved=worst[0],
+    )
 
 
 @rule("probe.pure", "probe", "evaluation leaves nothing behind: not in the state, nor in later losses")
@@ -283,19 +349,31 @@ def pure(context: Context) -> Found:
     same = digest == p.remote.digest(state)
     p.remote.drop(state)
     if after != before or not same:
-        return fails("evaluating changes the state: its weights" if after != before else "evaluating changes the state's digest")
+        return fails(
+            "evaluating changes the state: its weights" if after != before else "evaluating changes the state's digest"
+        )
     if again > ROUNDING[p.precision]:
         return fails(f"the same batch evaluated twice gives losses up to {again:.3g} nats apart", moved=again)
     if moved > p.allowed:
-        return fails(f"the losses of one batch moved by up to {moved:.3g} nats after {2 * len(others)} others were evaluated: it "
-                     "learns, or keeps something", moved=moved)  # fmt: skip
+        return fails(
+            f"the losses of one batch moved by up to {moved:.3g} nats after {2 * len(others)} others were evaluated: it "
+            "learns, or keeps something",
+            moved=moved,
+        )
     if smaller > p.allowed:
-        return fails(f"in a batch of half the size losses differ by up to {smaller:.3g} nats, allowed {p.allowed:.1g}", moved=smaller)
-    return holds(f"twice, in another order, in another batch size: at most {max(moved, smaller):.1g} nats apart", moved=moved)
+        return fails(
+            f"in a batch of half the size losses differ by up to {smaller:.3g} nats, allowed {p.allowed:.1g}",
+            moved=smaller,
+        )
+    return holds(
+        f"twice, in another order, in another batch size: at most {max(moved, smaller):.1g} nats apart", moved=moved
+    )
 
 
 def positions(context: Context, name: str) -> np.ndarray:
     """Positions of a row that are asked for, the first and the last among them."""
     length = context.evidence.val_row
-    some = context.random(f"positions {name}").choice(np.arange(1, length - 1), min(POSITIONS, length) - 2, replace=False)
+    some = context.random(f"positions {name}").choice(
+        np.arange(1, length - 1), min(POSITIONS, length) - 2, replace=False
+    )
     return np.sort(np.concatenate([[0, length - 1], some])).astype(np.int64)

@@ -85,7 +85,16 @@ def _parse(number: int, text: str) -> _Line | None:
         problem = f"val_loss:{said['val_loss']} is not a number"
     elif time_ms is None and "train_time" in said:
         problem = f"train_time:{said['train_time']} is not a time in ms or s"
-    return _Line(number, text[at:].rstrip(), int(found[1]), int(found[2]), loss, time_ms, _milliseconds(said.get("step_avg", "")), problem)
+    return _Line(
+        number,
+        text[at:].rstrip(),
+        int(found[1]),
+        int(found[2]),
+        loss,
+        time_ms,
+        _milliseconds(said.get("step_avg", "")),
+        problem,
+    )
 
 
 def _parse_llmc(number: int, text: str) -> _Line | None:
@@ -108,7 +117,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
             ended = text.endswith("\n")
             if not inside:
                 number += 1
-                yield number, text.removeprefix("\xef\xbb\xbf") if number == 1 else text, ended or len(text) == LINE_LIMIT
+                yield (
+                    number,
+                    text.removeprefix("\xef\xbb\xbf") if number == 1 else text,
+                    ended or len(text) == LINE_LIMIT,
+                )
             inside = not ended
 
 
@@ -151,18 +164,26 @@ class _Open:
         if before is None or line.time_ms >= before.time_ms:
             return
         if before.step <= MOST_SKIPPED and line.step > before.step:
-            self.say("clock-restarts", f"the clock starts anew after step {before.step}: train_time leaves those steps out")
+            self.say(
+                "clock-restarts", f"the clock starts anew after step {before.step}: train_time leaves those steps out"
+            )
         else:
-            self.say("times-fall", f"line {line.number}: train_time falls from {before.time_ms / 1000:.3f} s at step "
-                                   f"{before.step} to {line.time_ms / 1000:.3f} s at step {line.step}")  # fmt: skip
+            self.say(
+                "times-fall",
+                f"line {line.number}: train_time falls from {before.time_ms / 1000:.3f} s at step "
+                f"{before.step} to {line.time_ms / 1000:.3f} s at step {line.step}",
+            )
 
     def _evaluate(self, line: _Line) -> None:
         before = self.evaluation
         if not math.isfinite(line.loss) or line.loss <= 0:
             self.say("loss-impossible", f"line {line.number}: val_loss {line.loss} at step {line.step}")
         if before and before.step == line.step:
-            self.say("evaluated-twice", f"line {line.number}: step {line.step} is evaluated twice, {before.loss} and "
-                                        f"{line.loss}; the second counts")  # fmt: skip
+            self.say(
+                "evaluated-twice",
+                f"line {line.number}: step {line.step} is evaluated twice, {before.loss} and "
+                f"{line.loss}; the second counts",
+            )
         if line.time_ms is not None and line.avg_ms is not None and line.step and len(self.timed) < REMEMBERED:
             step, time_ms = (before.step, before.time_ms) if before and before.time_ms is not None else (0, 0.0)
             self.timed.append((line, line.step - step, line.time_ms - time_ms))
@@ -178,13 +199,24 @@ class _Open:
         if not complete:
             self.say("truncated", _cut_off(last, end))
         elif self.timed_line and last.time_ms is None:
-            self.say("time-missing", f"line {last.number}: the last evaluation has no train_time, though other lines do")
+            self.say(
+                "time-missing", f"line {last.number}: the last evaluation has no train_time, though other lines do"
+            )
         if self.evaluations == 1:
-            self.say("one-evaluation", f"only one evaluation is printed, at step {last.step}: there is no course to check")
+            self.say(
+                "one-evaluation", f"only one evaluation is printed, at step {last.step}: there is no course to check"
+            )
         _look_at_times(self)
         final = last and Final(last.step, last.total, last.loss, last.time_ms)
-        return Trial(final, complete, last and last.avg_ms, self.evaluations, self.first.number, self.losses.hexdigest(),
-                     self.curve.hexdigest())  # fmt: skip
+        return Trial(
+            final,
+            complete,
+            last and last.avg_ms,
+            self.evaluations,
+            self.first.number,
+            self.losses.hexdigest(),
+            self.curve.hexdigest(),
+        )
 
 
 def _cut_off(last: _Line | None, end: _Line) -> str:
@@ -214,13 +246,23 @@ def _look_at_times(trial: _Open) -> None:
     meaning = max(meanings, key=lambda m: (meanings[m], m == 0), default=0)
     if 2 * meanings[meaning] <= len(trial.timed):
         meaning = 0
-    apart = [each for each in trial.timed if abs(each[0].step * each[0].avg_ms - each[0].time_ms) > DISAGREEMENT * each[0].time_ms]
+    apart = [
+        each
+        for each in trial.timed
+        if abs(each[0].step * each[0].avg_ms - each[0].time_ms) > DISAGREEMENT * each[0].time_ms
+    ]
     for line, steps, time_ms in apart:
         if not _is_average(line, *((steps, time_ms) if meaning == -1 else (line.step - meaning, line.time_ms))):
-            trial.say("times-disagree", f"line {line.number}: step_avg {line.avg_ms} ms times {line.step} steps is "
-                      f"{line.step * line.avg_ms / 1000:.3f} s, but train_time {line.time_ms / 1000:.3f} s")  # fmt: skip
+            trial.say(
+                "times-disagree",
+                f"line {line.number}: step_avg {line.avg_ms} ms times {line.step} steps is "
+                f"{line.step * line.avg_ms / 1000:.3f} s, but train_time {line.time_ms / 1000:.3f} s",
+            )
     if meaning > 0:
-        trial.say("step-avg-skips-steps", f"step_avg is train_time over step - {meaning}: the first {meaning} steps are not counted")
+        trial.say(
+            "step-avg-skips-steps",
+            f"step_avg is train_time over step - {meaning}: the first {meaning} steps are not counted",
+        )
     elif meaning == -1 and apart:
         trial.say("step-avg-of-interval", "step_avg is the average since the evaluation before, not since the start")
 
@@ -293,8 +335,11 @@ class _Reading:
         self.pending = []
         if before:
             if not self.started and before.first.step < lines[0].step < before.last.step:
-                self.findings.add("non-monotonic-steps", f"line {lines[0].number}: the step falls from {before.last.step} to "
-                                  f"{lines[0].step}, not to a beginning; taken for a new trial")  # fmt: skip
+                self.findings.add(
+                    "non-monotonic-steps",
+                    f"line {lines[0].number}: the step falls from {before.last.step} to "
+                    f"{lines[0].step}, not to a beginning; taken for a new trial",
+                )
             self.trials.append(before.close())
         self.started = False
         self.trial = _Open(len(self.trials) + 1, lines[0], lines[0], self.findings)
@@ -307,22 +352,37 @@ class _Reading:
         if self.trial:
             self.trials.append(self.trial.close())
         if self.repeats[0]:
-            self.findings.add("repeated-lines", f"{self.repeats[0]} lines are printed a second time, from line {self.repeats[1]} on; "
-                                                "they count once")  # fmt: skip
+            self.findings.add(
+                "repeated-lines",
+                f"{self.repeats[0]} lines are printed a second time, from line {self.repeats[1]} on; they count once",
+            )
         complete = [n for n, trial in enumerate(self.trials) if trial.complete]
         evaluated = [n for n, trial in enumerate(self.trials) if trial.final]
         refused = None
         if not evaluated:
-            kind, refused = ("no-validation", "it has training steps, but no val loss") if self.trials else (
-                "not-a-log", "no line states a step, such as step:S/N val_loss:L train_time:Tms or s:S tel:L")  # fmt: skip
+            kind, refused = (
+                ("no-validation", "it has training steps, but no val loss")
+                if self.trials
+                else ("not-a-log", "no line states a step, such as step:S/N val_loss:L train_time:Tms or s:S tel:L")
+            )
             self.findings.add(kind, refused)
         chosen = (complete or evaluated or [-1])[-1]
         if len(self.trials) > 1:
-            self.findings.add("several-trials", f"{len(self.trials)} trials one after another, {len(complete)} of them complete; "
-                                                f"the final is that of trial {chosen + 1}")  # fmt: skip
+            self.findings.add(
+                "several-trials",
+                f"{len(self.trials)} trials one after another, {len(complete)} of them complete; "
+                f"the final is that of trial {chosen + 1}",
+            )
         count = self._look_at_devices()
-        return PublicLog(path, None if refused else self.trials[chosen].final, refused, tuple(self.trials), tuple(self.devices), count,
-                         self.findings.done(len(self.trials)))  # fmt: skip
+        return PublicLog(
+            path,
+            None if refused else self.trials[chosen].final,
+            refused,
+            tuple(self.trials),
+            tuple(self.devices),
+            count,
+            self.findings.done(len(self.trials)),
+        )
 
     def refuse(self, path: str, reason: str) -> PublicLog:
         """What is said of a file that is not read to its end."""
@@ -333,10 +393,15 @@ class _Reading:
         """How many devices there were; says what is odd about them."""
         count = max(self.counts) if self.counts else len(self.listed) or None
         if len(self.devices) > 1 or len(self.counts) > 1:
-            self.findings.add("several-devices", f"it names {' and '.join(self.devices)}, {sorted(self.counts) or count} of them")
+            self.findings.add(
+                "several-devices", f"it names {' and '.join(self.devices)}, {sorted(self.counts) or count} of them"
+            )
         elif self.devices and (next(iter(self.devices)), count) != (RECORD_DEVICE, RECORD_DEVICES):
-            self.findings.add("other-hardware", f"ran on {count or 'some'} x {next(iter(self.devices))}, where the public records "
-                                                f"are timed on {RECORD_DEVICES} x {RECORD_DEVICE}")  # fmt: skip
+            self.findings.add(
+                "other-hardware",
+                f"ran on {count or 'some'} x {next(iter(self.devices))}, where the public records "
+                f"are timed on {RECORD_DEVICES} x {RECORD_DEVICE}",
+            )
         return count
 
 
@@ -346,7 +411,9 @@ def _torn(line: _Line, before: _Line | None) -> bool:
         return line.problem is not None
     word, model = (text.split()[-1].partition(":") for text in (line.text, before.text))
     fewer = len(word[2].partition(".")[2]) < len(model[2].partition(".")[2])
-    return (fewer and word[0] == model[0] and word[0] in ("val_loss", "tel")) or (line.time_ms is None and before.time_ms is not None)
+    return (fewer and word[0] == model[0] and word[0] in ("val_loss", "tel")) or (
+        line.time_ms is None and before.time_ms is not None
+    )
 
 
 def _another_final(trial: _Open, line: _Line) -> bool:
@@ -363,8 +430,10 @@ def read_log(path: str | os.PathLike[str]) -> PublicLog:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"expected a log that a public speedrun printed, found {'no file' if not path.exists() else 'a folder'} "
-                         f"at {path}: give a text file, or with the command a folder of .txt and .log files")  # fmt: skip
+        raise InputError(
+            f"expected a log that a public speedrun printed, found {'no file' if not path.exists() else 'a folder'} "
+            f"at {path}: give a text file, or with the command a folder of .txt and .log files"
+        )
     reading = _Reading()
     try:
         for number, text, ended in _lines(path):
@@ -397,7 +466,9 @@ def log_files(paths: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix in LOG_SUFFIXES and p.is_file()) if path.is_dir() else [path]
+        inside = (
+            sorted(p for p in path.rglob("*") if p.suffix in LOG_SUFFIXES and p.is_file()) if path.is_dir() else [path]
+        )
         if not inside:
             raise InputError(f"no .txt or .log file is below {path}: name the logs, or a folder that holds them")
         files += inside

@@ -8,8 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 WIDTH = 100
-NOTES = frozenset(("several-trials", "repeated-lines", "clock-restarts", "step-avg-skips-steps", "step-avg-of-interval",
-                   "one-evaluation", "other-hardware", "several-devices"))  # fmt: skip
+NOTES = frozenset(
+    (
+        "several-trials",
+        "repeated-lines",
+        "clock-restarts",
+        "step-avg-skips-steps",
+        "step-avg-of-interval",
+        "one-evaluation",
+        "other-hardware",
+        "several-devices",
+    )
+)
 """The kinds of findings that do not make a log fall short."""
 
 
@@ -70,12 +80,23 @@ class PublicLog:
     def to_json(self) -> dict[str, Any]:
         """The log as JSON values; a loss that is not finite is the word nan, inf or -inf."""
         return {
-            "path": self.path, "final": _final_json(self.final), "refused": self.refused, "whole": self.whole,
-            "trials": [{"final": _final_json(t.final), "complete": t.complete, "step_avg_ms": t.step_avg_ms,
-                        "evaluations": t.evaluations, "line": t.line} for t in self.trials],
+            "path": self.path,
+            "final": _final_json(self.final),
+            "refused": self.refused,
+            "whole": self.whole,
+            "trials": [
+                {
+                    "final": _final_json(t.final),
+                    "complete": t.complete,
+                    "step_avg_ms": t.step_avg_ms,
+                    "evaluations": t.evaluations,
+                    "line": t.line,
+                }
+                for t in self.trials
+            ],
             "hardware": {"devices": list(self.devices), "count": self.device_count} if self.devices else None,
             "findings": [asdict(finding) for finding in self.findings],
-        }  # fmt: skip
+        }
 
 
 def _final_json(final: Final | None) -> dict[str, Any] | None:
@@ -131,7 +152,12 @@ def copies(logs: Sequence[PublicLog]) -> Iterator[tuple[int, int, str, str]]:
             for key, kind, text in _marks(trial):
                 if len(group := groups[key]) > 1:
                     other = group[0] if group[0] != (at, n) else group[1]
-                    yield at, n, kind, f"{text} {_place(logs, other, at)}" + (f" and {len(group) - 2} more" if len(group) > 2 else "")
+                    yield (
+                        at,
+                        n,
+                        kind,
+                        f"{text} {_place(logs, other, at)}" + (f" and {len(group) - 2} more" if len(group) > 2 else ""),
+                    )
                     break
 
 
@@ -145,7 +171,11 @@ def _marks(trial: Trial) -> Iterator[tuple[tuple[Any, ...], str, str]]:
         evaluations = f"all {trial.evaluations} evaluations are" if trial.evaluations > 1 else "its evaluation is"
         yield (trial.curve,), "duplicate", f"{evaluations} also those of"
     if trial.evaluations > 2:
-        yield (trial.losses, "losses"), "same-losses", f"all {trial.evaluations} losses, though not the times, are also those of"
+        yield (
+            (trial.losses, "losses"),
+            "same-losses",
+            f"all {trial.evaluations} losses, though not the times, are also those of",
+        )
     if timed:
         yield (final,), "duplicate", "the last evaluation, its time included, is also that of"
 
@@ -169,7 +199,9 @@ def show(logs: Iterable[PublicLog]) -> str:
         lines.append(f"{path:<47}" + (f"{'refused':>16}" if final is None else _row(log)))
         for finding in log.findings:
             first = "  - " if finding.note else "  ! "
-            lines += textwrap.wrap(f"{finding.kind}: {finding.text}", WIDTH, initial_indent=first, subsequent_indent=" " * 6)
+            lines += textwrap.wrap(
+                f"{finding.kind}: {finding.text}", WIDTH, initial_indent=first, subsequent_indent=" " * 6
+            )
     whole = sum(log.whole for log in logs)
     return "\n".join([*lines, "-" * WIDTH, f"{len(logs)} logs: {whole} whole, {len(logs) - whole} fall short (!)"])
 

@@ -15,13 +15,17 @@ WITNESSED = 12  # batches whose losses at one position are held against whole ro
 UNTRAINED = 0.1  # nats by which the first loss may be below that of a uniform guess
 
 
-@rule("recompute.weights", "recompute", "the final weights are those that the log ends with and the last checkpoint holds")
+@rule(
+    "recompute.weights", "recompute", "the final weights are those that the log ends with and the last checkpoint holds"
+)
 def final_weights(context: Context) -> Found:
     evidence = context.evidence
     logged = context.log.states("final weights")
     found = canonical.digest(evidence.final_weights)
     if not logged or logged[-1]["digest"] != found:
-        return fails(f"weights.safetensors has digest {found[:12]}, the log ends with {logged[-1]['digest'][:12] if logged else 'none'}")
+        return fails(
+            f"weights.safetensors has digest {found[:12]}, the log ends with {logged[-1]['digest'][:12] if logged else 'none'}"
+        )
     folder = evidence.checkpoint(evidence.steps)
     if not folder.is_dir():
         raise NotJudged(f"the checkpoint of step {evidence.steps} is not in {folder.parent}: put it back")
@@ -43,13 +47,21 @@ def val(context: Context) -> Found:
     context.facts["val_loss"] = found
     allowed = LOSS[context.evidence.precision]
     if not abs(found - said) <= allowed:
-        return fails(f"computed {found:.6f}, logged {said:.6f}, {found - said:+.2g}; allowed {allowed:.0e}", found=found, logged=said)
+        return fails(
+            f"computed {found:.6f}, logged {said:.6f}, {found - said:+.2g}; allowed {allowed:.0e}",
+            found=found,
+            logged=said,
+        )
     if problem := unwitnessed(context, seen):
         return fails(problem)
     return holds(f"computed {found:.6f}, logged {said:.6f}, {found - said:+.1g}", found=found, logged=said)
 
 
-@rule("recompute.confirm", "recompute", "the loss on tokens that no run has seen is as far from the val loss as the baseline's")
+@rule(
+    "recompute.confirm",
+    "recompute",
+    "the loss on tokens that no run has seen is as far from the val loss as the baseline's",
+)
 def confirm(context: Context) -> Found:
     track = context.evidence.track
     if "val_loss" not in context.facts:
@@ -58,12 +70,19 @@ def confirm(context: Context) -> Found:
     gap = found - context.facts["val_loss"]
     context.facts["confirm_loss"] = found
     if track.confirm_gap is None:
-        return Found("not judged", f"confirm {found:.4f}, {gap:+.4f} from val; the baseline's gap on this track is not known yet",
-                     {"confirm": found, "gap": gap})  # fmt: skip
+        return Found(
+            "not judged",
+            f"confirm {found:.4f}, {gap:+.4f} from val; the baseline's gap on this track is not known yet",
+            {"confirm": found, "gap": gap},
+        )
     usual, allowed = track.confirm_gap
     if not gap <= usual + allowed:
-        return fails(f"confirm {found:.4f} is {gap:+.4f} from val, the baseline's {usual:+.4f}, allowed {allowed:.2f} more: fitted to the "
-                     "val tokens", confirm=found, gap=gap)  # fmt: skip
+        return fails(
+            f"confirm {found:.4f} is {gap:+.4f} from val, the baseline's {usual:+.4f}, allowed {allowed:.2f} more: fitted to the "
+            "val tokens",
+            confirm=found,
+            gap=gap,
+        )
     return holds(f"confirm {found:.4f}, {gap:+.4f} from val; the baseline's {usual:+.4f}", confirm=found, gap=gap)
 
 
@@ -119,7 +138,9 @@ def scored(context: Context, part: str) -> tuple[float, list[Seen]]:
     shard, start, available = context.slice.part(part)
     length, tokens = context.evidence.val_row, context.evidence.track.val_tokens
     if tokens > available:
-        raise NotJudged(f"part {part} of slice {context.slice.name} has {available:,} tokens, the track scores {tokens:,}")
+        raise NotJudged(
+            f"part {part} of slice {context.slice.name} has {available:,} tokens, the track scores {tokens:,}"
+        )
     rows = tokens // length
     random, total, seen = context.random(f"scored {part}"), [], []
     for first in random.permutation(np.arange(0, rows, p.count)):
@@ -159,8 +180,9 @@ def _differ(wanted: dict[str, Any], found: dict[str, Any]) -> str:
     for name in sorted(wanted.keys() | found.keys()):
         if name not in wanted or name not in found:
             return f"weight {name} is in one of the two only"
-        if wanted[name].shape != found[name].shape or wanted[name].tobytes() != found[name].astype(wanted[name].dtype).tobytes():
+        if (
+            wanted[name].shape != found[name].shape
+            or wanted[name].tobytes() != found[name].astype(wanted[name].dtype).tobytes()
+        ):
             return f"weight {name} differs"
     return ""
-
-

@@ -22,8 +22,16 @@ from parity.verify.rules import Context, NotJudged
 START_S, CALL_S = 300.0, 600.0
 MEMORY_BYTES = 16 << 30
 FILE_BYTES = 4 << 30
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "LD_LIBRARY_PATH",
-               "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # fmt: skip
+ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "JAX_PLATFORMS",
+    "CUDA_VISIBLE_DEVICES",
+    "XLA_FLAGS",
+    "LD_LIBRARY_PATH",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+)
 
 
 class Remote:
@@ -42,23 +50,37 @@ class Remote:
         confined = isolation.available(gpu)
         apart = bool({"bubblewrap", "landlock"} & set(confined.parts))
         if evidence.strange and not apart and not context.trust_code:
-            raise NotJudged("the run has own code, and this machine has no isolation for it: install bubblewrap, or pip install "
-                            "'jaxrun[isolation]' on Linux, or judge it with --trust-code if you trust it")  # fmt: skip
+            raise NotJudged(
+                "the run has own code, and this machine has no isolation for it: install bubblewrap, or pip install "
+                "'jaxrun[isolation]' on Linux, or judge it with --trust-code if you trust it"
+            )
         context.facts["isolation"] = confined.kind + ("" if apart or not evidence.strange else ", own code trusted")
         context.facts["isolation_holds"], context.facts["isolation_gaps"] = list(confined.holds), list(confined.gaps)
         folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=context.scratch))
         own, optimizer_folder = _unpack(evidence, folder / "source")
         given = Path(tempfile.mkdtemp(prefix="given-", dir=context.scratch))
         process = isolation.start(
-            "parity.verify.server", [str(optimizer_folder)] if optimizer_folder else [], readable=[given], scratch=folder,
-            limits=isolation.Limits(MEMORY_BYTES, START_S, FILE_BYTES), isolation=confined,
+            "parity.verify.server",
+            [str(optimizer_folder)] if optimizer_folder else [],
+            readable=[given],
+            scratch=folder,
+            limits=isolation.Limits(MEMORY_BYTES, START_S, FILE_BYTES),
+            isolation=confined,
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-            gpu=gpu)  # fmt: skip
+            gpu=gpu,
+        )
         remote = cls(process, folder, given)
         base = evidence.own["base"] if evidence.own else evidence.run["recipe"]
         try:
-            remote.facts = remote.call("build", START_S, backend=evidence.backend, recipe=base, own=own,
-                                       optimizer=evidence.optimizer, device=context.device)  # fmt: skip
+            remote.facts = remote.call(
+                "build",
+                START_S,
+                backend=evidence.backend,
+                recipe=base,
+                own=own,
+                optimizer=evidence.optimizer,
+                device=context.device,
+            )
         except NotJudged:
             remote.close()
             raise
@@ -93,8 +115,10 @@ class Remote:
         size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.given).free
         if size + (64 << 20) > free:
-            raise NotJudged(f"{self.given.parent}: a replay needs {size:,} bytes for a checkpoint, the disk has {free:,} left: make "
-                            "room, or set TMPDIR to a larger one")  # fmt: skip
+            raise NotJudged(
+                f"{self.given.parent}: a replay needs {size:,} bytes for a checkpoint, the disk has {free:,} left: make "
+                "room, or set TMPDIR to a larger one"
+            )
         place = self.given / f"state-{secrets.token_hex(4)}"
         try:
             shutil.copytree(checkpoint, place, ignore=shutil.ignore_patterns("checkpoint.json"), symlinks=True)
@@ -172,4 +196,3 @@ def _kind(value: Any) -> str:
 def _last(tail: str) -> str:
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     return f": {lines[-1][:200]}" if lines else ""
-

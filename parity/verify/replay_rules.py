@@ -47,8 +47,10 @@ class Replay:
         context.facts["replayed"] = [list(stretch) for stretch in self.stretches]
         for step in sorted({step for stretch in self.stretches for step in stretch}):
             if not evidence.checkpoint(step).is_dir():
-                raise NotJudged(f"the checkpoint of step {step} is not in {evidence.path / 'checkpoints'}: put it back, or make the "
-                                "run again")  # fmt: skip
+                raise NotJudged(
+                    f"the checkpoint of step {step} is not in {evidence.path / 'checkpoints'}: put it back, or make the "
+                    "run again"
+                )
         self.places = list(positions(context))
         self.weights = {step: self._weights(step) for stretch in self.stretches for step in stretch}
         self.remote = context.started("replay")
@@ -81,15 +83,21 @@ class Replay:
                 made.append((self.run(state, first, last), self.remote.export(state)))
                 self.remote.drop(state)
             (a, at_a), (b, at_b) = made
-            self.repeated = Spread(*(apart([x[name] for x in a], [x[name] for x in b])[0] for name in ("loss", "grad_norm")),
-                                   moved(self.weights[first], at_a, at_b)[0])  # fmt: skip
+            self.repeated = Spread(
+                *(apart([x[name] for x in a], [x[name] for x in b])[0] for name in ("loss", "grad_norm")),
+                moved(self.weights[first], at_a, at_b)[0],
+            )
         return self.repeated
 
     def allowed(self) -> Spread:
         """What two makings may differ by here."""
         spread, precision = self.spread(), self.context.evidence.precision
-        return Spread(*(min(max(REPEATS * found, table[precision][0]), table[precision][1])
-                        for found, table in zip(spread, (LOSS, NORM, MOVE))))  # fmt: skip
+        return Spread(
+            *(
+                min(max(REPEATS * found, table[precision][0]), table[precision][1])
+                for found, table in zip(spread, (LOSS, NORM, MOVE))
+            )
+        )
 
     def _weights(self, step: int) -> dict[str, np.ndarray]:
         remote = self.context.remote
@@ -112,10 +120,16 @@ def repeat(context: Context) -> Found:
     spread, precision = r.spread(), context.evidence.precision
     for name, found, table in zip(Spread._fields, spread, (LOSS, NORM, MOVE)):
         if not REPEATS * found <= table[precision][1]:
-            return fails(f"{REPEATED} steps made twice from one checkpoint differ by {found:.2g} of their {name}, allowed "
-                         f"{table[precision][1] / REPEATS:.1g}: what cannot be repeated cannot be verified", **spread._asdict())  # fmt: skip
+            return fails(
+                f"{REPEATED} steps made twice from one checkpoint differ by {found:.2g} of their {name}, allowed "
+                f"{table[precision][1] / REPEATS:.1g}: what cannot be repeated cannot be verified",
+                **spread._asdict(),
+            )
     same = not any(spread)
-    return holds("to the last bit" if same else f"losses to {spread.loss:.1g}, weights to {spread.move:.1g} of their way", **spread._asdict())
+    return holds(
+        "to the last bit" if same else f"losses to {spread.loss:.1g}, weights to {spread.move:.1g} of their way",
+        **spread._asdict(),
+    )
 
 
 @rule("replay.reported", "replay", "the training loss that was logged is the one whose gradient is taken")
@@ -130,7 +144,11 @@ def reported(context: Context) -> Found:
         apart_by = abs(found - logged) / max(abs(found), 1e-9)
         worst = max(worst, apart_by)
         if not apart_by <= LOSS[context.evidence.precision][0]:
-            return fails(f"step {first}: logged {logged:.6f}, the loss whose gradient is taken is {found:.6f}", logged=logged, found=found)
+            return fails(
+                f"step {first}: logged {logged:.6f}, the loss whose gradient is taken is {found:.6f}",
+                logged=logged,
+                found=found,
+            )
     return holds(f"at {len(r.stretches)} steps within {worst:.1g}")
 
 
@@ -144,17 +162,28 @@ def stretches(context: Context) -> Found:
         end = r.remote.export(state)
         r.remote.drop(state)
         losses = apart([x["loss"] for x in made], [_logged(context.log, step, "loss") for step in range(first, last)])
-        norms = apart([x["grad_norm"] for x in made], [_logged(context.log, step, "grad_norm") for step in range(first, last)])
+        norms = apart(
+            [x["grad_norm"] for x in made], [_logged(context.log, step, "grad_norm") for step in range(first, last)]
+        )
         way = moved(r.weights[first], end, r.weights[last])
         evidence[f"{first}-{last}"] = {"loss": losses[0], "grad_norm": norms[0], "weights": way[0]}
         for name, (found, where), limit in (("loss", losses, allowed.loss), ("gradient norm", norms, allowed.norm)):
             if not found <= limit:
-                return fails(f"step {first + where}: the {name} differs by {found:.2g} of its size, allowed {limit:.1g}", **evidence)
+                return fails(
+                    f"step {first + where}: the {name} differs by {found:.2g} of its size, allowed {limit:.1g}",
+                    **evidence,
+                )
         if not way[0] <= allowed.move:
-            return fails(f"steps {first} to {last}: weight {way[1]} ends {way[0]:.2g} of its way from where the checkpoint has it, allowed "
-                         f"{allowed.move:.1g}", **evidence)  # fmt: skip
+            return fails(
+                f"steps {first} to {last}: weight {way[1]} ends {way[0]:.2g} of its way from where the checkpoint has it, allowed "
+                f"{allowed.move:.1g}",
+                **evidence,
+            )
         exact = not (losses[0] or norms[0] or way[0])
-        said.append(f"{first} to {last}" + (" to the last bit" if exact else f" (losses to {losses[0]:.1g}, weights to {way[0]:.1g})"))
+        said.append(
+            f"{first} to {last}"
+            + (" to the last bit" if exact else f" (losses to {losses[0]:.1g}, weights to {way[0]:.1g})")
+        )
     return holds(f"steps {', '.join(said)}", **evidence)
 
 
@@ -173,8 +202,11 @@ def single(context: Context) -> Found:
     way = moved(r.weights[first], *ends)
     allowed = MOVE[context.evidence.precision][0]
     if not way[0] <= allowed:
-        return fails(f"step {first} moves {way[1]} {way[0]:.2g} of its way elsewhere than one update by one gradient does, allowed "
-                     f"{allowed:.1g}", apart=way[0])  # fmt: skip
+        return fails(
+            f"step {first} moves {way[1]} {way[0]:.2g} of its way elsewhere than one update by one gradient does, allowed "
+            f"{allowed:.1g}",
+            apart=way[0],
+        )
     return holds(f"step {first}, taken apart: {way[0]:.1g} of its way elsewhere", apart=way[0])
 
 
@@ -203,7 +235,9 @@ def cross(context: Context) -> Found:
         remote.drop(state)
     here, there = means
     if not abs(here - there) <= CROSS[evidence.precision]:
-        return fails(f"{evidence.backend} finds {here:.6f}, {other} {there:.6f}: {here - there:+.2g}", here=here, there=there)
+        return fails(
+            f"{evidence.backend} finds {here:.6f}, {other} {there:.6f}: {here - there:+.2g}", here=here, there=there
+        )
     return holds(f"{here:.6f} in {evidence.backend}, {there:.6f} in {other}", here=here, there=there)
 
 

@@ -24,7 +24,18 @@ class Found(NamedTuple):
 
 
 # What evidence of a form that no schema foresaw leads to: never counted as held, and no reason to stop judging.
-STRANGE = (OSError, MemoryError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError, ArithmeticError)
+STRANGE = (
+    OSError,
+    MemoryError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    ArithmeticError,
+)
 
 
 class NotJudged(Exception):
@@ -68,7 +79,9 @@ class Context:
         try:
             return open_slice(name, self.data_dir)
         except InputError as error:
-            raise NotJudged(f"slice {name} is not here ({error}): get it with {prepare_command(name, self.data_dir)}") from None
+            raise NotJudged(
+                f"slice {name} is not here ({error}): get it with {prepare_command(name, self.data_dir)}"
+            ) from None
 
     @property
     def remote(self):
@@ -119,8 +132,10 @@ def chosen(depth: str, without: Iterable[str] = ()) -> list[tuple[Rule, Check]]:
     """The rules up to a depth, cheapest first, less some."""
     allowed = DEPTHS[: DEPTHS.index(depth) + 1]
     without = set(without)
-    return sorted((pair for name, pair in RULES.items() if pair[0].depth in allowed and name not in without),
-                  key=lambda pair: DEPTHS.index(pair[0].depth))  # fmt: skip
+    return sorted(
+        (pair for name, pair in RULES.items() if pair[0].depth in allowed and name not in without),
+        key=lambda pair: DEPTHS.index(pair[0].depth),
+    )
 
 
 def judge(rules: Iterable[tuple[Rule, Check]], context: Context, say: Callable[[str], None]) -> list[Judgement]:
@@ -136,6 +151,8 @@ def judge(rules: Iterable[tuple[Rule, Check]], context: Context, say: Callable[[
         except InputError as error:  # what the run left behind is not of the form it must have
             found = Found("not judged", str(error), {})
         except STRANGE as error:
-            found = Found("not judged", f"the evidence makes no sense here ({type(error).__name__}: {str(error)[:100]})", {})
+            found = Found(
+                "not judged", f"the evidence makes no sense here ({type(error).__name__}: {str(error)[:100]})", {}
+            )
         judgements.append(Judgement(one.id, found.status, found.reason, time.monotonic() - begin_s, found.evidence))
     return judgements

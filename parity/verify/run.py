@@ -13,7 +13,15 @@ from parity.verify.evidence import open_run
 from parity.verify.rules import RULES, Context, chosen, judge
 from parity.verify.verdict import DEPTHS, Verdict
 
-MODULES = log_rules, clock_rules, guard_rules, data_rules, probe_rules, recompute_rules, replay_rules  # they enter the rules
+MODULES = (
+    log_rules,
+    clock_rules,
+    guard_rules,
+    data_rules,
+    probe_rules,
+    recompute_rules,
+    replay_rules,
+)  # they enter the rules
 DEFAULT_DEPTH = "replay"
 SEGMENTS = 2
 
@@ -41,16 +49,31 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
     evidence = open_run(path)
     seed = secrets.randbits(48) if settings.seed is None else settings.seed
     with tempfile.TemporaryDirectory(prefix="jaxrun-verify-", ignore_cleanup_errors=True) as scratch:
-        context = Context(evidence, settings.data_dir, seed, settings.segments, settings.trust_code, Path(scratch), settings.device,
-                          settings.whole)  # fmt: skip
+        context = Context(
+            evidence,
+            settings.data_dir,
+            seed,
+            settings.segments,
+            settings.trust_code,
+            Path(scratch),
+            settings.device,
+            settings.whole,
+        )
         rules = chosen(settings.depth, settings.without)
         try:
             judgements = judge(rules, context, say)
         finally:
             context.close()
-    facts = {"track": evidence.track.name, "backend": evidence.backend, "recipe": evidence.run["recipe"]["name"],
-             "seed": evidence.run["seed"], "picks_seed": seed, "log_sha256": evidence.log.sha256, "version": _version(),
-             **context.facts}  # fmt: skip
+    facts = {
+        "track": evidence.track.name,
+        "backend": evidence.backend,
+        "recipe": evidence.run["recipe"]["name"],
+        "seed": evidence.run["seed"],
+        "picks_seed": seed,
+        "log_sha256": evidence.log.sha256,
+        "version": _version(),
+        **context.facts,
+    }
     optional = {"cross.loss", "replay.single"} if evidence.own else set()
     if evidence.track.confirm_gap is None:
         optional.add("recompute.confirm")

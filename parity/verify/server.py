@@ -37,20 +37,34 @@ class Server:
             made = own_programs.make_recipe(module, base)
             self.program = own_programs.build(module, made, device=device, devices=1)
         else:
-            self.program = build(backend, base, device=device, devices=1, **({"optimizer": optimizer} if optimizer else {}))
+            self.program = build(
+                backend, base, device=device, devices=1, **({"optimizer": optimizer} if optimizer else {})
+            )
         made = self.program.recipe
-        return {"framework": self.program.framework, "devices": list(self.program.devices), "name": made.name,
-                "precision": made.precision, "plan": [vars(segment) for segment in made.plan], "context": made.context,
-                "tokenizer_size": made.tokenizer_size, "val_row": made.val_row, "block": getattr(made, "block", None),
-                "separate_documents": made.separate_documents, "end_of_text": made.end_of_text, "eval_steps": list(made.eval_steps()),
-                "checkpoint_steps": list(made.checkpoint_steps())}  # fmt: skip
+        return {
+            "framework": self.program.framework,
+            "devices": list(self.program.devices),
+            "name": made.name,
+            "precision": made.precision,
+            "plan": [vars(segment) for segment in made.plan],
+            "context": made.context,
+            "tokenizer_size": made.tokenizer_size,
+            "val_row": made.val_row,
+            "block": getattr(made, "block", None),
+            "separate_documents": made.separate_documents,
+            "end_of_text": made.end_of_text,
+            "eval_steps": list(made.eval_steps()),
+            "checkpoint_steps": list(made.checkpoint_steps()),
+        }
 
     def init(self, seed: int) -> int:
         return self._keep(self.program.init(seed))
 
     def load(self, weights: dict[str, np.ndarray], step: int) -> int:
         """A state with these weights, as if it had been made by so many updates."""
-        return self._keep(at(self.program, self.program.load({name: np.array(value) for name, value in weights.items()}), step))
+        return self._keep(
+            at(self.program, self.program.load({name: np.array(value) for name, value in weights.items()}), step)
+        )
 
     def restore(self, directory: str) -> int:
         return self._keep(self.program.restore(Path(directory)))
@@ -84,7 +98,9 @@ class Server:
     def update(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> None:
         """One update of the optimizer from the gradient of the batch, each asked for by itself."""
         _, grads = self.program.loss_and_grads(self.states[state], self._place(inputs, targets))
-        self.states[state] = self.program.update(self.states[state], {name: self._array(g) for name, g in grads.items()})
+        self.states[state] = self.program.update(
+            self.states[state], {name: self._array(g) for name, g in grads.items()}
+        )
 
     def snapshot(self, state: int) -> None:
         self.snapshots[state] = self.program.snapshot(self.states[state])

@@ -77,13 +77,28 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as plain JSON values."""
-        return _finite({
-            "schema": SCHEMA, "subject": self.subject, "status": self.status, "depth": self.depth,
-            "judged_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "facts": self.facts,
-            "rules": [{"id": j.rule, "status": j.status, "required": j.rule in self.required, "reason": j.reason,
-                       "seconds": round(j.seconds, 3), "evidence": j.evidence} for j in self.judgements],
-            **({"runs": [run.to_json() for run in self.runs]} if self.runs else {}),
-        })  # fmt: skip
+        return _finite(
+            {
+                "schema": SCHEMA,
+                "subject": self.subject,
+                "status": self.status,
+                "depth": self.depth,
+                "judged_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+                "facts": self.facts,
+                "rules": [
+                    {
+                        "id": j.rule,
+                        "status": j.status,
+                        "required": j.rule in self.required,
+                        "reason": j.reason,
+                        "seconds": round(j.seconds, 3),
+                        "evidence": j.evidence,
+                    }
+                    for j in self.judgements
+                ],
+                **({"runs": [run.to_json() for run in self.runs]} if self.runs else {}),
+            }
+        )
 
     def write(self, path: Path) -> None:
         """Writes verdict.json, whole or not at all; InputError where it cannot be written."""
@@ -100,12 +115,16 @@ class Verdict:
             lines += [" " * 30 + more for more in said[1:]]
         lines += ["-" * WIDTH, *(f"{name}: {value}" for name, value in self.facts.items() if name == "isolation")]
         text = "\n".join([*(line[:WIDTH] for line in lines), *textwrap.wrap(self.conclusion(), WIDTH)])
-        return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)  # evidence may steer a terminal
+        return "".join(
+            char if char.isprintable() or char == "\n" else "?" for char in text
+        )  # evidence may steer a terminal
 
     def conclusion(self) -> str:
         """One sentence: what the verdict is and why."""
         if self.status == "fails":
-            bad = self.failing() or [f"{run.subject}: {', '.join(run.failing())}" for run in self.runs if run.status == "fails"]
+            bad = self.failing() or [
+                f"{run.subject}: {', '.join(run.failing())}" for run in self.runs if run.status == "fails"
+            ]
             return f"FAILS: {', '.join(bad)}"
         if self.status == "incomplete":
             missing = [j.rule for j in self.judgements if j.rule in self.required and j.status != "holds"]

@@ -48,7 +48,9 @@ def read(stream: BinaryIO, limit_bytes: int = 8 << 30) -> Any:
         sizes = [np.dtype(dtype).itemsize * int(np.prod(shape, dtype=object)) for dtype, shape in kinds]
         if sum(sizes) > limit_bytes:
             raise Broken(f"expected at most {limit_bytes:,} bytes of arrays, found {sum(sizes):,}")
-        arrays = [np.frombuffer(_exactly(stream, size), dtype).reshape(shape) for (dtype, shape), size in zip(kinds, sizes)]
+        arrays = [
+            np.frombuffer(_exactly(stream, size), dtype).reshape(shape) for (dtype, shape), size in zip(kinds, sizes)
+        ]
         return _in(head["value"], arrays)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError) as error:
         raise Broken(f"what was sent is no frame ({type(error).__name__}: {error})") from error
@@ -82,5 +84,9 @@ def _out(value: Any, arrays: list[np.ndarray]) -> Any:
 
 def _in(value: Any, arrays: list[np.ndarray]) -> Any:
     if isinstance(value, dict):
-        return arrays[value["$array"]] if value.keys() == {"$array"} else {key: _in(item, arrays) for key, item in value.items()}
+        return (
+            arrays[value["$array"]]
+            if value.keys() == {"$array"}
+            else {key: _in(item, arrays) for key, item in value.items()}
+        )
     return [_in(item, arrays) for item in value] if isinstance(value, list) else value

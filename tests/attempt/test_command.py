@@ -61,7 +61,9 @@ def test_a_field_that_the_file_gives_is_what_runs(tmp_path, backend, recipe):
     base = dataclasses.replace(recipe_for(recipe, "tiny"), steps=40, val_every=10)
     made = own.make_recipe(own.load(path), base)
     assert (made.steps, made.val_every, made.extra) == (30, 10, 0.5)
-    assert dataclasses.replace(base, steps=30) == type(base)(**{f.name: getattr(made, f.name) for f in dataclasses.fields(base)})
+    assert dataclasses.replace(base, steps=30) == type(base)(
+        **{f.name: getattr(made, f.name) for f in dataclasses.fields(base)}
+    )
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,11 @@ def test_a_shard_that_changed_here_since_it_was_first_seen_is_refused(hub, home)
     data[-1] ^= 1
     path.write_bytes(data)
     ran = hub.run(PREPARE, home, 1000)
-    assert ran.returncode == 2 and f"{FILE}: expected sha256" in ran.stderr and "pinned when it was first seen" in ran.stderr
+    assert (
+        ran.returncode == 2
+        and f"{FILE}: expected sha256" in ran.stderr
+        and "pinned when it was first seen" in ran.stderr
+    )
 
 
 @pytest.mark.index

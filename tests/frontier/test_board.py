@@ -24,10 +24,16 @@ def entries():
     rng = np.random.default_rng(1)
 
     def made(title, place, by=0.0, a_step=0.5, **more):
-        return fake(title, around(lower(by), rng, 5), step_s=rng.normal(a_step, 0.003, 5), began_s=1.8e9 + 180 * place, **more)
+        return fake(
+            title, around(lower(by), rng, 5), step_s=rng.normal(a_step, 0.003, 5), began_s=1.8e9 + 180 * place, **more
+        )
 
-    return [made("muon", 0), made("muon", 1, a_step=0.55, backend="torchref"), made("lower", 2, 0.15, techniques=["lower"], kind="agent"),
-            made("fast", 3, a_step=0.3, techniques=["fast"], kind="model", author="<b>\x1b[2J")]  # fmt: skip
+    return [
+        made("muon", 0),
+        made("muon", 1, a_step=0.55, backend="torchref"),
+        made("lower", 2, 0.15, techniques=["lower"], kind="agent"),
+        made("fast", 3, a_step=0.3, techniques=["fast"], kind="model", author="<b>\x1b[2J"),
+    ]
 
 
 def test_a_board_is_json_that_says_what_each_entry_added(entries):
@@ -36,7 +42,11 @@ def test_a_board_is_json_that_says_what_each_entry_added(entries):
     assert [row["record"] for row in found["entries"]] == [True, False, True, True]
     assert found["entries"][2]["delta"]["loss"]["against"] in (entries[0].id, entries[1].id)
     assert {(front["axis"], front["hardware"]) for front in found["frontiers"]} == {
-        ("seconds", "AMD EPYC, 2 cores"), ("steps", None), ("tokens", None), ("flops", None)}  # fmt: skip
+        ("seconds", "AMD EPYC, 2 cores"),
+        ("steps", None),
+        ("tokens", None),
+        ("flops", None),
+    }
     assert found["entries"][3]["target"]["seconds"] == pytest.approx(0.3 * 256, rel=0.02)
     assert found["progress"][0]["points"][0][2] == entries[0].id and len(found["progress"][0]["points"]) == 3
 
@@ -45,7 +55,9 @@ def test_gains_are_attributed_in_logarithms_and_add_up(entries):
     found = board(entries)
     kinds = {row["name"]: row for row in found["attribution"]["by_kind"]}
     points = found["progress"][0]["points"]
-    assert kinds["agent"]["gain"] == pytest.approx(math.log(points[0][1] / points[1][1])) and kinds["person"]["gain"] == 0
+    assert (
+        kinds["agent"]["gain"] == pytest.approx(math.log(points[0][1] / points[1][1])) and kinds["person"]["gain"] == 0
+    )
     assert sum(row["share"] for row in kinds.values()) == pytest.approx(1)
     techniques = {row["name"]: row for row in found["attribution"]["by_technique"]}
     assert techniques["fast"]["gain"] == pytest.approx(kinds["model"]["gain"])
@@ -53,7 +65,9 @@ def test_gains_are_attributed_in_logarithms_and_add_up(entries):
 
 def test_a_page_has_every_run_and_how_to_make_it_again(entries):
     shown = page(entries[2], board(entries)["entries"][2], entries)
-    assert len(shown["runs_detail"]) == 5 and [pair["with"] for pair in shown["paired"]] == [e.id for e in entries if e is not entries[2]]
+    assert len(shown["runs_detail"]) == 5 and [pair["with"] for pair in shown["paired"]] == [
+        e.id for e in entries if e is not entries[2]
+    ]
     assert shown["reproduce"][-1].startswith("python -m parity.verify")
     assert json.dumps(shown, allow_nan=False)
 
@@ -72,7 +86,11 @@ def test_a_change_is_held_against_one_baseline_in_turns_or_else_the_latest(entri
     late, later = (fake(f"muon {i}", around(SHAPE, rng, 5), began_s=1.8e9 + 90_000 * i) for i in (1, 2))
     new = fake("new", around(SHAPE, rng, 5), began_s=1.8e9 + 90_000 * 3, techniques=["new"])
     found, skipped = ablations([*entries, late, later, new])
-    assert {one.technique: one.without for one in found} == {"lower": entries[0].id, "fast": entries[0].id, "new": later.id}
+    assert {one.technique: one.without for one in found} == {
+        "lower": entries[0].id,
+        "fast": entries[0].id,
+        "new": later.id,
+    }
     assert len(skipped) == 6 and f"{late.id} as a baseline: {new.id} is held against {later.id} alone" in skipped
 
 
@@ -96,8 +114,13 @@ def test_one_recipe_in_two_backends_is_equal_within_a_margin(entries):
 def test_tables_fit_100_columns_and_cannot_steer_a_terminal(entries):
     found = board(entries)
     rows = dict(zip((entry.id for entry in entries), found["entries"]))
-    said = [tables.scores(found), tables.listing(entries), *(tables.shown(entry, rows[entry.id]) for entry in entries),
-            tables.ablation_table(*ablations(entries)), tables.cross_table([cross(*entries[:2], 0.01)])]  # fmt: skip
+    said = [
+        tables.scores(found),
+        tables.listing(entries),
+        *(tables.shown(entry, rows[entry.id]) for entry in entries),
+        tables.ablation_table(*ablations(entries)),
+        tables.cross_table([cross(*entries[:2], 0.01)]),
+    ]
     assert max(len(line) for table in said for line in table.splitlines()) <= 100
     assert not any("\x1b" in table for table in said)
     assert tables.scores(board([])) == tables.listing([]) == tables.EMPTY
@@ -105,9 +128,16 @@ def test_tables_fit_100_columns_and_cannot_steer_a_terminal(entries):
 
 def test_sentences_are_wrapped_and_cuts_are_seen(entries):
     rng = np.random.default_rng(3)
-    long = fake("a title that is much longer than its column", around(SHAPE, rng, 5), began_s=1.9e9, techniques=["a technique of a very long name"])
+    long = fake(
+        "a title that is much longer than its column",
+        around(SHAPE, rng, 5),
+        began_s=1.9e9,
+        techniques=["a technique of a very long name"],
+    )
     rows = board([*entries, long])
-    assert "a title that is… jaxrun" in tables.scores(rows) and "a title that is much longer than its column (jaxrun): " in tables.scores(rows)
+    assert "a title that is… jaxrun" in tables.scores(
+        rows
+    ) and "a title that is much longer than its column (jaxrun): " in tables.scores(rows)
     effect = tables.ablation_table(*ablations([entries[0], long]))
     assert "a technique of a very long na…" in effect and "drifts by several percent" in " ".join(effect.split())
     assert f"{long.id[:51]}…" in tables.listing([long]) and "jaxrun" in tables.listing(entries)
@@ -133,8 +163,13 @@ def test_the_chart_is_drawn_the_same_each_time(entries, tmp_path):
     assert "training time (seconds, lower is better)" in text and "frontier" in text
     assert draw([], tmp_path / "small.png", "small", "seconds")["reported"] > 80
     assert (tmp_path / "small.png").read_bytes()[:4] == b"\x89PNG"
-    for wrong, told in ((lambda: draw(entries, tmp_path / "a.pdf", "pocket", "steps"), "ends in .svg or .png"),
-                        (lambda: draw(entries, tmp_path / "a.svg", "pocket", "seconds", "a pocket calculator"), "found none; known: AMD EPYC"),
-                        (lambda: draw([], tmp_path / "a.svg", "pocket", "steps"), "found none: add some")):  # fmt: skip
+    for wrong, told in (
+        (lambda: draw(entries, tmp_path / "a.pdf", "pocket", "steps"), "ends in .svg or .png"),
+        (
+            lambda: draw(entries, tmp_path / "a.svg", "pocket", "seconds", "a pocket calculator"),
+            "found none; known: AMD EPYC",
+        ),
+        (lambda: draw([], tmp_path / "a.svg", "pocket", "steps"), "found none: add some"),
+    ):
         with pytest.raises(InputError, match=told):
             wrong()

@@ -55,12 +55,22 @@ def test_an_edited_ledger_is_used_for_nothing(said, kept, original, tmp_path):
     folder = Path(shutil.copytree(kept, tmp_path / "ledger"))
     path = ledger.paths(folder)[0]
     path.write_text(path.read_text().replace('"author": "Ada"', '"author": "Eve"'))
-    for command in (["list"], ["score"], ["show", "mine"], ["site", tmp_path / "site"], ["plot", tmp_path / "a.svg"], ["ablate"], ["cross"]):
+    for command in (
+        ["list"],
+        ["score"],
+        ["show", "mine"],
+        ["site", tmp_path / "site"],
+        ["plot", tmp_path / "a.svg"],
+        ["ablate"],
+        ["cross"],
+    ):
         code, _, error = said(*command, "--ledger", folder)
         assert code == 2 and str(path) in error and "restore it" in error and error.count("\n") == 1
     assert said("add", original, "--ledger", folder)[0] == 2
     code, out, _ = said("check", "--ledger", folder)
-    assert code == 1 and all(line.startswith(f"{path}: ") and line.endswith("restore it, with git for example") for line in out.splitlines())
+    assert code == 1 and all(
+        line.startswith(f"{path}: ") and line.endswith("restore it, with git for example") for line in out.splitlines()
+    )
 
 
 def test_a_site_and_a_report_are_written(said, kept, original, tmp_path):
@@ -92,28 +102,31 @@ def test_the_public_history_is_printed_as_reported_by_others(said):
     assert json.loads(said("history", "--json")[1])
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
-    (["ad"], "unknown command 'ad' of python -m parity.frontier; did you mean add?"),
-    (["add"], "expected RUN|ATTEMPT after python -m parity.frontier add, found none"),
-    (["add", HERE], f"{HERE}: it is neither a run (no run.json in it) nor an attempt (no declaration.json)"),
-    (["report", HERE], f"{HERE}: it is neither a run"),
-    (["report"], "expected RUN|ATTEMPT after"),
-    (["show"], "name an entry, such as 20"),
-    (["show", "muon"], "it may be 20"),
-    (["score", "extra"], "unexpected 'extra' after python -m parity.frontier score"),
-    (["cross", "--margin", "abc"], "--margin: expected a number, found 'abc'"),
-    (["score", "--track", "nope"], "known: pocket, pocket-optimizer, small, optimizer, tiny"),
-    (["add", "nowhere"], "expected an attempt's folder or a run directory, found nothing"),
-    (["list", "--ledger", "nowhere"], "expected the folder of a ledger, found nothing"),
-    (["show", "nothing"], "nothing: expected the id of one entry, found none"),
-    (["check", "an-id"], "expected --evidence DIR with an id"),
-    (["score", "--track", "pocketed"], "unknown track 'pocketed'; did you mean pocket?"),
-    (["cross", "a"], "expected two entries, one of each backend, found 1"),
-    (["band", "nowhere"], "expected a run directory, found nothing"),
-    (["site", "x", "--cheats", "nowhere.json"], "expected what python -m parity.verify --cheats --json printed"),
-    (["plot", "x.pdf"], "expected a name that ends in .svg or .png"),
-    (["plot", "--axis", "money"], "invalid choice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ad"], "unknown command 'ad' of python -m parity.frontier; did you mean add?"),
+        (["add"], "expected RUN|ATTEMPT after python -m parity.frontier add, found none"),
+        (["add", HERE], f"{HERE}: it is neither a run (no run.json in it) nor an attempt (no declaration.json)"),
+        (["report", HERE], f"{HERE}: it is neither a run"),
+        (["report"], "expected RUN|ATTEMPT after"),
+        (["show"], "name an entry, such as 20"),
+        (["show", "muon"], "it may be 20"),
+        (["score", "extra"], "unexpected 'extra' after python -m parity.frontier score"),
+        (["cross", "--margin", "abc"], "--margin: expected a number, found 'abc'"),
+        (["score", "--track", "nope"], "known: pocket, pocket-optimizer, small, optimizer, tiny"),
+        (["add", "nowhere"], "expected an attempt's folder or a run directory, found nothing"),
+        (["list", "--ledger", "nowhere"], "expected the folder of a ledger, found nothing"),
+        (["show", "nothing"], "nothing: expected the id of one entry, found none"),
+        (["check", "an-id"], "expected --evidence DIR with an id"),
+        (["score", "--track", "pocketed"], "unknown track 'pocketed'; did you mean pocket?"),
+        (["cross", "a"], "expected two entries, one of each backend, found 1"),
+        (["band", "nowhere"], "expected a run directory, found nothing"),
+        (["site", "x", "--cheats", "nowhere.json"], "expected what python -m parity.verify --cheats --json printed"),
+        (["plot", "x.pdf"], "expected a name that ends in .svg or .png"),
+        (["plot", "--axis", "money"], "invalid choice"),
+    ],
+)
 def test_bad_input_is_one_sentence(said, arguments, told):
     code, _, error = said(*arguments)
     assert code == 2 and told in error and error.count("\n") == 1, error
@@ -139,7 +152,9 @@ def test_help_lists_every_command(said):
 
 
 def test_an_empty_ledger_says_how_to_fill_it(said, tmp_path):
-    assert said("score", "--track", "small")[1].startswith("track small has no entries yet: python -m parity.frontier add")
+    assert said("score", "--track", "small")[1].startswith(
+        "track small has no entries yet: python -m parity.frontier add"
+    )
     for command in ("list", "score", "check"):
         code, out, _ = said(command, "--ledger", tmp_path)
         assert code == 0 and "python -m parity.frontier add RUN|ATTEMPT" in out

@@ -49,10 +49,17 @@ def test_a_baseline_has_the_benefit_of_its_coarse_evaluations():
 def test_less_time_a_step_improves_only_in_pairs():
     rng = np.random.default_rng(5)
     slow, fast = rng.normal(0.5, 0.005, 5), rng.normal(0.45, 0.005, 5)
-    old, new = fake("old", around(SHAPE, rng, 5), step_s=slow), fake("new", around(SHAPE, rng, 5), step_s=fast, **turns(1))
+    old, new = (
+        fake("old", around(SHAPE, rng, 5), step_s=slow),
+        fake("new", around(SHAPE, rng, 5), step_s=fast, **turns(1)),
+    )
     found = delta(new, [old])
     cost = {change.axis: change for change in found.costs}["seconds"]
-    assert found.verdict == "improves" and cost.percent == pytest.approx(-10, abs=3) and cost.low < cost.change < cost.high < 0
+    assert (
+        found.verdict == "improves"
+        and cost.percent == pytest.approx(-10, abs=3)
+        and cost.low < cost.change < cost.high < 0
+    )
     later = fake("new", around(SHAPE, rng, 5), step_s=fast, began_s=1.9e9)
     found = delta(later, [old])
     assert found.verdict == "not judged" and "were not made in turns" in found.sentence
@@ -97,7 +104,10 @@ def test_what_is_first_alone_or_of_other_tokens_is_said():
     other = fake("new", around(SHAPE, rng, 3), val_tokens=65_536, **turns(1))
     found = delta(other, [old])
     assert found.verdict == "first" and "cannot be compared" in found.sentence and "131,072 of news" in found.skipped[0]
-    single = delta(fake("new", [LOWER], **turns(1), track="pocket-optimizer"), [fake("old", around(SHAPE, rng, 3), track="pocket-optimizer")])
+    single = delta(
+        fake("new", [LOWER], **turns(1), track="pocket-optimizer"),
+        [fake("old", around(SHAPE, rng, 3), track="pocket-optimizer")],
+    )
     assert single.verdict == "not judged" and "one run has no interval" in single.sentence
 
 
@@ -108,19 +118,27 @@ def test_a_record_is_the_first_to_pass_and_then_what_surely_costs_less():
     fast = fake("fast", around(SHAPE, rng, 5), step_s=rng.normal(0.4, 0.003, 5), **turns(2))
     missed = fake("missed", around([loss + 0.2 for loss in SHAPE], rng, 5), **turns(3))
     found = records([old, same, fast, missed])
-    assert list(found) == [old.id, fast.id] and found[old.id] == "the first to pass the target" and float(found[fast.id].split("%")[0]) == pytest.approx(-20, abs=1)
+    assert (
+        list(found) == [old.id, fast.id]
+        and found[old.id] == "the first to pass the target"
+        and float(found[fast.id].split("%")[0]) == pytest.approx(-20, abs=1)
+    )
 
 
 def test_a_record_in_seconds_is_taken_from_the_holder_or_its_program_run_again_in_turns():
     rng = np.random.default_rng(11)
     old = fake("old", around(SHAPE, rng, 5), step_s=rng.normal(0.5, 0.003, 5), began_s=1.7e9)
-    fast = fake("fast", around(SHAPE, rng, 5), step_s=rng.normal(0.4, 0.003, 5), fields={"steps": 256, "rate": 2}, **turns(1))
+    fast = fake(
+        "fast", around(SHAPE, rng, 5), step_s=rng.normal(0.4, 0.003, 5), fields={"steps": 256, "rate": 2}, **turns(1)
+    )
     assert list(records([old, fast])) == [old.id]
     again = fake("again", around(SHAPE, rng, 5), step_s=rng.normal(0.5, 0.003, 5), **turns(0))
     assert list(records([old, again, fast])) == [old.id, fast.id]
 
 
-@pytest.mark.parametrize(("n", "trials"), [(3, 300), *(pytest.param(n, 2000, marks=pytest.mark.slow) for n in (3, 5, 10))])
+@pytest.mark.parametrize(
+    ("n", "trials"), [(3, 300), *(pytest.param(n, 2000, marks=pytest.mark.slow) for n in (3, 5, 10))]
+)
 def test_under_the_null_improvements_are_as_rare_as_they_claim_and_intervals_as_wide(n, trials):
     """Nominal plus three binomial standard errors, over simulated attempts: a right test fails by chance once in 700."""
     rng = np.random.default_rng(100 + n)

@@ -110,12 +110,17 @@ def test_what_repeats_the_end_of_the_trial_before_is_no_trial():
     assert len(runs) == 7 and all(run.points[0].step == 125 and run.steps == 3040 for run in runs)
 
 
-@pytest.mark.parametrize(("folder", "title"), [
-    ("2024-11-19_FlexAttention", "Flex Attention"), ("2024-06-06_AdamW", "AdamW"),
-    ("2025-12-19_RetieLMHead", "Retie LM Head"),
-    ("2024-12-08_UNetValueEmbedsTweaks", "UNet Value Embeds Tweaks"), ("2026-01-31-BigramHashH2D", "Bigram Hash H2D"),
-    ("20260610_tuned_baseline_3250", "Tuned Baseline 3250"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [
+        ("2024-11-19_FlexAttention", "Flex Attention"),
+        ("2024-06-06_AdamW", "AdamW"),
+        ("2025-12-19_RetieLMHead", "Retie LM Head"),
+        ("2024-12-08_UNetValueEmbedsTweaks", "UNet Value Embeds Tweaks"),
+        ("2026-01-31-BigramHashH2D", "Bigram Hash H2D"),
+        ("20260610_tuned_baseline_3250", "Tuned Baseline 3250"),
+    ],
+)
 def test_a_folder_becomes_a_title(folder, title):
     assert histories.title_of(folder) == title
 
@@ -135,15 +140,22 @@ def spoiled(folder, name, change):
     return folder
 
 
-@pytest.mark.parametrize(("name", "change", "said"), [
-    ("track1.json", lambda v: v["records"][3].pop("claimed_seconds"), "records.3.: expected the field claimed_seconds"),
-    ("track1.json", lambda v: v["records"][3].update(seconds=1), "unknown field 'seconds'"),
-    ("track1.json", lambda v: v["records"][3].update(claimed_seconds=-1), "claimed_seconds"),
-    ("track1.json", lambda v: v["records"][3].update(date="13/41/24"), "month/day/year, found 13/41/24"),
-    ("runs.json", lambda v: v["runs"][0]["points"].append([1, 2, "3"]), "points"),
-    ("runs.json", lambda v: v["runs"][0]["points"][0].__setitem__(2, math.nan), "no finite number"),
-    ("runs.json", lambda v: v["runs"][0].update(points=[]), "points"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "track1.json",
+            lambda v: v["records"][3].pop("claimed_seconds"),
+            "records.3.: expected the field claimed_seconds",
+        ),
+        ("track1.json", lambda v: v["records"][3].update(seconds=1), "unknown field 'seconds'"),
+        ("track1.json", lambda v: v["records"][3].update(claimed_seconds=-1), "claimed_seconds"),
+        ("track1.json", lambda v: v["records"][3].update(date="13/41/24"), "month/day/year, found 13/41/24"),
+        ("runs.json", lambda v: v["runs"][0]["points"].append([1, 2, "3"]), "points"),
+        ("runs.json", lambda v: v["runs"][0]["points"][0].__setitem__(2, math.nan), "no finite number"),
+        ("runs.json", lambda v: v["runs"][0].update(points=[]), "points"),
+    ],
+)
 def test_data_that_is_not_as_its_schema_says_is_refused(tmp_path, name, change, said):
     with pytest.raises(InputError, match=said):
         load.__wrapped__(spoiled(tmp_path, name, change))
@@ -346,8 +358,8 @@ def test_a_re_timing_gains_nothing_and_the_next_record_is_set_against_the_last()
         gain = row(label)[2]
         assert gain.seconds is gain.nats is gain.p_time is None and "timed again" in gain.sure
     assert row("22")[2].seconds == pytest.approx(180.8 - 179.4)
-    assert "its three times span 2.7%" in row("21 (2025-02-01)")[2].sure and 180.8 / 176 == pytest.approx(
-        1.027, abs=5e-4
+    assert (
+        "its three times span 2.7%" in row("21 (2025-02-01)")[2].sure and pytest.approx(1.027, abs=5e-4) == 180.8 / 176
     )
 
 
@@ -514,14 +526,17 @@ def test_a_record_of_several_sets_that_none_is_its_own_must_be_named():
     assert bands.band([(3125, 3.28)], f"{folder}/b1090_sh090").seeds == 3
 
 
-@pytest.mark.parametrize(("points", "record", "said"), [
-    ([(125, 4.5), (3000, 3.3)], BASELINE, "expected a run of 3250 steps, found one of 3000"),
-    ([(3250, 3.28)], "20260610_tuned_baseline_325", "did you mean 20260610_tuned_baseline_3250"),
-    ([(3250, math.nan)], BASELINE, "finite losses"),
-    ([(3250, 3.28), (3250, 3.29)], BASELINE, "each step once"),
-    ([], BASELINE, "found 0 points"),
-    ([(1770, 3.28)], "2025-02-01_RuleTweak", "expected at least 3 public seeds, found 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("points", "record", "said"),
+    [
+        ([(125, 4.5), (3000, 3.3)], BASELINE, "expected a run of 3250 steps, found one of 3000"),
+        ([(3250, 3.28)], "20260610_tuned_baseline_325", "did you mean 20260610_tuned_baseline_3250"),
+        ([(3250, math.nan)], BASELINE, "finite losses"),
+        ([(3250, 3.28), (3250, 3.29)], BASELINE, "each step once"),
+        ([], BASELINE, "found 0 points"),
+        ([(1770, 3.28)], "2025-02-01_RuleTweak", "expected at least 3 public seeds, found 1"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused_with_a_sentence(points, record, said):
     with pytest.raises(InputError, match=said):
         bands.band(points, record)

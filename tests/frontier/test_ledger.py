@@ -17,6 +17,7 @@ from parity.frontier.checking import against, check, problems_of
 from parity.frontier.command import main
 from parity.frontier.entry import digest
 
+
 @pytest.fixture
 def attempt(original, tmp_path) -> Path:
     """A copy that a test may change."""
@@ -44,12 +45,20 @@ def test_an_entry_is_a_small_text_file_that_says_what_its_evidence_says(original
     (path,) = ledger.paths(kept)
     assert path.stat().st_size < 60_000 and max(map(len, path.read_text().splitlines())) < 20_000
     entry = entries.read(path)
-    assert (entry.title, entry.author, entry.track, entry.backend, entry.techniques) == ("mine", "Ada", "tiny", "torchref", ("small",))
+    assert (entry.title, entry.author, entry.track, entry.backend, entry.techniques) == (
+        "mine",
+        "Ada",
+        "tiny",
+        "torchref",
+        ("small",),
+    )
     assert entry.data["verdict"]["version"] == entry.runs[0].verdict["version"] != "unknown"
     assert entry.steps == (15, 30, 45, 60) and len(entry.runs) == 2 and entry.cost("tokens") == 60 * 512
     started = json.loads((original / "verdict.json").read_text())["facts"]["started"]
     assert entry.cost("flops") == pytest.approx(started["flops"] / 2)
-    assert [run.val_loss for run in entry.runs] == [last_loss(path) for path in sorted((original / "runs/tiny").iterdir()) if path.is_dir()]
+    assert [run.val_loss for run in entry.runs] == [
+        last_loss(path) for path in sorted((original / "runs/tiny").iterdir()) if path.is_dir()
+    ]
     assert list(problems_of(entry)) == [] and check(kept) == [] and against(original, entry) == []
     assert str(original.parent) not in path.read_text()  # no path of the machine that made it
 
@@ -69,7 +78,9 @@ def test_one_run_counts_once(original, kept, tmp_path):
 
 def test_an_attempt_without_verdict_is_refused(attempt):
     (attempt / "verdict.json").unlink()
-    with pytest.raises(InputError, match="expected a verdict, found none: judge it with python -m parity.attempt judge"):
+    with pytest.raises(
+        InputError, match="expected a verdict, found none: judge it with python -m parity.attempt judge"
+    ):
         entry_of(attempt)
 
 
@@ -79,16 +90,23 @@ def change_verdict(attempt: Path, change: Callable[[dict], None]) -> None:
     (attempt / "verdict.json").write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize(("change", "error", "told"), [
-    (lambda v: v["runs"][1]["rules"][5].update(status="fails"), RunFailed, "its verdict fails"),
-    (lambda v: v["runs"][0]["rules"][-1].update(status="not judged", required=True), RunFailed, "is incomplete"),
-    (lambda v: v["runs"][0].update(rules=[]) or v["runs"][1].update(rules=[]), RunFailed, "is incomplete"),
-    (lambda v: v.update(depth="probe"), InputError, "expected a verdict of depth replay or deeper, found probe"),
-    (lambda v: v["runs"][0]["facts"].update(log_sha256="0" * 64), InputError, "found that of other logs"),
-    (lambda v: v.update(schema="verdict.v9"), InputError, "expected schema verdict.v1"),
-    (lambda v: v.pop("status"), InputError, r"expected a verdict, found something else \(the field status is missing\)"),
-    (lambda v: v.update(runs=[None]), InputError, r"found something else \(values of another kind\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        (lambda v: v["runs"][1]["rules"][5].update(status="fails"), RunFailed, "its verdict fails"),
+        (lambda v: v["runs"][0]["rules"][-1].update(status="not judged", required=True), RunFailed, "is incomplete"),
+        (lambda v: v["runs"][0].update(rules=[]) or v["runs"][1].update(rules=[]), RunFailed, "is incomplete"),
+        (lambda v: v.update(depth="probe"), InputError, "expected a verdict of depth replay or deeper, found probe"),
+        (lambda v: v["runs"][0]["facts"].update(log_sha256="0" * 64), InputError, "found that of other logs"),
+        (lambda v: v.update(schema="verdict.v9"), InputError, "expected schema verdict.v1"),
+        (
+            lambda v: v.pop("status"),
+            InputError,
+            r"expected a verdict, found something else \(the field status is missing\)",
+        ),
+        (lambda v: v.update(runs=[None]), InputError, r"found something else \(values of another kind\)"),
+    ],
+)
 def test_a_verdict_that_does_not_hold_or_is_of_other_evidence_is_refused(attempt, change, error, told):
     change_verdict(attempt, change)
     with pytest.raises(error, match=told):
@@ -119,23 +137,26 @@ def swap(data, *path, to):
     data[path[-1]] = to
 
 
-@pytest.mark.parametrize(("path", "to", "told"), [
-    (("runs", 0, "val_loss"), 1.5, "the verifier's 1.50000"),
-    (("runs", 0, "seed"), 5, "do not have the seeds"),
-    (("runs", 0, "evals", -1, 4), 1.5, "its last val loss is 1.5"),
-    (("runs", 0, "evals", 2, 0), 15, "does not follow"),
-    (("runs", 1, "evals", -1, 3), 1e6, "it trained 1000000.0 s in"),
-    (("author",), "Eve", "author: the declaration says 'Ada'"),
-    (("techniques",), [], "techniques: the declaration says"),
-    (("declaration",), ["{}"], "declaration.json: expected the field"),
-    (("source", "lines", 0), "# another", "its program is not the one"),
-    (("cost", "runs"), 1, "its record comes to 2 runs"),
-    (("hardware", "class"), "8 x NVIDIA H100 80GB HBM3", "class of hardware does not follow"),
-    (("val_tokens",), 4096, "track tiny has 8,192 val tokens"),
-    (("date",), "2026-01-01", "expected the id 2026-01-01-mine"),
-    (("verdict", "rules"), [], "its verdict says holds, and attempt.alike does not"),
-    (("runs", 0, "verdict", "rules"), [], "its verdict says holds, and "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "to", "told"),
+    [
+        (("runs", 0, "val_loss"), 1.5, "the verifier's 1.50000"),
+        (("runs", 0, "seed"), 5, "do not have the seeds"),
+        (("runs", 0, "evals", -1, 4), 1.5, "its last val loss is 1.5"),
+        (("runs", 0, "evals", 2, 0), 15, "does not follow"),
+        (("runs", 1, "evals", -1, 3), 1e6, "it trained 1000000.0 s in"),
+        (("author",), "Eve", "author: the declaration says 'Ada'"),
+        (("techniques",), [], "techniques: the declaration says"),
+        (("declaration",), ["{}"], "declaration.json: expected the field"),
+        (("source", "lines", 0), "# another", "its program is not the one"),
+        (("cost", "runs"), 1, "its record comes to 2 runs"),
+        (("hardware", "class"), "8 x NVIDIA H100 80GB HBM3", "class of hardware does not follow"),
+        (("val_tokens",), 4096, "track tiny has 8,192 val tokens"),
+        (("date",), "2026-01-01", "expected the id 2026-01-01-mine"),
+        (("verdict", "rules"), [], "its verdict says holds, and attempt.alike does not"),
+        (("runs", 0, "verdict", "rules"), [], "its verdict says holds, and "),
+    ],
+)
 def test_an_edit_is_found_even_where_the_digest_was_made_anew(edited, path, to, told):
     folder = edited(lambda data: swap(data, *path, to=to), forged=True)
     assert any(told in problem for problem in check(folder)), check(folder)
@@ -153,7 +174,11 @@ def test_a_record_that_was_cut_is_found(edited):
 def test_a_file_that_is_no_entry_is_a_sentence(kept, tmp_path):
     folder = Path(shutil.copytree(kept, tmp_path / "ledger"))
     path = ledger.paths(folder)[0]
-    for text, told in (("{", "expected one JSON object"), ("{}", "expected schema entry.v1"), ('{"schema": "entry.v1"}', "expected the field")):
+    for text, told in (
+        ("{", "expected one JSON object"),
+        ("{}", "expected schema entry.v1"),
+        ('{"schema": "entry.v1"}', "expected the field"),
+    ):
         path.write_text(text)
         with pytest.raises(InputError, match=told):
             check(folder)
@@ -169,15 +194,24 @@ def test_two_results_merge_without_conflict_since_each_is_a_file_of_its_own(tmp_
     made = [fake(name, around(SHAPE, rng, 3), began_s=1.8e9 + i * 9000) for i, name in enumerate(("b", "a", "c"))]
     for entry in reversed(made):
         ledger.add(entry, tmp_path)
-    assert [entry.title for entry in ledger.load(tmp_path)] == ["b", "a", "c"] and len(list((tmp_path / "pocket").iterdir())) == 3
+    assert [entry.title for entry in ledger.load(tmp_path)] == ["b", "a", "c"] and len(
+        list((tmp_path / "pocket").iterdir())
+    ) == 3
     assert ledger.one(made, "a") is made[1] and ledger.one(made, made[2].id) is made[2]
     with pytest.raises(InputError, match="found 3; it may be"):
         ledger.one(made, "2026")
 
 
 def test_any_part_of_a_title_or_id_that_only_one_has_names_an_entry():
-    made = [fake(title, began_s=1.8e9 + i * 9000) for i, title in enumerate(("muon", "muon, rate 0.03", "Half batch", "other 1", "other 2"))]
-    assert ledger.one(made, "half") is made[2] and ledger.one(made, "rate 0.03") is made[1] and ledger.one(made, "muon") is made[0]
+    made = [
+        fake(title, began_s=1.8e9 + i * 9000)
+        for i, title in enumerate(("muon", "muon, rate 0.03", "Half batch", "other 1", "other 2"))
+    ]
+    assert (
+        ledger.one(made, "half") is made[2]
+        and ledger.one(made, "rate 0.03") is made[1]
+        and ledger.one(made, "muon") is made[0]
+    )
     assert ledger.one(made, made[3].id[-8:]) is made[3] and ledger.one(made, made[3].id[:-2] + "…") is made[3]
     with pytest.raises(InputError, match=r"found 2; it may be \S+, \S+: name more"):
         ledger.one(made, "other")
@@ -190,7 +224,10 @@ def test_any_part_of_a_title_or_id_that_only_one_has_names_an_entry():
 def test_hardware_is_named_and_unknown_hardware_is_a_sentence():
     host = {"cpu": "AMD EPYC", "cores": 1}
     assert hardware_class([{"kind": "cpu", "platform": "cpu", "count": 1}], host) == "AMD EPYC, 1 core"
-    assert hardware_class([{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}], host) == "8 x NVIDIA H100 80GB HBM3"
+    assert (
+        hardware_class([{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}], host)
+        == "8 x NVIDIA H100 80GB HBM3"
+    )
     with pytest.raises(InputError, match="hardware: expected the kind and number"):
         hardware_class([], host)
 

@@ -19,14 +19,23 @@ def test_the_frontier_is_what_nothing_beats_in_cost_and_loss():
     candidates = [FrontierPoint(rng.randrange(1, 40), rng.randrange(1, 40), str(i), 1) for i in range(300)]
     kept = scores.non_dominated(candidates)
     for point in candidates:
-        beaten = any((other.cost, other.loss) != (point.cost, point.loss) and other.cost <= point.cost and other.loss <= point.loss for other in candidates)
+        beaten = any(
+            (other.cost, other.loss) != (point.cost, point.loss)
+            and other.cost <= point.cost
+            and other.loss <= point.loss
+            for other in candidates
+        )
         assert beaten != ((point.cost, point.loss) in {(one.cost, one.loss) for one in kept})
     assert len({(one.cost, one.loss) for one in kept}) == len(kept)
 
 
 def test_points_are_means_at_evaluations_that_all_runs_share():
     short = fake(losses=[(8, 6, 5, 4), (8, 5, 4.5, 3.5)], steps=(0, 10, 20, 30), step_s=(1.0, 2.0))
-    assert [(point.cost, point.loss) for point in scores.points(short, "seconds")] == [(15, 5.5), (30, 4.75), (45, 3.75)]
+    assert [(point.cost, point.loss) for point in scores.points(short, "seconds")] == [
+        (15, 5.5),
+        (30, 4.75),
+        (45, 3.75),
+    ]
     assert [point.cost for point in scores.points(short, "tokens")] == [40_960, 81_920, 122_880]
     assert scores.points(fake(flops=None), "flops") == []
 
@@ -36,13 +45,23 @@ def test_hypervolume_is_the_area_below_the_reference_in_nats_and_decades():
     front = [FrontierPoint(10, worst.loss - 1, "a", 1), FrontierPoint(100, worst.loss - 3, "a", 2)]
     # from 10 to 1,000 s one nat (2 decades), from 100 to 1,000 s two more (1 decade)
     assert scores.hypervolume(front, TRACKS["pocket"], "seconds") == pytest.approx(2 * 1 + 1 * 2)
-    assert scores.hypervolume([FrontierPoint(worst.seconds, 0, "a", 1), FrontierPoint(1, worst.loss, "a", 1)], TRACKS["pocket"], "seconds") == 0
+    assert (
+        scores.hypervolume(
+            [FrontierPoint(worst.seconds, 0, "a", 1), FrontierPoint(1, worst.loss, "a", 1)], TRACKS["pocket"], "seconds"
+        )
+        == 0
+    )
 
 
 def test_the_target_is_passed_at_one_step_by_the_mean_and_not_where_a_run_was_lucky():
     losses = [(8, 5, 4.60, 4.60, 4.60), (8, 5, 4.75, 4.61, 4.60), (8, 5, 4.74, 4.605, 4.59)]
     found, _ = scores.target_of(fake(losses=losses))
-    assert found.step == 192 and found.costs == {"seconds": 96.0, "steps": 192.0, "tokens": 192 * 4096.0, "flops": 192e10}
+    assert found.step == 192 and found.costs == {
+        "seconds": 96.0,
+        "steps": 192.0,
+        "tokens": 192 * 4096.0,
+        "flops": 192e10,
+    }
     assert found.p == pytest.approx(t_test([4.60, 4.61, 4.605], 4.65).p)
 
 
@@ -63,14 +82,21 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def test_the_share_of_seeds_counts_final_losses():
-    assert scores.share(fake(losses=[(8, 5, 4.6, 4.6, 4.66), (8, 5, 5, 5, 4.65), (8, 5, 5, 5, 4.5)])) == pytest.approx(2 / 3)
+    assert scores.share(fake(losses=[(8, 5, 4.6, 4.6, 4.66), (8, 5, 5, 5, 4.65), (8, 5, 5, 5, 4.5)])) == pytest.approx(
+        2 / 3
+    )
     assert scores.share(fake(target=None)) is None
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"val_tokens": 65_536}, "scored on 131,072 tokens of news"), ({"slice": {"name": "other", "digest": sha("news")}}, "of other"),
-    ({"slice": {"name": "news", "digest": sha("edited")}}, "slices of different digests"), ({"track": "tiny"}, "is on track pocket"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"val_tokens": 65_536}, "scored on 131,072 tokens of news"),
+        ({"slice": {"name": "other", "digest": sha("news")}}, "of other"),
+        ({"slice": {"name": "news", "digest": sha("edited")}}, "slices of different digests"),
+        ({"track": "tiny"}, "is on track pocket"),
+    ],
+)
 def test_what_cannot_be_compared_is_a_sentence_and_not_dropped(change, told):
     with pytest.raises(InputError, match=told):
         scores.frontier([fake("a"), fake("b", **change)], "tokens")
@@ -80,7 +106,10 @@ def test_seconds_of_two_machines_share_no_frontier():
     other = fake("b", host={"cpu": "Xeon", "cores": 2, "memory_bytes": 1, "python": "3"})
     with pytest.raises(InputError, match="expected one class of hardware, found AMD EPYC, 2 cores and Xeon, 2 cores"):
         scores.frontier([fake("a"), other], "seconds")
-    assert {key[2] for key in scores.frontiers([fake("a"), other]) if key[1] == "seconds"} == {"AMD EPYC, 2 cores", "Xeon, 2 cores"}
+    assert {key[2] for key in scores.frontiers([fake("a"), other]) if key[1] == "seconds"} == {
+        "AMD EPYC, 2 cores",
+        "Xeon, 2 cores",
+    }
 
 
 def test_the_best_attained_loss_is_the_lowest_mean():

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from parity.errors import InputError
-from parity.frontier.statistics import equivalent, holm, paired, pairwise, power, ratio, resolvable, runs_needed, t_test, welch, z_rule
+from parity.frontier.statistics import (
+    equivalent,
+    holm,
+    paired,
+    pairwise,
+    power,
+    ratio,
+    resolvable,
+    runs_needed,
+    t_test,
+    welch,
+    z_rule,
+)
 
 
 def test_the_t_test_by_hand():
@@ -51,7 +63,9 @@ def test_equivalence_needs_the_interval_within_the_margin():
 
 def test_of_means_a_margin_apart_one_in_twenty_is_called_equivalent():
     rng, trials = np.random.default_rng(6), 2000
-    passed = sum(equivalent(rng.normal(3.284, 0.0013, 5), rng.normal(3.28, 0.0013, 5), 0.004).holds for _ in range(trials))
+    passed = sum(
+        equivalent(rng.normal(3.284, 0.0013, 5), rng.normal(3.28, 0.0013, 5), 0.004).holds for _ in range(trials)
+    )
     assert passed <= trials * 0.05 + 3 * math.sqrt(trials * 0.05 * 0.95)
 
 
@@ -97,9 +111,22 @@ def test_as_many_runs_as_are_needed_pass_as_often_as_was_asked():
     assert power(8, resolvable(8, 0.0013), 0.0013) == pytest.approx(0.8, abs=1e-6)
 
 
-@pytest.mark.parametrize("call", [lambda: t_test([3.2], 3.28), lambda: t_test([3.2, 3.2], 3.28), lambda: t_test([3.2, math.nan], 3.28),
-                                  lambda: z_rule([], 3.28), lambda: paired([1, 2], [1, 2, 3]), lambda: holm([1.2]),
-                                  lambda: welch([1, 1], [1, 1]), lambda: equivalent([1, 2], [1, 2], 0), lambda: ratio([1, 2], [0, 1]), lambda: runs_needed(0, 1), lambda: power(1, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: t_test([3.2], 3.28),
+        lambda: t_test([3.2, 3.2], 3.28),
+        lambda: t_test([3.2, math.nan], 3.28),
+        lambda: z_rule([], 3.28),
+        lambda: paired([1, 2], [1, 2, 3]),
+        lambda: holm([1.2]),
+        lambda: welch([1, 1], [1, 1]),
+        lambda: equivalent([1, 2], [1, 2], 0),
+        lambda: ratio([1, 2], [0, 1]),
+        lambda: runs_needed(0, 1),
+        lambda: power(1, 1, 1),
+    ],
+)
 def test_what_cannot_be_tested_is_refused_in_a_sentence(call):
     with pytest.raises(InputError, match=": "):
         call()

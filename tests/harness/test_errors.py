@@ -20,28 +20,43 @@ def assert_refused(done: Any, *parts: str) -> None:
         assert part in done.err
 
 
-@pytest.mark.parametrize(("backend", "args", "parts"), [
-    ("jaxrun", ["--track", "tinny"], ["unknown track 'tinny'", "did you mean tiny?"]),
-    ("torchref", ["--recipe", "nanogtp"], ["unknown recipe 'nanogtp'", "did you mean nanogpt?"]),
-    ("jaxrun", ["--stesp", "3"], ["unknown option --stesp", "did you mean --steps?"]),
-    ("torchref", ["--steps", "3.5"], ["--steps"]),
-    ("jaxrun", ["--track", "medium"], ["track medium has a public history but no recipe yet"]),
-    ("jaxrun", ["--track", "pocket-optimizer", "--dim", "64"], ["track pocket-optimizer fixes --dim at 128, found 64"]),
-    ("torchref", ["--batch-tokens", "100"], ["--batch-tokens must be a multiple of context 32", "found 100"]),
-    ("jaxrun", ["--steps", "4000"], ["slice synthetic", "4,000 steps", "2,048,000 tokens", "plan fewer steps"]),
-    ("torchref", ["--tokenizer-size", "500"], ["slice synthetic has a vocabulary of 512", "--tokenizer-size 500"]),
-    ("jaxrun", ["--context", "24", "--batch-tokens", "48"], ["--context 24 does not divide the track's 8,192 val tokens"]),
-    ("jaxrun", ["--device", "gpu"], ["--device gpu", "--device cpu"]),
-    ("torchref", ["--device", "gpu"], ["--device gpu", "--device cpu"]),
-    ("jaxrun", ["--devices", "99"], ["--devices 99: expected 1 to 1"]),
-    ("torchref", ["--devices", "99"], ["--devices 99: expected 1"]),
-    ("jaxrun", ["--optimizer", "mymodule"], ["--optimizer mymodule: expected module:function"]),
-    ("torchref", ["--optimizer", "nosuchmodule:make"], ["no module nosuchmodule on the import path"]),
-    ("jaxrun", ["--optimizer", "json:laods"], ["has no function 'laods'", "did you mean loads?"]),
-    ("jaxrun", ["--optimizer", "parity.recipe:to_fields"], ["expected an optax.GradientTransformation, found dict"]),
-    ("torchref", ["--optimizer", "operator:is_not"], ["expected a torch.optim.Optimizer", "found bool"]),
-    ("torchref", ["--name", "../out"], ["a run cannot be named '../out'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("backend", "args", "parts"),
+    [
+        ("jaxrun", ["--track", "tinny"], ["unknown track 'tinny'", "did you mean tiny?"]),
+        ("torchref", ["--recipe", "nanogtp"], ["unknown recipe 'nanogtp'", "did you mean nanogpt?"]),
+        ("jaxrun", ["--stesp", "3"], ["unknown option --stesp", "did you mean --steps?"]),
+        ("torchref", ["--steps", "3.5"], ["--steps"]),
+        ("jaxrun", ["--track", "medium"], ["track medium has a public history but no recipe yet"]),
+        (
+            "jaxrun",
+            ["--track", "pocket-optimizer", "--dim", "64"],
+            ["track pocket-optimizer fixes --dim at 128, found 64"],
+        ),
+        ("torchref", ["--batch-tokens", "100"], ["--batch-tokens must be a multiple of context 32", "found 100"]),
+        ("jaxrun", ["--steps", "4000"], ["slice synthetic", "4,000 steps", "2,048,000 tokens", "plan fewer steps"]),
+        ("torchref", ["--tokenizer-size", "500"], ["slice synthetic has a vocabulary of 512", "--tokenizer-size 500"]),
+        (
+            "jaxrun",
+            ["--context", "24", "--batch-tokens", "48"],
+            ["--context 24 does not divide the track's 8,192 val tokens"],
+        ),
+        ("jaxrun", ["--device", "gpu"], ["--device gpu", "--device cpu"]),
+        ("torchref", ["--device", "gpu"], ["--device gpu", "--device cpu"]),
+        ("jaxrun", ["--devices", "99"], ["--devices 99: expected 1 to 1"]),
+        ("torchref", ["--devices", "99"], ["--devices 99: expected 1"]),
+        ("jaxrun", ["--optimizer", "mymodule"], ["--optimizer mymodule: expected module:function"]),
+        ("torchref", ["--optimizer", "nosuchmodule:make"], ["no module nosuchmodule on the import path"]),
+        ("jaxrun", ["--optimizer", "json:laods"], ["has no function 'laods'", "did you mean loads?"]),
+        (
+            "jaxrun",
+            ["--optimizer", "parity.recipe:to_fields"],
+            ["expected an optax.GradientTransformation, found dict"],
+        ),
+        ("torchref", ["--optimizer", "operator:is_not"], ["expected a torch.optim.Optimizer", "found bool"]),
+        ("torchref", ["--name", "../out"], ["a run cannot be named '../out'"]),
+    ],
+)
 def test_a_mistake_is_answered_before_a_run_directory_is_made(backend, args, parts, commands, tmp_path):
     assert_refused(commands.run(*commands.small(backend, tmp_path / "runs", "refused", *args)), *parts)
     assert not list(tmp_path.glob("runs/*/*"))
@@ -130,7 +145,9 @@ def test_a_live_run_is_not_resumed(commands, cut):
 
 
 def test_options_of_the_run_cannot_be_changed_by_a_resume(commands, cut):
-    assert_refused(commands.resume(cut("torchref"), "--steps", "80", backend="torchref"), "--steps cannot be given with --resume")
+    assert_refused(
+        commands.resume(cut("torchref"), "--steps", "80", backend="torchref"), "--steps cannot be given with --resume"
+    )
 
 
 def test_no_run_is_resumed_where_there_is_none(commands, tmp_path):
@@ -146,7 +163,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(commands, cut):
 def test_a_checkpoint_of_another_version_is_refused(commands, cut):
     path = cut("torchref")
     change(path / "checkpoints" / "step-000030" / "checkpoint.json", lambda facts: facts.update(schema="checkpoint.v9"))
-    assert_refused(commands.resume(path, backend="torchref"), "expected a checkpoint of version checkpoint.v1", "checkpoint.v9")
+    assert_refused(
+        commands.resume(path, backend="torchref"), "expected a checkpoint of version checkpoint.v1", "checkpoint.v9"
+    )
 
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])

@@ -46,7 +46,9 @@ def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_the_text(synthetic:
 
 def test_a_program_that_knows_the_source_reaches_its_entropy(synthetic: Slice):
     """Losses of 65,536 tokens have a standard deviation near 1: the mean is within 0.004 of the entropy; five of them."""
-    assert evaluate(Source(), None, synthetic, "val", 65_536, 65_536, 64).val_loss == pytest.approx(entropy_nats(), abs=0.02)
+    assert evaluate(Source(), None, synthetic, "val", 65_536, 65_536, 64).val_loss == pytest.approx(
+        entropy_nats(), abs=0.02
+    )
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 256, 8192])
@@ -79,10 +81,16 @@ def test_too_short_a_part_is_refused(synthetic: Slice):
         evaluate(Source(), None, synthetic, "val", 131_072, 1024, 64)
 
 
-@pytest.mark.parametrize(("tokens", "wanted", "seq_len", "devices", "expected"), [
-    (8192, 1024, 64, 1, 1024), (8192, 1000, 64, 1, 512), (8192, 100, 64, 4, 256), (131_072, 4096, 256, 1, 4096),
-    (10_485_760, 524_288, 1024, 8, 524_288),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tokens", "wanted", "seq_len", "devices", "expected"),
+    [
+        (8192, 1024, 64, 1, 1024),
+        (8192, 1000, 64, 1, 512),
+        (8192, 100, 64, 4, 256),
+        (131_072, 4096, 256, 1, 4096),
+        (10_485_760, 524_288, 1024, 8, 524_288),
+    ],
+)
 def test_an_evaluation_batch_divides_the_tokens_and_the_devices(tokens, wanted, seq_len, devices, expected):
     assert largest_batch(tokens, wanted, seq_len, devices) == expected
     assert tokens % expected == 0 and expected % (seq_len * devices) == 0
@@ -90,7 +98,9 @@ def test_an_evaluation_batch_divides_the_tokens_and_the_devices(tokens, wanted, 
 
 def trained(commands: Any, tmp_path: Any, *args: str) -> float:
     """The final val loss of a run at scale tiny in JAX."""
-    done = commands.run("jaxrun.train", "--track", "tiny", "--data-dir", commands.data, "--runs", tmp_path, "--name", "x", *args)
+    done = commands.run(
+        "jaxrun.train", "--track", "tiny", "--data-dir", commands.data, "--runs", tmp_path, "--name", "x", *args
+    )
     assert done.code == 0, done.err
     return [event["val_loss"] for event in read(tmp_path / "tiny" / "x" / "log.jsonl") if event["event"] == "eval"][-1]
 

@@ -53,8 +53,13 @@ def test_versions_are_those_installed_and_importing_nothing():
 
 
 def test_the_environment_has_what_can_change_a_result_and_no_secret(monkeypatch):
-    for name, value in {"XLA_FLAGS": "--a", "OMP_NUM_THREADS": "2", "TORCH_LOGS": "x", "TORCH_HUB_TOKEN": "hush",
-                        "HOME_ADDRESS": "y"}.items():  # fmt: skip
+    for name, value in {
+        "XLA_FLAGS": "--a",
+        "OMP_NUM_THREADS": "2",
+        "TORCH_LOGS": "x",
+        "TORCH_HUB_TOKEN": "hush",
+        "HOME_ADDRESS": "y",
+    }.items():
         monkeypatch.setenv(name, value)
     found = fingerprint.environment()
     assert (found["XLA_FLAGS"], found["OMP_NUM_THREADS"], found["TORCH_LOGS"]) == ("--a", "2", "x")

@@ -82,14 +82,25 @@ def test_a_scan_counts_as_often_as_it_runs(jax):
     assert jax_count(lambda x: jax.lax.fori_loop(0, 11, lambda _, c: c @ c, x), a) == (11 * 54, [])
 
 
-@pytest.mark.parametrize(("start", "step", "more", "rounds"), [
-    (0, lambda i: i + 1, lambda i, c: (i < 7) & (c.sum() < 9), 7), (0, lambda i: i + 1, lambda i, c: (c.sum() < 9) & (i < 7) & (i < 5), 5),
-    (0, lambda i: i + 1, lambda i, c: i < 7, 7), (-9, lambda i: i + 1, lambda i, c: i < 7, None), (0, lambda i: i, lambda i, c: i < 7, None),
-    (0, lambda i: i - 1, lambda i, c: i < 7, None), (0, lambda i: i + 1, lambda i, c: (i < 7) | (c.sum() < 9), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "step", "more", "rounds"),
+    [
+        (0, lambda i: i + 1, lambda i, c: (i < 7) & (c.sum() < 9), 7),
+        (0, lambda i: i + 1, lambda i, c: (c.sum() < 9) & (i < 7) & (i < 5), 5),
+        (0, lambda i: i + 1, lambda i, c: i < 7, 7),
+        (-9, lambda i: i + 1, lambda i, c: i < 7, None),
+        (0, lambda i: i, lambda i, c: i < 7, None),
+        (0, lambda i: i - 1, lambda i, c: i < 7, None),
+        (0, lambda i: i + 1, lambda i, c: (i < 7) | (c.sum() < 9), None),
+    ],
+)
 def test_a_while_loop_that_counts_its_rounds_counts_as_often_as_they_may_be(jax, start, step, more, rounds):
     def run(x):
-        return jax.lax.while_loop(lambda carried: more(*carried), lambda carried: (step(carried[0]), carried[1] @ carried[1]), (np.int32(start), x))
+        return jax.lax.while_loop(
+            lambda carried: more(*carried),
+            lambda carried: (step(carried[0]), carried[1] @ carried[1]),
+            (np.int32(start), x),
+        )
 
     flops, notes = jax_count(run, np.ones((3, 3)))
     assert flops == 2 * 27 * (1 if rounds is None else rounds)
@@ -215,21 +226,26 @@ def test_a_program_of_another_framework_is_refused():
         count("numpy", lambda state, batch: None)
 
 
-@pytest.mark.parametrize(("kind", "precision", "tera"), [
-    ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
-    ("NVIDIA H100 80GB HBM3", "float32", 66.9),
-    ("NVIDIA H100 PCIe", "bfloat16", 756.0),
-    ("NVIDIA H100 NVL", "bfloat16", 835.5),
-    ("NVIDIA H200", "bfloat16", 989.4),
-    ("NVIDIA H200 NVL", "bfloat16", 835.5),
-    ("NVIDIA A100-SXM4-80GB", "bfloat16", 312.0),
-    ("NVIDIA A100 80GB PCIe", "float32", 19.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "precision", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 80GB HBM3", "float32", 66.9),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.0),
+        ("NVIDIA H100 NVL", "bfloat16", 835.5),
+        ("NVIDIA H200", "bfloat16", 989.4),
+        ("NVIDIA H200 NVL", "bfloat16", 835.5),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312.0),
+        ("NVIDIA A100 80GB PCIe", "float32", 19.5),
+    ],
+)
 def test_peaks_are_the_data_sheets_dense_figures(kind, precision, tera):
     assert peak_flops(kind, precision) == tera * 1e12
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("cpu", "float32"), ("NVIDIA H100 80GB HBM3", "int3"), ("", "float32"),
-                                                 ("NVIDIA GeForce RTX 4090", "bfloat16")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("cpu", "float32"), ("NVIDIA H100 80GB HBM3", "int3"), ("", "float32"), ("NVIDIA GeForce RTX 4090", "bfloat16")],
+)
 def test_an_unknown_peak_is_none(kind, precision):
     assert peak_flops(kind, precision) is None

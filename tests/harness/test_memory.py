@@ -24,6 +24,21 @@ sys.exit("it was never set")
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
 def test_malloc_is_set_before_a_framework_is_imported(backend, commands, tmp_path: Path, synthetic):
     (tmp_path / "watched.py").write_text(WATCHED)
-    done = commands.run("watched", backend, "--track", "tiny", "--steps", 1, "--val-every", 1, "--dim", 32, "--layers", 1,
-                        "--runs", tmp_path, cwd=tmp_path)  # fmt: skip
+    done = commands.run(
+        "watched",
+        backend,
+        "--track",
+        "tiny",
+        "--steps",
+        1,
+        "--val-every",
+        1,
+        "--dim",
+        32,
+        "--layers",
+        1,
+        "--runs",
+        tmp_path,
+        cwd=tmp_path,
+    )
     assert (done.code, done.out.splitlines()[-1]) == (0, "imported before: []"), done.err

@@ -23,14 +23,31 @@ def test_the_default_is_muon_on_pocket():
 
 
 def test_every_field_of_the_recipe_can_be_set():
-    found = parse("jaxrun", ["--track", "tiny", "--recipe=nanogpt", "--peak-rate", "1e-2", "--betas", "0.8", "0.9",
-                             "--precision", "float64"]).recipe  # fmt: skip
+    found = parse(
+        "jaxrun",
+        [
+            "--track",
+            "tiny",
+            "--recipe=nanogpt",
+            "--peak-rate",
+            "1e-2",
+            "--betas",
+            "0.8",
+            "0.9",
+            "--precision",
+            "float64",
+        ],
+    ).recipe
     expected = dataclasses.replace(recipe_for("nanogpt", "tiny"), peak_rate=1e-2, betas=(0.8, 0.9), precision="float64")
     assert found == expected
 
 
 def test_what_was_written_out_is_known():
-    assert parse("jaxrun", ["--track=tiny", "--val-every", "10", "--tensorboard"]).given == {"track", "val_every", "tensorboard"}
+    assert parse("jaxrun", ["--track=tiny", "--val-every", "10", "--tensorboard"]).given == {
+        "track",
+        "val_every",
+        "tensorboard",
+    }
 
 
 def test_only_torchref_has_compile():
@@ -53,22 +70,25 @@ def test_pocket_optimizer_takes_no_other_data_batch_or_architecture(field):
         parse("jaxrun", ["--track", "pocket-optimizer", f"--{field.replace('_', '-')}", changed])
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["--track", "pockt"], "unknown track 'pockt'; did you mean pocket?"),
-    (["--recipe", "moun"], "unknown recipe 'moun'; did you mean muon?"),
-    (["--lyers", "3"], "unknown option --lyers of python -m jaxrun.train: did you mean --layers?"),
-    (["--steps", "many"], "many"),
-    (["--device", "tpu"], "tpu"),
-    (["--precision", "float16"], "float16"),
-    (["--steps"], "--steps"),
-    (["--steps", "0"], "--steps must be a positive number"),
-    (["--dim", "100"], "--head-dim must be a divisor of dim 100"),
-    (["--batch-tokens", "1000"], "--batch-tokens must be a multiple of context 256"),
-    (["--vocab-size", "512"], "--vocab-size must be at least tokenizer_size 4096"),
-    (["--momentum", "1.5"], "--momentum must be in"),
-    (["--track", "medium"], "track medium has a public history but no recipe yet"),
-    (["--track", "optimizer", "--recipe", "nanogpt"], "track optimizer runs muon, found --recipe nanogpt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--track", "pockt"], "unknown track 'pockt'; did you mean pocket?"),
+        (["--recipe", "moun"], "unknown recipe 'moun'; did you mean muon?"),
+        (["--lyers", "3"], "unknown option --lyers of python -m jaxrun.train: did you mean --layers?"),
+        (["--steps", "many"], "many"),
+        (["--device", "tpu"], "tpu"),
+        (["--precision", "float16"], "float16"),
+        (["--steps"], "--steps"),
+        (["--steps", "0"], "--steps must be a positive number"),
+        (["--dim", "100"], "--head-dim must be a divisor of dim 100"),
+        (["--batch-tokens", "1000"], "--batch-tokens must be a multiple of context 256"),
+        (["--vocab-size", "512"], "--vocab-size must be at least tokenizer_size 4096"),
+        (["--momentum", "1.5"], "--momentum must be in"),
+        (["--track", "medium"], "track medium has a public history but no recipe yet"),
+        (["--track", "optimizer", "--recipe", "nanogpt"], "track optimizer runs muon, found --recipe nanogpt"),
+    ],
+)
 def test_a_mistake_is_answered_in_one_line_that_names_it(argv, expected):
     with pytest.raises(InputError) as caught:
         parse("jaxrun", argv)

@@ -40,20 +40,48 @@ class Several:
     def __init__(self, commands, folder: Path):
         self.commands, self.folder = commands, folder
 
-    def start(self, backend: str, count: int, *args, dying: tuple[int, str] | None = None, devices: int = 1, torchrun: bool = False):
+    def start(
+        self,
+        backend: str,
+        count: int,
+        *args,
+        dying: tuple[int, str] | None = None,
+        devices: int = 1,
+        torchrun: bool = False,
+    ):
         from test_team import free_port
 
         env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         if torchrun:
-            return [self.commands.start("torch.distributed.run", "--nproc-per-node", count, "--master-port", free_port(), "-m", f"{backend}.train",
-                                        *args, env=env)]
+            return [
+                self.commands.start(
+                    "torch.distributed.run",
+                    "--nproc-per-node",
+                    count,
+                    "--master-port",
+                    free_port(),
+                    "-m",
+                    f"{backend}.train",
+                    *args,
+                    env=env,
+                )
+            ]
         port, processes = free_port(), []
         for rank in range(count):
             team = ["--coordinator", f"127.0.0.1:{port}", "--processes", count, "--process", rank]
             if dying and dying[0] == rank:
                 command = [sys.executable, "-c", DYING, dying[1], backend, *map(str, [*args, *team])]
-                processes.append(subprocess.Popen(command, cwd=self.commands.home, text=True, env=self.commands.env | env,
-                                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL))
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=self.commands.home,
+                        text=True,
+                        env=self.commands.env | env,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        stdin=subprocess.DEVNULL,
+                    )
+                )
             else:
                 processes.append(self.commands.start(f"{backend}.train", *args, *team, env=env))
         return processes
@@ -66,7 +94,9 @@ class Several:
         return self.folder / "tiny" / name, self.run(backend, count, *small, **options)
 
     def resume(self, backend: str, count: int, path: Path, *args, **options):
-        return self.run(backend, count, "--resume", path, "--data-dir", self.commands.data, "--device", "cpu", *args, **options)
+        return self.run(
+            backend, count, "--resume", path, "--data-dir", self.commands.data, "--device", "cpu", *args, **options
+        )
 
 
 @pytest.fixture
@@ -87,13 +117,17 @@ def same(path: Path, other: Path) -> None:
     assert max(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in ours) < 1e-3
 
 
-@pytest.mark.parametrize("backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])  # the first compiles for both anew
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"]
+)  # the first compiles for both anew
 def test_two_processes_make_the_run_of_one(backend, several, finished):
     path, ends = several.new(backend, 2, "two")
     assert [done.code for done in ends] == [0, 0], ends
     assert "val loss" in ends[0].out and not ends[1].out
     same(path, finished(backend).path)
-    batches = [[e["batch"] for e in read(run / "log.jsonl") if e["event"] == "step"] for run in (path, finished(backend).path)]
+    batches = [
+        [e["batch"] for e in read(run / "log.jsonl") if e["event"] == "step"] for run in (path, finished(backend).path)
+    ]
     assert batches[0] == batches[1]
 
 
@@ -121,7 +155,9 @@ def whole(commands, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rank, where", [(3, "record"), (3, "evaluate"), (3, "save"), (0, "record")])
-def test_a_process_killed_in_any_phase_ends_the_others_and_the_run_resumes_to_the_same_numbers(backend, where, rank, several, whole):
+def test_a_process_killed_in_any_phase_ends_the_others_and_the_run_resumes_to_the_same_numbers(
+    backend, where, rank, several, whole
+):
     path, ends = several.new(backend, 4, "killed", dying=(rank, where))
     others = [done for i, done in enumerate(ends) if i != rank]
     assert ends[rank].code == -9 and [done.code for done in others] == [2, 2, 2], ends
@@ -139,7 +175,9 @@ def saved(commands, tmp_path_factory):
 
     def get(backend: str) -> Path:
         if backend not in made:
-            made[backend], ends = Several(commands, tmp_path_factory.mktemp("saved")).new(backend, 4, backend, dying=(1, "record"))
+            made[backend], ends = Several(commands, tmp_path_factory.mktemp("saved")).new(
+                backend, 4, backend, dying=(1, "record")
+            )
             assert [done.code for done in ends] == [2, -9, 2, 2], ends
         return made[backend]
 
@@ -151,7 +189,11 @@ def saved(commands, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_what_four_saved_any_number_goes_on_with(backend, count, several, saved, finished, tmp_path):
     path = shutil.copytree(saved(backend), tmp_path / "tiny" / "copy")
-    ends = several.resume(backend, 1, path, devices=8) if backend == "jaxrun" and count == 8 else several.resume(backend, count, path)
+    ends = (
+        several.resume(backend, 1, path, devices=8)
+        if backend == "jaxrun" and count == 8
+        else several.resume(backend, count, path)
+    )
     assert [done.code for done in ends] == [0] * len(ends), ends
     same(path, finished(backend).path)
 
@@ -162,7 +204,13 @@ def test_a_process_with_another_recipe_is_found_before_the_first_step(backend, s
 
     port, small = free_port(), several.commands.small(backend, several.folder, "other", "--device", "cpu")
     team = ["--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process"]
-    processes = [several.commands.start(*small, *team, 0), several.commands.start(*small, "--muon-rate", "0.5", *team, 1)]
+    processes = [
+        several.commands.start(*small, *team, 0),
+        several.commands.start(*small, "--muon-rate", "0.5", *team, 1),
+    ]
     for done in map(several.commands.finish, processes):
-        assert done.code == 2 and "process 1 of 2 has another muon_rate (recipe) than process 0: expected 0.025, found 0.5" in done.err
+        assert (
+            done.code == 2
+            and "process 1 of 2 has another muon_rate (recipe) than process 0: expected 0.025, found 0.5" in done.err
+        )
     assert not (several.folder / "tiny").exists()

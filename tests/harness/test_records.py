@@ -19,7 +19,20 @@ SHORT = ("--steps", str(STEPS), "--val-every", "10", "--final-val-every", "10", 
 
 
 def command(backend, recipe, commands, runs, *args):
-    return [f"{backend}.train", "--track", "tiny", "--recipe", recipe, "--data-dir", commands.data, "--runs", runs, "--name", "run", *args]
+    return [
+        f"{backend}.train",
+        "--track",
+        "tiny",
+        "--recipe",
+        recipe,
+        "--data-dir",
+        commands.data,
+        "--runs",
+        runs,
+        "--name",
+        "run",
+        *args,
+    ]
 
 
 @pytest.fixture(scope="module", params=["jaxrun", "torchref"])
@@ -60,7 +73,11 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(run, back
     shutil.copytree(run[1], tmp_path / "run")
     before = (tmp_path / "run" / "weights.safetensors").read_bytes()
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines(keepends=True)
-    middle = next(i for i, line in enumerate(log) if '"event":"checkpoint"' in line.replace(" ", "") and f'"step":{STEPS // 2}' in line.replace(" ", ""))
+    middle = next(
+        i
+        for i, line in enumerate(log)
+        if '"event":"checkpoint"' in line.replace(" ", "") and f'"step":{STEPS // 2}' in line.replace(" ", "")
+    )
     (tmp_path / "run" / "log.jsonl").write_text("".join(log[: middle + 1]))
     for folder in sorted((tmp_path / "run" / "checkpoints").iterdir()):
         if int(re.search(r"\d+$", folder.name)[0]) > STEPS // 2:
@@ -71,18 +88,24 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(run, back
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(("args", "parts"), [
-    (["--context", "64", "--block", "48"], ["part DocumentWindow does not fit --context 64", "multiple of --block 48"]),
-    (["--window", "200"], ["part DocumentWindow does not fit --window 200", "above the context, 128"]),
-    (["--val-context", "510"], ["part DocumentWindow does not fit --val-context 510", "multiple of --block 4"]),
-    (["--val-context", "20"], ["--val-context 20 does not divide the track's 8,192 val tokens"]),
-    (["--layers", "5"], ["part UNet does not fit --layers 5", "halves must be equal"]),
-    (["--bare-block", "0"], ["part ValueEmbeddings does not fit --bare-block 0"]),
-    (["--bare-block", "9"], ["--bare-block must be -1, or from 0 to 3", "found 9"]),
-    (["--value-embeddings", "3"], ["part ValueEmbeddings does not fit --value-embeddings 3"]),
-    (["--block", "0"], ["--block must be positive"]),
-    (["--fp8-scales", "1.0", "0.0", "1.0"], ["--fp8-scales must be three positive numbers"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (
+            ["--context", "64", "--block", "48"],
+            ["part DocumentWindow does not fit --context 64", "multiple of --block 48"],
+        ),
+        (["--window", "200"], ["part DocumentWindow does not fit --window 200", "above the context, 128"]),
+        (["--val-context", "510"], ["part DocumentWindow does not fit --val-context 510", "multiple of --block 4"]),
+        (["--val-context", "20"], ["--val-context 20 does not divide the track's 8,192 val tokens"]),
+        (["--layers", "5"], ["part UNet does not fit --layers 5", "halves must be equal"]),
+        (["--bare-block", "0"], ["part ValueEmbeddings does not fit --bare-block 0"]),
+        (["--bare-block", "9"], ["--bare-block must be -1, or from 0 to 3", "found 9"]),
+        (["--value-embeddings", "3"], ["part ValueEmbeddings does not fit --value-embeddings 3"]),
+        (["--block", "0"], ["--block must be positive"]),
+        (["--fp8-scales", "1.0", "0.0", "1.0"], ["--fp8-scales must be three positive numbers"]),
+    ],
+)
 def test_parts_that_do_not_fit_are_named_before_a_run_directory_is_made(args, parts, commands, tmp_path):
     done = commands.run(*command("torchref", "record-21", commands, tmp_path, *args))
     assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
@@ -113,12 +136,21 @@ def test_documents_of_a_real_slice_are_kept_apart(run, commands):
     program, slice_ = build(backend, recipe, device="cpu"), open_slice("synthetic", commands.data)
     shard, start, _ = slice_.part("val")
     tokens = np.asarray(shard[start : start + 2 * 512 + 1], np.int32)
-    inputs, targets = np.ascontiguousarray(tokens[:-1].reshape(2, 512)), np.ascontiguousarray(tokens[1:].reshape(2, 512))
+    inputs, targets = (
+        np.ascontiguousarray(tokens[:-1].reshape(2, 512)),
+        np.ascontiguousarray(tokens[1:].reshape(2, 512)),
+    )
     starts = [int(np.flatnonzero(row[100:] == recipe.end_of_text)[0]) + 100 for row in inputs]
     changed = inputs.copy()
     for row, first in enumerate(starts):
         changed[row, :first] = (changed[row, :first] * 7 + 1) % 500
     state = at(program, program.load(canonical.load(path / "weights.safetensors")), STEPS)
-    before, after = (np.asarray(program.fetch(program.token_losses(state, program.place(x, targets)))) for x in (inputs, changed))
+    before, after = (
+        np.asarray(program.fetch(program.token_losses(state, program.place(x, targets)))) for x in (inputs, changed)
+    )
     for row, first in enumerate(starts):
-        assert np.abs(before[row, first:] - after[row, first:]).max() < 2e-6 < np.abs(before[row, :first] - after[row, :first]).max()
+        assert (
+            np.abs(before[row, first:] - after[row, first:]).max()
+            < 2e-6
+            < np.abs(before[row, :first] - after[row, :first]).max()
+        )

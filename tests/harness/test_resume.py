@@ -21,9 +21,12 @@ from parity.harness.runlog import read, validate
 
 BACKENDS = ("jaxrun", "torchref")
 LONG_IN_JAX = [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"]
-STOPS = [pytest.param("jaxrun", signal.SIGINT), pytest.param("torchref", signal.SIGTERM),
-         pytest.param("jaxrun", signal.SIGTERM, marks=pytest.mark.slow),
-         pytest.param("torchref", signal.SIGINT, marks=pytest.mark.slow)]  # fmt: skip
+STOPS = [
+    pytest.param("jaxrun", signal.SIGINT),
+    pytest.param("torchref", signal.SIGTERM),
+    pytest.param("jaxrun", signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param("torchref", signal.SIGINT, marks=pytest.mark.slow),
+]
 
 # The optimizers count their own steps, so that a warm-up, which is undone, does not count.
 OWN = {
@@ -93,7 +96,9 @@ def assert_same(path: Path, whole: Path) -> None:
     assert validate(path / "log.jsonl") > 0
     for field in ("loss", "grad_norm", "batch", "tokens"):
         assert by_step(path, field) == by_step(whole, field)
-    evaluations = [{e["step"]: e["val_loss"] for e in read(p / "log.jsonl") if e["event"] == "eval"} for p in (path, whole)]
+    evaluations = [
+        {e["step"]: e["val_loss"] for e in read(p / "log.jsonl") if e["event"] == "eval"} for p in (path, whole)
+    ]
     assert evaluations[0] == evaluations[1]
     assert (path / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
@@ -170,8 +175,11 @@ def killed(commands: Any, backend: str, runs: Path, times: int, seed: int) -> li
         if not paths or is_finished(paths[-1]):
             paths.append(runs / "tiny" / f"{backend}-{seed}-{len(paths)}")
         path = paths[-1]
-        start = [f"{backend}.train", "--resume", path, "--data-dir", commands.data] if lines_of(path) \
-            else commands.small(backend, runs, path.name)  # fmt: skip
+        start = (
+            [f"{backend}.train", "--resume", path, "--data-dir", commands.data]
+            if lines_of(path)
+            else commands.small(backend, runs, path.name)
+        )
         process = commands.start(*start)
         if times:
             until = lines_of(path) + rng.randrange(1, 60)  # a log of a whole run has about 110
@@ -249,7 +257,9 @@ def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
         folder = write_own(tmp_path_factory.mktemp(backend), backend, last=20)
         path = folder / "tiny" / "crash"
         first = commands.run(*commands.small(backend, folder, "crash", "--optimizer", "mymodule:make"), cwd=folder)
-        again = commands.resume(path, backend=backend, cwd=folder) if backend == "torchref" else None  # JAX compiles anew
+        again = (
+            commands.resume(path, backend=backend, cwd=folder) if backend == "torchref" else None
+        )  # JAX compiles anew
         write_own(folder, backend)
         return [first, again, commands.resume(path, backend=backend, cwd=folder)], path
 
@@ -322,8 +332,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB in memory."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, check=False) \
-        if os.geteuid() == 0 and shutil.which("mount") else None  # fmt: skip
+    made = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, check=False)
+        if os.geteuid() == 0 and shutil.which("mount")
+        else None
+    )
     if made is None or made.returncode:
         pytest.skip("mounting a small file system needs rights that this user has not got")
     yield mount

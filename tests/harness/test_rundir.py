@@ -50,8 +50,13 @@ def test_create_makes_track_and_name_under_the_root_and_gives_its_places(tmp_pat
         assert run.path == tmp_path / "runs" / "tiny" / "first" and run.checkpoints.is_dir()
         places = (run.run_json, run.log, run.weights, run.source, run.curve, run.verdict)
         assert [place.name for place in places] == [
-            "run.json", "log.jsonl", "weights.safetensors", "source.zip", "curve.png", "verdict.json",
-        ]  # fmt: skip
+            "run.json",
+            "log.jsonl",
+            "weights.safetensors",
+            "source.zip",
+            "curve.png",
+            "verdict.json",
+        ]
 
 
 def test_a_run_that_exists_is_not_made_again_and_the_message_offers_resume_and_name(run, tmp_path):
@@ -188,9 +193,19 @@ def test_a_field_of_run_json_that_is_missing_is_refused_by_its_name_on_both_side
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [("seed", -1), ("seed", "0"), ("precision", "float16"), ("created_utc", "yesterday"), ("command", []), ("plan", []),
-     ("slice", {"name": "news", "digest": "12"}), ("devices", []), ("environment", {"A": 1}), ("flops", "many")],
-)  # fmt: skip
+    [
+        ("seed", -1),
+        ("seed", "0"),
+        ("precision", "float16"),
+        ("created_utc", "yesterday"),
+        ("command", []),
+        ("plan", []),
+        ("slice", {"name": "news", "digest": "12"}),
+        ("devices", []),
+        ("environment", {"A": 1}),
+        ("flops", "many"),
+    ],
+)
 def test_a_field_of_run_json_that_is_wrong_is_refused_by_its_name(run, name, bad):
     with pytest.raises(ValueError, match=f"run.json: .*{name}"):
         run.write_run_json({**RUN, name: bad})

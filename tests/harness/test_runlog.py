@@ -18,7 +18,15 @@ from parity.errors import InputError
 from parity.harness import runlog
 from parity.harness.runlog import RunLog
 
-STEP = dict(loss=3.25, grad_norm=1.5, rates={"embed": 0.1}, step_s=0.5, train_s=1.0, tokens=4096, batch="ab" * 32)
+STEP = {
+    "loss": 3.25,
+    "grad_norm": 1.5,
+    "rates": {"embed": 0.1},
+    "step_s": 0.5,
+    "train_s": 1.0,
+    "tokens": 4096,
+    "batch": "ab" * 32,
+}
 
 
 @pytest.fixture
@@ -166,8 +174,9 @@ def test_patching_the_time_module_does_not_reach_the_log(path, monkeypatch):
 def test_threads_that_share_a_log_leave_one_whole_chain(path):
     with RunLog(path) as log:
         log.event("start")
-        threads = [threading.Thread(target=lambda: [log.event("sample", text="x" * 200) for _ in range(200)])
-                   for _ in range(4)]  # fmt: skip
+        threads = [
+            threading.Thread(target=lambda: [log.event("sample", text="x" * 200) for _ in range(200)]) for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -251,8 +260,9 @@ def test_an_edit_with_the_chain_mended_up_to_one_line_is_found_at_the_next(path)
 def chained(path: Path, *events: dict) -> None:
     prev, lines = "0" * 64, []
     for number, event in enumerate(events, 1):
-        line = json.dumps({"n": number, "clock_s": 1.0, "time_s": 2.0, "utc": "2026-01-02T03:04:05.678Z", **event,
-                           "prev": prev})  # fmt: skip
+        line = json.dumps(
+            {"n": number, "clock_s": 1.0, "time_s": 2.0, "utc": "2026-01-02T03:04:05.678Z", **event, "prev": prev}
+        )
         lines.append(line)
         prev = hashlib.sha256(line.encode()).hexdigest()
     path.write_text("".join(line + "\n" for line in lines))

@@ -49,7 +49,7 @@ def models(finished: Callable[..., Any], recipe: Recipe) -> dict[str, tuple[Any,
     return {backend: (program, program.load(values)) for backend, program in built.items()}
 
 
-@pytest.mark.parametrize("choice", [dict(temperature=0), dict(seed=1), dict(seed=2, temperature=1.0, top_k=None)])
+@pytest.mark.parametrize("choice", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "temperature": 1.0, "top_k": None}])
 def test_equal_weights_and_seed_give_equal_text_in_both_backends(models, recipe, choice):
     """A float32 difference of 1e-5 in a log-probability moves a border between tokens by less than 1e-5: over 120 draws
     it is crossed once in a thousand seeds, and these are not of them."""
@@ -70,7 +70,9 @@ def test_top_k_of_one_is_temperature_zero(models, recipe):
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(recipe):
     """10,000 draws: the frequency's standard error is at most 0.0046; six of them."""
-    drawn = np.array(sample(Fixed(), None, recipe, [0], rows=500, tokens=20, seed=0, temperature=1.0, top_k=None)).ravel()
+    drawn = np.array(
+        sample(Fixed(), None, recipe, [0], rows=500, tokens=20, seed=0, temperature=1.0, top_k=None)
+    ).ravel()
     assert np.bincount(drawn, minlength=3) / len(drawn) == pytest.approx(Fixed.probabilities, abs=0.03)
 
 
@@ -81,7 +83,10 @@ def test_top_k_and_temperature_change_the_odds_as_said(recipe):
 
 
 def test_a_text_ends_at_end_of_text_which_is_not_part_of_it(recipe):
-    assert sample(Counting(), None, recipe, [3], rows=2, tokens=10, seed=0, temperature=0, end_of_text=7) == [[4, 5, 6]] * 2
+    assert (
+        sample(Counting(), None, recipe, [3], rows=2, tokens=10, seed=0, temperature=0, end_of_text=7)
+        == [[4, 5, 6]] * 2
+    )
 
 
 def test_rows_end_each_on_their_own(recipe):
@@ -112,7 +117,9 @@ def test_both_sample_commands_write_the_same_text(commands, finished):
     assert one == two and one.strip()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--tokens", "0"), ("--rows", "0"), ("--top-k", "0"), ("--temperature", "-1")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--tokens", "0"), ("--rows", "0"), ("--top-k", "0"), ("--temperature", "-1")]
+)
 def test_an_impossible_value_is_refused(option, value, commands, finished):
     done = commands.run("torchref.sample", finished("torchref").path, option, value)
     assert done.code == 2

@@ -29,14 +29,20 @@ screen.close()
 
 
 def run_in_pipe(code: str = RUN, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
-                          env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=os.environ | environment
+    )
 
 
 def run_on_terminal(code: str = RUN, terminal: str = "xterm-256color") -> str:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs,
-                               env=os.environ | {"TERM": terminal, "COLUMNS": "90"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": terminal, "COLUMNS": "90"},
+    )
     os.close(theirs)
     shown = b""
     try:
@@ -74,8 +80,10 @@ def test_a_terminal_gets_a_live_line_and_a_table_and_its_cursor_back():
 
 
 def test_an_error_on_a_terminal_leaves_the_cursor_visible_when_the_screen_is_closed():
-    shown = run_on_terminal("from parity.harness.screen import Screen; screen = Screen('muon', 'tiny', 9); "
-                            "screen.step(1, 2.0, 3.0, 4.0); screen.close()")
+    shown = run_on_terminal(
+        "from parity.harness.screen import Screen; screen = Screen('muon', 'tiny', 9); "
+        "screen.step(1, 2.0, 3.0, 4.0); screen.close()"
+    )
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
@@ -106,26 +114,39 @@ def test_the_plain_table_keeps_to_its_width_and_breaks_no_path():
     assert lines[-1] == "  empty"
 
 
-@pytest.mark.parametrize(("name", "value", "shown"), [
-    ("train_s", 123.456, ("train", "123.5 s")),
-    ("host_peak_bytes", 1_430_000_000, ("host peak", "1.43 GB")),
-    ("flops", 1.23e14, ("flops", "123 TFLOP")),
-    ("tokens_per_s", 22410.3, ("speed", "22,410 tokens/s")),
-    ("tokens", 1_048_576, ("tokens", "1,048,576")),
-    ("val_loss", 4.71234, ("val loss", "4.7123 nats per token")),
-    ("bits_per_byte", 1.61804, ("bits per byte", "1.6180")),
-    ("mfu", 0.4567, ("model FLOP utilisation", "45.7 %")),
-    ("target_reached", True, ("target reached", "yes")),
-    ("device", "cpu", ("device", "cpu")),
-    ("val_loss", float("nan"), ("val loss", "nan nats per token")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("train_s", 123.456, ("train", "123.5 s")),
+        ("host_peak_bytes", 1_430_000_000, ("host peak", "1.43 GB")),
+        ("flops", 1.23e14, ("flops", "123 TFLOP")),
+        ("tokens_per_s", 22410.3, ("speed", "22,410 tokens/s")),
+        ("tokens", 1_048_576, ("tokens", "1,048,576")),
+        ("val_loss", 4.71234, ("val loss", "4.7123 nats per token")),
+        ("bits_per_byte", 1.61804, ("bits per byte", "1.6180")),
+        ("mfu", 0.4567, ("model FLOP utilisation", "45.7 %")),
+        ("target_reached", True, ("target reached", "yes")),
+        ("device", "cpu", ("device", "cpu")),
+        ("val_loss", float("nan"), ("val loss", "nan nats per token")),
+    ],
+)
 def test_a_total_is_shown_with_the_unit_that_ends_its_name(name, value, shown):
     assert labelled(name, value) == shown
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [
-    (0, "0 s"), (41.4, "41 s"), (59.7, "1 min 00 s"), (725, "12 min 05 s"), (11_220, "3 h 07 min"),
-    (float("nan"), "? s"), (float("inf"), "? s"), (-1, "? s")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (41.4, "41 s"),
+        (59.7, "1 min 00 s"),
+        (725, "12 min 05 s"),
+        (11_220, "3 h 07 min"),
+        (float("nan"), "? s"),
+        (float("inf"), "? s"),
+        (-1, "? s"),
+    ],
+)
 def test_a_time_left_is_shown_in_the_two_units_that_matter(seconds, shown):
     assert duration(seconds) == shown
 

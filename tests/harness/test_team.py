@@ -42,12 +42,22 @@ def start():
     """Starts processes that run a body with `team` and `rank`; at most those of `ranks`."""
     started = []
 
-    def start(body: str, size: int, ranks=None, silent: float = 20, join: float = 60, **env: str) -> list[subprocess.Popen]:
+    def start(
+        body: str, size: int, ranks=None, silent: float = 20, join: float = 60, **env: str
+    ) -> list[subprocess.Popen]:
         port = free_port()
         code = SCRIPT.format(body="\n".join(" " * 8 + line for line in body.splitlines()), silent=silent, join=join)
         for rank in range(size) if ranks is None else ranks:
-            started.append(subprocess.Popen([sys.executable, "-c", code, f"127.0.0.1:{port}", str(size), str(rank)], cwd=ROOT, text=True,
-                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | env))
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, f"127.0.0.1:{port}", str(size), str(rank)],
+                    cwd=ROOT,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=os.environ | env,
+                )
+            )
         return list(started)
 
     yield start
@@ -73,7 +83,12 @@ def ends(processes, timeout_s: float = 30):
 
 
 def test_all_get_what_each_gives_in_the_order_of_their_numbers(start):
-    found = ends(start("for i in range(50):\n  got = team.gather([i, rank])\nprint(got, team.share(rank + 5), team.any(rank or None))", 3))
+    found = ends(
+        start(
+            "for i in range(50):\n  got = team.gather([i, rank])\nprint(got, team.share(rank + 5), team.any(rank or None))",
+            3,
+        )
+    )
     assert [out.splitlines()[-1] for out, _, _ in found] == ["[[49, 0], [49, 1], [49, 2]] 5 1"] * 3
     assert [code for *_, code in found] == [0, 0, 0]
 
@@ -86,9 +101,14 @@ def test_one_process_alone_agrees_with_itself():
 
 
 def test_another_recipe_is_found_by_all_before_anything_else(start):
-    for _, err, code in ends(start('team.agree({"code": "a", "recipe": "one" if rank < 2 else "other"})\nprint("went on")', 3)):
+    for _, err, code in ends(
+        start('team.agree({"code": "a", "recipe": "one" if rank < 2 else "other"})\nprint("went on")', 3)
+    ):
         assert code == 2
-        assert "process 2 of 3 has another recipe than process 0: expected one, found other: start all with the same command" in err
+        assert (
+            "process 2 of 3 has another recipe than process 0: expected one, found other: start all with the same command"
+            in err
+        )
 
 
 def test_a_process_that_dies_ends_the_others_at_once_and_is_named(start):
@@ -102,7 +122,11 @@ def test_a_process_that_dies_ends_the_others_at_once_and_is_named(start):
     assert time.monotonic() - begin_s < 5
     for i in (0, 2):
         _, err, code = found[i]
-        assert code == 2 and "error: process 1 of 3 died" in err and "go on with\n  python -m jaxrun.train --resume RUN" in err
+        assert (
+            code == 2
+            and "error: process 1 of 3 died" in err
+            and "go on with\n  python -m jaxrun.train --resume RUN" in err
+        )
 
 
 def test_the_death_of_the_first_process_is_noticed_too(start):
@@ -139,12 +163,12 @@ def test_a_process_that_comes_no_further_is_named_after_a_while(start, hanging):
 
 
 def test_processes_that_do_not_come_are_named(start):
-    (_, err, code), = ends(start("pass", 3, ranks=[0], join=1))
+    ((_, err, code),) = ends(start("pass", 3, ranks=[0], join=1))
     assert code == 2 and "found 1 after 1 s, without 1, 2: start one process for each number" in err
 
 
 def test_a_first_process_that_does_not_come_is_said(start):
-    (_, err, code), = ends(start("pass", 2, ranks=[1], join=1))
+    ((_, err, code),) = ends(start("pass", 2, ranks=[1], join=1))
     assert code == 2 and "process 1 of 2: expected process 0 at 127.0.0.1:" in err
 
 
@@ -155,17 +179,28 @@ def test_a_port_that_somebody_else_has_is_said_by_both(tmp_path):
         port = free_port()
         with socket.create_server(("127.0.0.1", port + taken)) as _:
             for rank in (0, 1)[: 1 + taken]:
-                done = subprocess.run([sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(rank)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+                done = subprocess.run(
+                    [sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(rank)],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
                 assert done.returncode == 2
-                expected = "found another run's (nothing)" if rank else f"port {port + taken} of 127.0.0.1 cannot be used"
+                expected = (
+                    "found another run's (nothing)" if rank else f"port {port + taken} of 127.0.0.1 cannot be used"
+                )
                 assert expected in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("given, said", [
-    ({"coordinator": "node1:29400"}, "--processes and --process: expected with the rest"),
-    ({"coordinator": "node1", "processes": 2, "process": 0}, "--coordinator node1: expected HOST:PORT"),
-    ({"coordinator": "node1:29400", "processes": 2, "process": 2}, "process 2 of 2: expected a number from 0 to 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"coordinator": "node1:29400"}, "--processes and --process: expected with the rest"),
+        ({"coordinator": "node1", "processes": 2, "process": 0}, "--coordinator node1: expected HOST:PORT"),
+        ({"coordinator": "node1:29400", "processes": 2, "process": 2}, "process 2 of 2: expected a number from 0 to 1"),
+    ],
+)
 def test_options_that_do_not_fit_together_are_said(given, said):
     with pytest.raises(InputError, match=said):
         team.join(**given)
@@ -178,13 +213,27 @@ def test_torchruns_variables_must_be_whole(monkeypatch):
         team.join()
 
 
-@pytest.mark.parametrize("nodes, first", [("node1", "node1"), ("a01,a02", "a01"), ("gpu[003-004,007]", "gpu003"), ("x-[2]", "x-2")])
+@pytest.mark.parametrize(
+    "nodes, first", [("node1", "node1"), ("a01,a02", "a01"), ("gpu[003-004,007]", "gpu003"), ("x-[2]", "x-2")]
+)
 def test_a_slurm_step_names_its_processes(monkeypatch, nodes, first):
-    for name, value in {"STEP_NUM_TASKS": "16", "PROCID": "9", "LOCALID": "1", "STEP_NODELIST": nodes, "STEP_TASKS_PER_NODE": "8(x2)",
-                        "JOB_ID": "70001"}.items():
+    for name, value in {
+        "STEP_NUM_TASKS": "16",
+        "PROCID": "9",
+        "LOCALID": "1",
+        "STEP_NODELIST": nodes,
+        "STEP_TASKS_PER_NODE": "8(x2)",
+        "JOB_ID": "70001",
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    assert team._of_slurm() == {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": first,
-                                "MASTER_PORT": "29402"}
+    assert team._of_slurm() == {
+        "WORLD_SIZE": "16",
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": first,
+        "MASTER_PORT": "29402",
+    }
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert team._of_slurm() is None

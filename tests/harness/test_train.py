@@ -51,7 +51,13 @@ def test_in_a_pipe_a_run_prints_plain_lines_its_summary_samples_and_the_next_com
 def test_the_run_directory_holds_the_evidence_and_nothing_half_written(run):
     steps = from_fields(facts(run)["recipe"]).checkpoint_steps()
     assert {path.name for path in run.path.iterdir()} - {".lock"} == {
-        "run.json", "log.jsonl", "weights.safetensors", "source.zip", "curve.png", "checkpoints"}  # fmt: skip
+        "run.json",
+        "log.jsonl",
+        "weights.safetensors",
+        "source.zip",
+        "curve.png",
+        "checkpoints",
+    }
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [f"step-{n:06d}" for n in steps]
     assert (run.path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -87,15 +93,20 @@ def test_steps_are_logged_in_order_and_their_times_add_up_to_the_training_time(r
 def test_evaluations_and_checkpoints_are_where_the_recipe_puts_them(run):
     recipe = from_fields(facts(run)["recipe"])
     assert tuple(event["step"] for event in run.events("eval")) == recipe.eval_steps() == (0, 30, 60)
-    assert tuple(event["step"] for event in run.events("checkpoint")) == recipe.checkpoint_steps() == (0, 15, 30, 45, 60)
+    assert (
+        tuple(event["step"] for event in run.events("checkpoint")) == recipe.checkpoint_steps() == (0, 15, 30, 45, 60)
+    )
 
 
 def test_compilation_evaluation_and_checkpoints_are_outside_the_training_time(run):
     """Between the ends of a phase the training clock stands: of two steps with a phase between, step_s is less."""
     events = run.events()
     phases = [event for event in events if event["event"] == "phase"]
-    inside = sum(end["clock_s"] - begin["clock_s"] for begin, end in zip(phases[::2], phases[1::2], strict=True)
-                 if begin["name"] not in ("warm-up", "train"))  # fmt: skip
+    inside = sum(
+        end["clock_s"] - begin["clock_s"]
+        for begin, end in zip(phases[::2], phases[1::2], strict=True)
+        if begin["name"] not in ("warm-up", "train")
+    )
     steps = [event for event in events if event["event"] == "step"]
     first, last = run.events("phase")[1], steps[-1]  # from the end of the warm-up to the last step
     assert first["name"] == "warm-up"
@@ -104,8 +115,11 @@ def test_compilation_evaluation_and_checkpoints_are_outside_the_training_time(ru
 
 def _after(phases: list[dict[str, Any]], last: dict[str, Any]) -> float:
     """Seconds in phases after the last step."""
-    return sum(end["clock_s"] - begin["clock_s"] for begin, end in pairwise(phases)
-               if begin["edge"] == "begin" and begin["n"] > last["n"])  # fmt: skip
+    return sum(
+        end["clock_s"] - begin["clock_s"]
+        for begin, end in pairwise(phases)
+        if begin["edge"] == "begin" and begin["n"] > last["n"]
+    )
 
 
 def test_the_warm_up_leaves_the_state_as_it_was(run):
@@ -160,7 +174,9 @@ def test_the_loss_falls_and_stays_above_the_entropy_of_the_source(finished):
 def test_on_a_terminal_there_is_a_live_line_and_a_table(commands, tmp_path):
     parent, child = pty.openpty()
     args = commands.small("torchref", tmp_path, "seen")
-    process = commands.start(*args, env={"TERM": "xterm-256color", "COLUMNS": "100"}, stdin=child, stdout=child, stderr=child)
+    process = commands.start(
+        *args, env={"TERM": "xterm-256color", "COLUMNS": "100"}, stdin=child, stdout=child, stderr=child
+    )
     os.close(child)
     shown = b""
     while chunk := _read(parent):
@@ -201,7 +217,9 @@ def test_tensorboard_finds_the_figures_of_a_run(commands, tmp_path):
 @pytest.mark.parametrize("backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])
 @pytest.mark.parametrize("recipe", ["muon", pytest.param("nanogpt", marks=pytest.mark.slow)])
 def test_a_run_in_bfloat16_trains_and_saves(backend, recipe, commands, tmp_path):
-    done = commands.run(*commands.small(backend, tmp_path, "narrow", "--recipe", recipe, "--precision", "bfloat16", "--steps", "8"))
+    done = commands.run(
+        *commands.small(backend, tmp_path, "narrow", "--recipe", recipe, "--precision", "bfloat16", "--steps", "8")
+    )
     assert (done.code, done.err) == (0, "")
     log = (tmp_path / "tiny" / "narrow" / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in log if '"event":"step"' in line]

@@ -12,7 +12,17 @@ import pytest
 from jaxrun.attention import causal_attention
 
 SCALE = 0.3
-LENGTHS = (1, 2, 63, 64, 65, 256, 257, 300, 600)  # one block, whole blocks, a last block cut short; loops over chunks, one filled up
+LENGTHS = (
+    1,
+    2,
+    63,
+    64,
+    65,
+    256,
+    257,
+    300,
+    600,
+)  # one block, whole blocks, a last block cut short; loops over chunks, one filled up
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +47,12 @@ def naive(q, k, v, dy):
     y = np.einsum("bhts,bshk->bthk", probs, v)
     dprobs = np.einsum("bthk,bshk->bhts", dy, v)
     dscores = SCALE * probs * (dprobs - (probs * dprobs).sum(-1, keepdims=True))
-    return (y, np.einsum("bhts,bshk->bthk", dscores, k), np.einsum("bhts,bthk->bshk", dscores, q),
-            np.einsum("bhts,bthk->bshk", probs, dy))
+    return (
+        y,
+        np.einsum("bhts,bshk->bthk", dscores, k),
+        np.einsum("bhts,bthk->bshk", dscores, q),
+        np.einsum("bhts,bthk->bshk", probs, dy),
+    )
 
 
 @jax.jit
@@ -65,7 +79,7 @@ def test_bfloat16_comes_as_near_as_its_eight_bits_allow(T):
     given = inputs(T, jnp.bfloat16)
     for name, x, y in zip(("y", "dq", "dk", "dv"), ours(*given), naive(*given)):
         assert x.dtype == jnp.bfloat16
-        assert distance(x, y) < 2 ** -7, name  # probabilities, score gradients and results each rounded by at most 2^-9
+        assert distance(x, y) < 2**-7, name  # probabilities, score gradients and results each rounded by at most 2^-9
 
 
 @pytest.mark.parametrize("dtype", (np.float32, jnp.bfloat16))
@@ -117,6 +131,12 @@ print("equal")
 @pytest.mark.parametrize("T", (100, 300))
 def test_four_devices_with_a_quarter_of_the_rows_each_give_what_one_gives_and_exchange_nothing(T):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", MESH.replace("LENGTH", str(T))], env=environment, capture_output=True, text=True, timeout=120,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", MESH.replace("LENGTH", str(T))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.stdout.strip() == "equal", done.stderr

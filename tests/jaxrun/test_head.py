@@ -32,9 +32,14 @@ def wide():
 
 def made(kind: str, dtype=np.float64):
     rng = np.random.default_rng(0)
-    weights = {"head.weight": jnp.asarray(rng.standard_normal((V, D)), dtype), "head.bias": jnp.asarray(rng.standard_normal(V), dtype),
-               "other": jnp.ones(3, dtype)}
-    scores = lambda weights, x: layers.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)  # noqa: E731
+    weights = {
+        "head.weight": jnp.asarray(rng.standard_normal((V, D)), dtype),
+        "head.bias": jnp.asarray(rng.standard_normal(V), dtype),
+        "other": jnp.ones(3, dtype),
+    }
+    scores = lambda weights, x: (
+        layers.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)
+    )  # noqa: E731
     x, targets = jnp.asarray(3 * rng.standard_normal((B, T, D)), dtype), jnp.asarray(rng.integers(0, V - 3, (B, T)))
     return head.Head(scores, scores, HEADS[kind]), weights, x, targets
 
@@ -53,10 +58,16 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(kind, limit, platform
     one, weights, x, targets = made(kind)
     counted = jnp.asarray(np.random.default_rng(1).integers(0, 2, (B, T)))
     with compiling_for(platform):
-        np.testing.assert_allclose(head.token_losses(one, weights, x, targets), plain(one, weights, x, targets), rtol=1e-12)
+        np.testing.assert_allclose(
+            head.token_losses(one, weights, x, targets), plain(one, weights, x, targets), rtol=1e-12
+        )
         for some in (None, counted):
-            ours = jax.jit(jax.value_and_grad(lambda w, x: 0.3 * head.total_loss(one, w, x, targets, some), (0, 1)))(weights, x)
-            theirs = jax.value_and_grad(lambda w, x: 0.3 * jnp.sum(plain(one, w, x, targets) * (1 if some is None else some)), (0, 1))(weights, x)
+            ours = jax.jit(jax.value_and_grad(lambda w, x: 0.3 * head.total_loss(one, w, x, targets, some), (0, 1)))(
+                weights, x
+            )
+            theirs = jax.value_and_grad(
+                lambda w, x: 0.3 * jnp.sum(plain(one, w, x, targets) * (1 if some is None else some)), (0, 1)
+            )(weights, x)
             for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
                 assert got.dtype == expected.dtype
                 np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1, float(jnp.abs(expected).max())))
@@ -82,7 +93,12 @@ def test_narrow_gradients_are_summed_wide_over_blocks(monkeypatch):
 def test_no_array_of_the_program_has_the_size_of_the_whole_batchs_logits(monkeypatch):
     monkeypatch.setattr(head, "BLOCK_TOKENS", {"cpu": 4})
     one, weights, x, targets = made("capped")
-    text = jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1))).lower(weights, x).compile().as_text()
+    text = (
+        jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1)))
+        .lower(weights, x)
+        .compile()
+        .as_text()
+    )
     assert f"[{B},{T},{V}]" not in text and f"[{B * T},{V}]" not in text and f"[4,{V}]" in text
 
 
@@ -90,4 +106,6 @@ def test_no_array_of_the_program_has_the_size_of_the_whole_batchs_logits(monkeyp
 def test_the_caps_gradient_is_its_slope(cap):
     x, h = jnp.linspace(-100, 100, 41), 1e-6
     slope = (layers.capped(x + h, cap) - layers.capped(x - h, cap)) / (2 * h)
-    np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: layers.capped(x, cap)))(x), slope, atol=1e-8)  # h^2 and 1e-16 cap / h
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(lambda x: layers.capped(x, cap)))(x), slope, atol=1e-8
+    )  # h^2 and 1e-16 cap / h

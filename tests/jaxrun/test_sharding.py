@@ -42,13 +42,24 @@ print(json.dumps([{"apart": max(float(np.abs(np.asarray(a) - b).max() / max(1e-3
 LAYOUTS = [(1, 1, 1), (1, 1, 4), (2, 2, 1), (4, 4, 2), (4, 2, 1), (8, 8, 1), (8, 2, 2), (8, 1, 1)]
 
 
-@pytest.mark.parametrize("recipe, layers, layouts", [("muon", 1, LAYOUTS[:1] + LAYOUTS[-2:-1]),
-                                                     *(pytest.param(name, 2, LAYOUTS, marks=pytest.mark.slow) for name in ("muon", "nanogpt"))])
+@pytest.mark.parametrize(
+    "recipe, layers, layouts",
+    [
+        ("muon", 1, LAYOUTS[:1] + LAYOUTS[-2:-1]),
+        *(pytest.param(name, 2, LAYOUTS, marks=pytest.mark.slow) for name in ("muon", "nanogpt")),
+    ],
+)
 def test_every_layout_makes_the_same_numbers_and_is_compiled_once(recipe, layers, layouts):
     """Float64 sums in another order through three steps: 1e-16 x sqrt(500) terms x some thirty layers is below 1e-12; AdamW divides small
     gradients by their own size, for which a hundred times as much is allowed."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, recipe, json.dumps(layouts), str(layers)], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, recipe, json.dumps(layouts), str(layers)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "rematerialization" not in done.stderr  # XLA's word for gathering all where a part would do
     for layout, found in zip(layouts, json.loads(done.stdout), strict=True):
@@ -73,7 +84,9 @@ def test_microbatches_must_divide_the_rows_of_a_device(backend):
     from parity.program import build
     from parity.recipe import recipe_for
 
-    with pytest.raises(InputError, match="--microbatches 3: expected a divisor of the 16 rows that each of 1 devices has"):
+    with pytest.raises(
+        InputError, match="--microbatches 3: expected a divisor of the 16 rows that each of 1 devices has"
+    ):
         build(backend, recipe_for("muon", "tiny"), device="cpu", microbatches=3)
 
 
@@ -84,7 +97,9 @@ def test_a_gpu_without_its_plugin_is_told(monkeypatch, tmp_path):
     (tmp_path / "version").write_text("NVRM")
     monkeypatch.setattr(sharding, "NVIDIA", tmp_path / "version")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    with pytest.raises(InputError, match="this machine has an NVIDIA GPU, and JAX has no plugin for it: pip install 'jaxrun.cuda.'"):
+    with pytest.raises(
+        InputError, match="this machine has an NVIDIA GPU, and JAX has no plugin for it: pip install 'jaxrun.cuda.'"
+    ):
         sharding.pick_devices()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert sharding.pick_devices()[0].platform == "cpu"
@@ -104,7 +119,9 @@ def test_nothing_wider_than_the_recipe_says_is_in_the_program(recipe, precision)
     with jax.enable_x64(True):
         program = JaxProgram(dataclasses.replace(recipe_for(recipe, "tiny"), precision=precision), jax.devices()[:1])
         for what in ("step", "evaluation"):
-            assert not re.search(r"tensor<[0-9x]+xf64>", program.lowered(16, what).as_text()), what  # scalars on their way to float32 aside
+            assert not re.search(r"tensor<[0-9x]+xf64>", program.lowered(16, what).as_text()), (
+                what
+            )  # scalars on their way to float32 aside
         assert not any(x.weak_type for x in jax.tree.leaves(program.shapes))
 
 
@@ -112,7 +129,10 @@ def test_a_run_compiles_its_step_once(commands, tmp_path):
     done = commands.run(*commands.small("jaxrun", tmp_path, "counted"), env={"JAX_LOG_COMPILES": "1"})
     assert done.code == 0, done.err
     compiled = [line for line in done.err.splitlines() if "Finished XLA compilation" in line]
-    assert sum("jit(_update)" in line for line in compiled) == 1 and sum("jit(_token_losses)" in line for line in compiled) == 1, compiled
+    assert (
+        sum("jit(_update)" in line for line in compiled) == 1
+        and sum("jit(_token_losses)" in line for line in compiled) == 1
+    ), compiled
 
 
 def test_what_is_computed_again_for_the_gradient_is_the_same_and_takes_more_products():
@@ -126,7 +146,9 @@ def test_what_is_computed_again_for_the_gradient_is_the_same_and_takes_more_prod
     from parity.harness.flops import count
     from parity.recipe import recipe_for
 
-    recipe = dataclasses.replace(recipe_for("muon", "tiny"), layers=2, dim=32, head_dim=16, context=32, batch_tokens=128)
+    recipe = dataclasses.replace(
+        recipe_for("muon", "tiny"), layers=2, dim=32, head_dim=16, context=32, batch_tokens=128
+    )
     batch = np.random.default_rng(0).integers(0, 500, (2, 4, 32)).astype(np.int32)
     kept, again = (JaxProgram(recipe, jax.devices()[:1], remat=policy) for policy in ("none", "blocks"))
     grads, flops = [], []

@@ -12,10 +12,12 @@ from jaxrun.window_kernel import seen, window_attention
 SHAPES = [(1, 256, 2, 32, 16), (2, 256, 2, 64, 64), (1, 512, 1, 128, 128), (1, 512, 1, 32, 256)]  # B, T, H, K, block
 WINDOWS = (0, 1, 2, 3, 2**31 - 1)
 STARTS = {  # positions at which documents start
-    "no start": lambda T, block: (), "inside blocks": lambda T, block: (3, block // 2, block + 5, block + 6, T // 2 + 7),
+    "no start": lambda T, block: (),
+    "inside blocks": lambda T, block: (3, block // 2, block + 5, block + 6, T // 2 + 7),
     "at edges of blocks": lambda T, block: (block, T // 2, T - block),
     "beside edges": lambda T, block: (block - 1, block + 1, T // 2 - 1, T - 1),
-    "everywhere": lambda T, block: range(1, T)}  # fmt: skip
+    "everywhere": lambda T, block: range(1, T),
+}
 SCALE = 0.12
 
 
@@ -81,7 +83,9 @@ def test_narrow_types_round_only_probabilities_and_results(dtype):
     ids, values = documents("inside blocks", B, T, block), arrays(B, T, H, K, dtype)
     found = with_gradients(block)(*values, ids, jnp.int32(2))
     expected = with_gradients(None)(*values, visible(ids, 2, block))
-    roundings = 4 * float(jnp.finfo(dtype).eps) / 2  # of a gradient: y (in delta), probabilities, their gradient, the result
+    roundings = (
+        4 * float(jnp.finfo(dtype).eps) / 2
+    )  # of a gradient: y (in delta), probabilities, their gradient, the result
     for name, one, other in zip(("y", "dq", "dk", "dv"), found, expected):
         assert one.dtype == dtype
         error = np.linalg.norm(np.float32(one) - np.float32(other)) / np.linalg.norm(np.float32(other))
@@ -91,7 +95,9 @@ def test_narrow_types_round_only_probabilities_and_results(dtype):
 def test_window_0_is_window_1():
     B, T, H, K, block = SHAPES[0]
     values = arrays(B, T, H, K)
-    none, one = (with_gradients(block)(*values, documents("no start", B, T, block), jnp.int32(window)) for window in (0, 1))
+    none, one = (
+        with_gradients(block)(*values, documents("no start", B, T, block), jnp.int32(window)) for window in (0, 1)
+    )
     assert all(map(np.array_equal, none, one))
 
 
@@ -117,10 +123,14 @@ def test_what_no_query_sees_is_not_read(hidden, window, kind):
     ids = documents(kind, B, T, block)
     late = slice(192, T)  # the last block, which sees neither of the first two
     hide = jnp.isin(jnp.arange(T), jnp.array(hidden))[:, None, None]
-    y, dq, _, _ = with_gradients(block)(q, jnp.where(hide, jnp.nan, k), jnp.where(hide, jnp.nan, v), dy, ids, jnp.int32(window))
+    y, dq, _, _ = with_gradients(block)(
+        q, jnp.where(hide, jnp.nan, k), jnp.where(hide, jnp.nan, v), dy, ids, jnp.int32(window)
+    )
     assert np.isfinite(y[:, late]).all() and np.isfinite(dq[:, late]).all()
     unread = jnp.arange(T)[:, None, None] >= 192
-    _, _, dk, dv = with_gradients(block)(jnp.where(unread, jnp.nan, q), k, v, jnp.where(unread, jnp.nan, dy), ids, jnp.int32(window))
+    _, _, dk, dv = with_gradients(block)(
+        jnp.where(unread, jnp.nan, q), k, v, jnp.where(unread, jnp.nan, dy), ids, jnp.int32(window)
+    )
     assert np.isfinite(dk[:, :128]).all() and np.isfinite(dv[:, :128]).all()
 
 

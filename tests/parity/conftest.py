@@ -50,8 +50,13 @@ def case(synthetic, tmp_path_factory) -> Callable[..., Case]:
     def get(recipe: str, precision: str = "float64", seed: int = 0) -> Case:
         key = recipe, precision, seed
         if key not in made:
-            made[key] = Case(compared_recipe(recipe, "tiny", precision), track_of("tiny"), synthetic,
-                             tmp_path_factory.mktemp("case"), seed)
+            made[key] = Case(
+                compared_recipe(recipe, "tiny", precision),
+                track_of("tiny"),
+                synthetic,
+                tmp_path_factory.mktemp("case"),
+                seed,
+            )
         return made[key]
 
     return get

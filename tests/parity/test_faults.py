@@ -16,15 +16,22 @@ from parity.errors import InputError
 from parity.recipe import RECIPES
 
 QUICK = [
-    ("data-shard-end", "torchref", "nanogpt"), ("data-ranks-interleaved", "jaxrun", "nanogpt"),
-    ("init-next-seed", "torchref", "nanogpt"), ("norm-eps-1e-6", "torchref", "nanogpt"),
-    ("mask-value-small", "torchref", "muon"), ("heads-transposed", "jaxrun", "nanogpt"),
-    ("padding-in-softmax", "torchref", "nanogpt"), ("v-detached", "torchref", "nanogpt"),
-    ("clip-epsilon-missing", "torchref", "nanogpt"), ("adam-epsilon-in-root", "torchref", "nanogpt"),
-    ("skips-reversed", "torchref", "record-11"), ("values-of-block-before", "torchref", "record-11"),
-    ("documents-end-late", "torchref", "record-21"), ("window-short-rounded-up", "torchref", "record-21"),
+    ("data-shard-end", "torchref", "nanogpt"),
+    ("data-ranks-interleaved", "jaxrun", "nanogpt"),
+    ("init-next-seed", "torchref", "nanogpt"),
+    ("norm-eps-1e-6", "torchref", "nanogpt"),
+    ("mask-value-small", "torchref", "muon"),
+    ("heads-transposed", "jaxrun", "nanogpt"),
+    ("padding-in-softmax", "torchref", "nanogpt"),
+    ("v-detached", "torchref", "nanogpt"),
+    ("clip-epsilon-missing", "torchref", "nanogpt"),
+    ("adam-epsilon-in-root", "torchref", "nanogpt"),
+    ("skips-reversed", "torchref", "record-11"),
+    ("values-of-block-before", "torchref", "record-11"),
+    ("documents-end-late", "torchref", "record-21"),
+    ("window-short-rounded-up", "torchref", "record-21"),
     ("value-embeddings-late", "jaxrun", "record-21"),
-]  # fmt: skip
+]
 
 
 def test_the_catalogue_has_at_least_100_faults_at_every_level_in_both_backends():
@@ -33,7 +40,9 @@ def test_the_catalogue_has_at_least_100_faults_at_every_level_in_both_backends()
     assert len({fault.says for fault in FAULTS.values()}) == len(FAULTS)
     for fault in (FAULTS | NARROW_FAULTS).values():
         assert set(fault.recipes) <= RECIPES.keys()
-        assert len(fault.recipes) == len(RECIPES) or fault.only, f"{fault.name} is for some recipes, and does not say why"
+        assert len(fault.recipes) == len(RECIPES) or fault.only, (
+            f"{fault.name} is for some recipes, and does not say why"
+        )
         assert len(fault.backends) == 2 or fault.only
 
 
@@ -79,7 +88,9 @@ def test_a_planted_fault_leaves_the_code_as_it_was():
 
 def test_a_fault_of_one_side_does_not_reach_the_other(case, clean, memo):
     side = Side("jaxrun", FAULTS["data-shifted"])
-    results = Comparison(side, clean["torchref"], case("muon"), chosen_levels("data"), memo=dict(memo), diagnose=False).run()
+    results = Comparison(
+        side, clean["torchref"], case("muon"), chosen_levels("data"), memo=dict(memo), diagnose=False
+    ).run()
     assert results[0].status == "fails"
     again = Comparison(clean["jaxrun"], Side("torchref"), case("muon"), chosen_levels("data"), memo={}).run()
     assert again[0].status == "holds"
@@ -92,7 +103,7 @@ def test_two_mistakes_at_once_are_named_one_after_the_other(case, clean):
 
     both = Fault("both", "two mistakes", "forward", "*", recipe=with_fields(norm_eps=1e-6, gelu="tanh"))
     result = Comparison(Side("torchref", both), clean["torchref"], case("nanogpt"), chosen_levels("forward")).run()[0]
-    reason, = result.finding.reasons
+    (reason,) = result.finding.reasons
     assert "norm-eps-1e-6" in reason and "as far as blocks.0.mlp.proj:in" in reason
 
 
@@ -117,7 +128,9 @@ def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recip
     found = matrix([case(recipe)], FAULTS.values(), [backend])
     wrong = [f"{c.fault} in {c.recipe}: {c.level}, {c.line}: {c.place}" for c in found if not c.right]
     assert not wrong
-    assert [c.fault for c in found] == [f.name for f in FAULTS.values() if recipe in f.recipes and backend in f.backends]
+    assert [c.fault for c in found] == [
+        f.name for f in FAULTS.values() if recipe in f.recipes and backend in f.backends
+    ]
     assert min(c.margin for c in found) > 10
     assert np.mean([c.named for c in found if c.expected != "layout"]) > 0.95
 
@@ -127,5 +140,7 @@ def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recip
 @pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
 def test_a_fault_in_8_bits_is_caught_in_bfloat16(compare, name, backend):
     """Only there are 8 bits in use; the tests over eight draws see more rounding, and less, than was recorded."""
-    said = compare("--recipe", "record-21", "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend)
+    said = compare(
+        "--recipe", "record-21", "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend
+    )
     assert said.code == 1 and f", {NARROW_FAULTS[name].level} (" in said.out, said.out

@@ -41,7 +41,10 @@ def test_the_bound_is_twice_lambda_root_n_units():
 def test_a_deeper_value_is_allowed_more():
     recipe = recipe_for("muon", "tiny")
     allowed = [bounds.forward(recipe, blocks).allowed for blocks in range(4)]
-    assert allowed == sorted(allowed) and allowed[0] < bounds.losses(recipe).allowed < bounds.gradients(recipe, 1024).allowed
+    assert (
+        allowed == sorted(allowed)
+        and allowed[0] < bounds.losses(recipe).allowed < bounds.gradients(recipe, 1024).allowed
+    )
 
 
 def test_the_first_place_in_order_is_the_finding_and_not_the_worst():
@@ -89,7 +92,15 @@ def test_in_float32_an_error_may_be_four_times_the_recorded_one_and_no_more():
 
 def test_in_float32_one_sides_error_may_not_be_more_than_four_times_the_others():
     truth, noise = [seen(np.ones(1000))], np.random.default_rng(0).standard_normal(1000)
-    result = judge("forward", [seen(1 + 3e-7 * noise)], [seen(1 + 0.5e-7 * noise)], NAMES, "float32", truth, {"forward/line": {"largest": 1e-7}})
+    result = judge(
+        "forward",
+        [seen(1 + 3e-7 * noise)],
+        [seen(1 + 0.5e-7 * noise)],
+        NAMES,
+        "float32",
+        truth,
+        {"forward/line": {"largest": 1e-7}},
+    )
     assert result.finding.basis == "errors of both sides alike" and result.finding.found == pytest.approx(6, rel=1e-3)
 
 
@@ -103,7 +114,10 @@ def test_what_is_usual_between_two_backends_is_no_finding_in_float32():
 
 def test_in_float32_without_a_recorded_error_nothing_holds():
     truth = [seen(np.ones(3))]
-    assert judge("forward", [seen(np.ones(3) + 1e-7)], truth, NAMES, "float32", truth, {}).finding.basis == "no error was recorded"
+    assert (
+        judge("forward", [seen(np.ones(3) + 1e-7)], truth, NAMES, "float32", truth, {}).finding.basis
+        == "no error was recorded"
+    )
 
 
 def test_holm_rejects_in_order_and_stops_at_the_first_that_is_not():
@@ -128,8 +142,12 @@ def test_false_alarms_of_a_whole_report_stay_below_one_in_a_hundred_where_the_le
     """300 reports of 60 tests on draws from one distribution; at 1 in 1,000 too few could be counted."""
     rng, alarms = np.random.default_rng(2), 0
     for _ in range(300):
-        tests = [narrow.Test("forward", str(i), "x", 1.0, narrow.beyond(rng.normal(0.223, 0.3, 8), rng.normal(0, 0.3, 16))[1])
-                 for i in range(60)]
+        tests = [
+            narrow.Test(
+                "forward", str(i), "x", 1.0, narrow.beyond(rng.normal(0.223, 0.3, 8), rng.normal(0, 0.3, 16))[1]
+            )
+            for i in range(60)
+        ]
         alarms += any(test.p < allowed for test, allowed in narrow.holm(tests, 1e-2))
     assert alarms <= 12  # binomial(300, 0.01): P(more than 12) < 1e-4
 
@@ -151,7 +169,9 @@ def test_sides_without_a_place_in_common_are_not_judged():
 
 
 def test_what_only_one_side_shows_is_counted():
-    result = judge("forward", [seen([1.0], "x")], [seen([1.0], "x"), seen([1.0], "y")], Names("a", "b", strict=False), "float64")
+    result = judge(
+        "forward", [seen([1.0], "x")], [seen([1.0], "x"), seen([1.0], "y")], Names("a", "b", strict=False), "float64"
+    )
     assert result.status == "holds" and result.reason == "1 places in common; left out 1 places of b"
 
 
@@ -172,15 +192,19 @@ def test_plain_spans_are_the_streams(lengths):
 
 def test_a_muon_weight_is_allowed_what_the_orthogonalisation_is_by_as_much_as_it_moves_it():
     recipe = recipe_for("muon", "tiny")
-    allowed = [bounds.updated(recipe, 1, "matrix", shape, largest).allowed for shape, largest in
-               (((64, 64), 0.5), ((64, 64), 1.0), ((256, 64), 1.0))]  # fmt: skip
+    allowed = [
+        bounds.updated(recipe, 1, "matrix", shape, largest).allowed
+        for shape, largest in (((64, 64), 0.5), ((64, 64), 1.0), ((256, 64), 1.0))
+    ]
     turned = bounds.orthogonalization(recipe, 12).allowed
     assert allowed == pytest.approx([turned * 0.025 / 0.5, turned * 0.025, turned * 0.025 * 2], rel=1e-3)
     assert bounds.updated(recipe, 1, "head", (512, 64), 1.0) == bounds.update(recipe)
 
 
-@pytest.mark.parametrize(("outcomes", "status"), [(["fails", "holds"], "holds"), (["fails", "fails", "holds"], "holds"),
-                                                  (["fails"] * 3, "fails")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [(["fails", "holds"], "holds"), (["fails", "fails", "holds"], "holds"), (["fails"] * 3, "fails")],
+)
 def test_a_trajectory_in_float32_that_fails_is_judged_with_two_other_seeds(case, clean, monkeypatch, outcomes, status):
     from parity.compare import runner
     from parity.compare.observation import Finding
@@ -199,8 +223,14 @@ def test_a_trajectory_in_float32_that_fails_is_judged_with_two_other_seeds(case,
 
     monkeypatch.setattr(runner, "judge", judged)
     monkeypatch.setattr(type(clean["jaxrun"]), "observe", observe)
-    comparison = runner.Comparison(clean["jaxrun"], clean["torchref"], case("nanogpt", "float32"), runner.chosen_levels("trajectory"),
-                                   diagnose=False, truth=clean["torchref"])  # fmt: skip
+    comparison = runner.Comparison(
+        clean["jaxrun"],
+        clean["torchref"],
+        case("nanogpt", "float32"),
+        runner.chosen_levels("trajectory"),
+        diagnose=False,
+        truth=clean["torchref"],
+    )
     (result,) = comparison.run()
     assert result.status == status and seeds == [0, 10_000, 20_000][: len(outcomes)]
     assert ("parted from float64 by chance" in result.reason) == (status == "holds")

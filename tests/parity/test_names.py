@@ -23,10 +23,15 @@ def made(name):
 def theirs(name, recipe, weights):
     """The weights as the file of a map holds them, with what it has beside them."""
     chosen = MAPS[name]
-    found = {chosen.source(key): torch.from_numpy(np.array(w.T if key.endswith(chosen.transposed or "?") else w))
-             for key, w in weights.items()}  # fmt: skip
+    found = {
+        chosen.source(key): torch.from_numpy(np.array(w.T if key.endswith(chosen.transposed or "?") else w))
+        for key, w in weights.items()
+    }
     if name in ("nanogpt", "hf-gpt2"):
-        found |= {"lm_head.weight": found["transformer.wte.weight"], "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+        found |= {
+            "lm_head.weight": found["transformer.wte.weight"],
+            "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        }
     if name == "track3":
         found["blocks.0.attn.rotary.angular_freq"] = torch.ones(4)
     return found
@@ -45,7 +50,10 @@ def test_the_maps_have_the_names_that_the_programs_use():
     assert nanogpt.source("blocks.10.attn.qkv.bias") == "transformer.h.10.attn.c_attn.bias"
     assert nanogpt.source("norm_out.weight") == "transformer.ln_f.weight"
     assert track3.source("blocks.0.norm2.weight") == "blocks.0.norm2.gains"
-    assert track3.source("head.bias") == "proj.bias" and track3.source("blocks.3.attn.proj.bias") == "blocks.3.attn.proj.bias"
+    assert (
+        track3.source("head.bias") == "proj.bias"
+        and track3.source("blocks.3.attn.proj.bias") == "blocks.3.attn.proj.bias"
+    )
 
 
 def test_a_training_checkpoint_of_a_compiled_model_is_read(tmp_path):
@@ -57,9 +65,15 @@ def test_a_training_checkpoint_of_a_compiled_model_is_read(tmp_path):
 
 def test_a_bare_model_of_transformers_is_read(tmp_path):
     recipe, weights = made("hf-gpt2")
-    bare = {key.removeprefix("transformer."): x for key, x in theirs("hf-gpt2", recipe, weights).items() if key != "lm_head.weight"}
+    bare = {
+        key.removeprefix("transformer."): x
+        for key, x in theirs("hf-gpt2", recipe, weights).items()
+        if key != "lm_head.weight"
+    }
     torch.save(bare, tmp_path / "pytorch_model.bin")
-    assert canonical.digest(read_weights(tmp_path / "pytorch_model.bin", recipe, "hf-gpt2")) == canonical.digest(weights)
+    assert canonical.digest(read_weights(tmp_path / "pytorch_model.bin", recipe, "hf-gpt2")) == canonical.digest(
+        weights
+    )
 
 
 def test_rows_of_padding_are_filled_with_zeros(tmp_path):
@@ -72,8 +86,13 @@ def test_rows_of_padding_are_filled_with_zeros(tmp_path):
 
 def test_a_map_of_ones_own_is_read_from_json(tmp_path):
     recipe, weights = made("canonical")
-    canonical.save(tmp_path / "w.safetensors", {"my." + key.replace("embed.weight", "table"): w for key, w in weights.items()} | {"my.step": np.zeros(1)})
-    (tmp_path / "map.json").write_text(json.dumps({"names": {"embed.weight": "table"}, "prefixes": ["my."], "ignored": ["step"]}))
+    canonical.save(
+        tmp_path / "w.safetensors",
+        {"my." + key.replace("embed.weight", "table"): w for key, w in weights.items()} | {"my.step": np.zeros(1)},
+    )
+    (tmp_path / "map.json").write_text(
+        json.dumps({"names": {"embed.weight": "table"}, "prefixes": ["my."], "ignored": ["step"]})
+    )
     found = read_weights(tmp_path / "w.safetensors", recipe, str(tmp_path / "map.json"))
     assert canonical.digest(found) == canonical.digest(weights)
 
@@ -104,7 +123,9 @@ def test_a_file_that_would_run_code_is_refused_unread(tmp_path):
         read_weights(tmp_path / "evil.pt", made("nanogpt")[0], "nanogpt")
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"not a file of torch", "expected a PyTorch state dict"), (None, "no weights here")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"not a file of torch", "expected a PyTorch state dict"), (None, "no weights here")]
+)
 def test_a_damaged_or_missing_file_is_refused(tmp_path, content, message):
     if content:
         (tmp_path / "x.pt").write_bytes(content)

@@ -81,25 +81,31 @@ def test_two_files_are_compared_with_each_other(compare, partial, tmp_path):
     assert said.code == 1 and "partial.py departs from torchref" in said.out
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (" * float('nan')", "token losses is nan at [0, 0], expected finite numbers"),
-    ("[:, 1:]", "token losses expected shape (16, 64), found (16, 63)"),
-    (".astype('float32')", "token losses expected float64 at precision float64, found float32"),
-    (".no_such()", "line 13: token_losses raised AttributeError"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (" * float('nan')", "token losses is nan at [0, 0], expected finite numbers"),
+        ("[:, 1:]", "token losses expected shape (16, 64), found (16, 63)"),
+        (".astype('float32')", "token losses expected float64 at precision float64, found float32"),
+        (".no_such()", "line 13: token_losses raised AttributeError"),
+    ],
+)
 def test_wrong_values_of_a_program_are_one_sentence(compare, partial, change, message):
     said = compare("--a", partial(change), "--recipe", "muon", "--levels", "loss")
     assert said.code == 2 and message in said.err and said.err.count("\n") == 1
     assert str(partial(change)) in said.err
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("import nothing_of_this_name\n", "line 1: its import raised ModuleNotFoundError"),
-    ("def build(recipe:\n", "line 1: its import raised SyntaxError"),
-    ("x = 1\n", "expected a function build(recipe)"),
-    ("def build(recipe): return 7\n", "expected a program with a method load or init, found int"),
-    ("def build(recipe): raise ValueError('no such size')\n", "line 1: build raised ValueError: no such size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_this_name\n", "line 1: its import raised ModuleNotFoundError"),
+        ("def build(recipe:\n", "line 1: its import raised SyntaxError"),
+        ("x = 1\n", "expected a function build(recipe)"),
+        ("def build(recipe): return 7\n", "expected a program with a method load or init, found int"),
+        ("def build(recipe): raise ValueError('no such size')\n", "line 1: build raised ValueError: no such size"),
+    ],
+)
 def test_a_file_that_is_no_program_is_one_sentence(compare, tmp_path, text, message):
     path = tmp_path / "broken.py"
     path.write_text(text)
@@ -115,19 +121,32 @@ GRADIENTS = """
 """
 
 
-@pytest.mark.parametrize(("what", "message"), [
-    ("grads.pop('norm_out.weight')", "loss_and_grads lacks norm_out.weight"),
-    ("grads['extra'] = loss", "loss_and_grads has extra, which recipe muon does not know"),
-    ("return loss", "loss_and_grads expected a pair (loss, gradients)"),
-    ("raise SystemExit(0)", "loss_and_grads raised SystemExit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("grads.pop('norm_out.weight')", "loss_and_grads lacks norm_out.weight"),
+        ("grads['extra'] = loss", "loss_and_grads has extra, which recipe muon does not know"),
+        ("return loss", "loss_and_grads expected a pair (loss, gradients)"),
+        ("raise SystemExit(0)", "loss_and_grads raised SystemExit"),
+    ],
+)
 def test_gradients_that_are_missing_or_left_over_never_pass(compare, partial, what, message):
     said = compare("--a", partial(more=GRADIENTS.format(what=what)), "--recipe", "muon", "--levels", "gradients")
     assert said.code == 2 and message in said.err and said.err.count("\n") == 1
 
 
 def test_torch_tensors_that_still_have_their_graph_are_read(compare, partial):
-    assert compare("--a", partial(more=GRADIENTS.format(what="loss.requires_grad_()")), "--recipe", "muon", "--levels", "gradients").code == 0
+    assert (
+        compare(
+            "--a",
+            partial(more=GRADIENTS.format(what="loss.requires_grad_()")),
+            "--recipe",
+            "muon",
+            "--levels",
+            "gradients",
+        ).code
+        == 0
+    )
 
 
 def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
@@ -137,13 +156,17 @@ def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
         (folder / "beside.py").write_text(f"FACTOR = {factor}\n")
         text = FORWARD_ONLY.format(change=" * beside.FACTOR", more="").replace("import numpy as np", "import beside")
         (folder / "program.py").write_text(text)
-    said = compare("--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss")
+    said = compare(
+        "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss"
+    )
     assert said.code == 1 and "seen     a (program.py) " in said.out
 
 
 def test_a_file_that_is_missing_is_one_sentence(compare, tmp_path):
     said = compare("--a", tmp_path / "none.py")
-    assert said.code == 2 and "none.py: expected a Python file with a function build(recipe), found none there" in said.err
+    assert (
+        said.code == 2 and "none.py: expected a Python file with a function build(recipe), found none there" in said.err
+    )
 
 
 def test_a_backend_that_is_not_installed_is_one_sentence(compare, monkeypatch):
@@ -154,7 +177,9 @@ def test_a_backend_that_is_not_installed_is_one_sentence(compare, monkeypatch):
 
     monkeypatch.setattr(programs.importlib, "import_module", missing)
     said = compare("--recipe", "muon", "--levels", "loss")
-    assert said.code == 2 and "backend jaxrun needs the package jax, which is not installed: pip install jax" in said.err
+    assert (
+        said.code == 2 and "backend jaxrun needs the package jax, which is not installed: pip install jax" in said.err
+    )
 
 
 @pytest.mark.slow
@@ -172,8 +197,17 @@ def test_nanogpt_is_transformers_gpt2(tmp_path):
     from parity.recipe import recipe_for
 
     recipe = dataclasses.replace(recipe_for("nanogpt", "tiny"), gelu="tanh", precision="float64")
-    config = transformers.GPT2Config(vocab_size=512, n_positions=64, n_embd=64, n_layer=4, n_head=4, resid_pdrop=0.0,
-                                     embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_new")  # fmt: skip
+    config = transformers.GPT2Config(
+        vocab_size=512,
+        n_positions=64,
+        n_embd=64,
+        n_layer=4,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        activation_function="gelu_new",
+    )
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(config).double()
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")

@@ -13,15 +13,40 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 
 def run(script: str, *args, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "scripts" / script, *map(str, args)], capture_output=True, text=True, env=os.environ | env, timeout=1800)
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        timeout=1800,
+    )
 
 
 @pytest.mark.slow
 def test_the_gpu_check_runs_in_full_on_the_cpu_at_tiny(tmp_path):
-    done = run("gpu_check.py", "--device", "cpu", "--scale", "tiny", "--out", tmp_path, "--turns", 1, "--steps", 2, "--no-compile",
-               "--budget-s", 1500, JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1")  # fmt: skip
+    done = run(
+        "gpu_check.py",
+        "--device",
+        "cpu",
+        "--scale",
+        "tiny",
+        "--out",
+        tmp_path,
+        "--turns",
+        1,
+        "--steps",
+        2,
+        "--no-compile",
+        "--budget-s",
+        1500,
+        JAX_PLATFORMS="cpu",
+        OMP_NUM_THREADS="1",
+    )
     found = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
-    assert done.returncode == 0, (done.stdout[-3000:], {name: one["failed"] for name, one in found.items() if "failed" in one})
+    assert done.returncode == 0, (
+        done.stdout[-3000:],
+        {name: one["failed"] for name, one in found.items() if "failed" in one},
+    )
     assert [part for part, one in found.items() if "failed" in one or "left out" in one] == []
     assert found["correctness:jaxrun"]["holds"] and found["correctness:torchref"]["holds"]
     for recipe in ("muon", "nanogpt"):
@@ -82,7 +107,12 @@ def test_a_compiled_programs_text_is_read():
     reduced, gathered = found.collectives
     assert (reduced.kind, reduced.bytes, reduced.group, reduced.is_async) == ("all-reduce", 256, (0, 1, 2, 3), True)
     assert reduced.sent_bytes == 2 * 192  # three quarters of the bytes, there and back
-    assert (gathered.kind, gathered.bytes, gathered.group, gathered.is_async) == ("all-gather", 1024, (0, 2, 4, 6), False)
+    assert (gathered.kind, gathered.bytes, gathered.group, gathered.is_async) == (
+        "all-gather",
+        1024,
+        (0, 2, 4, 6),
+        False,
+    )
     assert found.traffic_bytes == {"products": 5 * (256 + 128 + 64), "others": 0}
     assert next(iter(found.buffers)) == "f32[64]"
 
@@ -125,7 +155,11 @@ def test_record_21_for_eight_h100s_has_attention_that_grows_with_its_window_and_
     step, evaluation = found["step"], found["evaluation"]
     assert found["tokens"] == {"step": 49_152, "evaluation": 262_144}
     assert step["bytes"]["peak"] < 40e9 and evaluation["bytes"]["peak"] < 20e9
-    assert {name: step["kernels"][f"window_attention{name}"] for name in ("", "_dq", "_dkv")} == {"": 11, "_dq": 11, "_dkv": 11}
+    assert {name: step["kernels"][f"window_attention{name}"] for name in ("", "_dq", "_dkv")} == {
+        "": 11,
+        "_dq": 11,
+        "_dkv": 11,
+    }
     assert evaluation["kernels"]["window_attention"] == 11
     eight = [types for types in step["products"] if types.startswith("f8")]
     assert sorted(eight) == ["f8e4m3fn x f8e4m3fn -> bf16", "f8e5m2 x f8e4m3fn -> bf16", "f8e5m2 x f8e4m3fn -> f32"]

@@ -52,8 +52,9 @@ def one_thread() -> None:
 @pytest.fixture(scope="module", params=["jaxrun", "torchref"])
 def pieces(request: pytest.FixtureRequest) -> Pieces:
     pytest.importorskip("jax" if request.param == "jaxrun" else "torch")
-    return Pieces(request.param, *(importlib.import_module(f"{request.param}.{name}")
-                                   for name in ("attention", "model", "optim")))  # fmt: skip
+    return Pieces(
+        request.param, *(importlib.import_module(f"{request.param}.{name}") for name in ("attention", "model", "optim"))
+    )
 
 
 @pytest.fixture(scope="module")

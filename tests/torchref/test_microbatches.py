@@ -14,7 +14,9 @@ from parity.recipe import recipe_for
 @pytest.mark.parametrize("name", ["muon", "nanogpt"])
 def test_loss_and_gradients_do_not_depend_on_microbatches(backend, name, x64):
     """Float64 sums of 16 rows in another order."""
-    recipe = dataclasses.replace(recipe_for(name, "tiny"), precision="float64", layers=2, dim=32, head_dim=16, context=32, batch_tokens=512)
+    recipe = dataclasses.replace(
+        recipe_for(name, "tiny"), precision="float64", layers=2, dim=32, head_dim=16, context=32, batch_tokens=512
+    )
     tokens = np.random.default_rng(0).integers(0, 500, (2, 16, 32)).astype(np.int32)
     found = []
     for count in (1, 4):
@@ -26,4 +28,6 @@ def test_loss_and_gradients_do_not_depend_on_microbatches(backend, name, x64):
     for loss, mean, grads in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-13) and mean == pytest.approx(found[0][1], rel=1e-13)
         for key, grad in grads.items():
-            np.testing.assert_allclose(grad, found[0][2][key], rtol=0, atol=1e-12 * max(1.0, np.abs(found[0][2]["embed.weight"]).max()))
+            np.testing.assert_allclose(
+                grad, found[0][2][key], rtol=0, atol=1e-12 * max(1.0, np.abs(found[0][2]["embed.weight"]).max())
+            )

@@ -23,11 +23,23 @@ class Record55(recipe.Record21):
 
 def enter(monkeypatch):
     """What the page says to write, in place."""
-    monkeypatch.setitem(parts.PARTS, "GatedUNet", parts.Part(
-        "GatedUNet", "skips", "x + 2 sigmoid(g_i) y", "record 55", lambda recipe, place: parts.factors(
-            recipe, f"{place}skips", *[0.0] * (recipe.layers // 2)), clash=parts._unet))  # fmt: skip
+    monkeypatch.setitem(
+        parts.PARTS,
+        "GatedUNet",
+        parts.Part(
+            "GatedUNet",
+            "skips",
+            "x + 2 sigmoid(g_i) y",
+            "record 55",
+            lambda recipe, place: parts.factors(recipe, f"{place}skips", *[0.0] * (recipe.layers // 2)),
+            clash=parts._unet,
+        ),
+    )
     monkeypatch.setitem(recipe.RECIPES, "record-55", Record55)
-    for backend, sigmoid in (("jaxrun", lambda x: importlib.import_module("jax").nn.sigmoid(x)), ("torchref", lambda x: x.sigmoid())):
+    for backend, sigmoid in (
+        ("jaxrun", lambda x: importlib.import_module("jax").nn.sigmoid(x)),
+        ("torchref", lambda x: x.sigmoid()),
+    ):
         module = importlib.import_module(f"{backend}.parts")
 
         def call(self, x_BTD, partner_BTD, i, times=module.times, sigmoid=sigmoid):
@@ -56,7 +68,9 @@ def test_a_part_of_ten_lines_runs_in_both_backends(monkeypatch, x64):
         found.append(program.fetch(program.loss_and_grads(program.at(program.load(start), 30), batch)))
     (loss, grads), (peer, peers) = found
     assert loss == pytest.approx(float(peer), rel=1e-12)
-    assert all(np.abs(np.asarray(grads[name]) - peers[name]).max() < 1e-12 * np.abs(peers[name]).max() for name in peers)
+    assert all(
+        np.abs(np.asarray(grads[name]) - peers[name]).max() < 1e-12 * np.abs(peers[name]).max() for name in peers
+    )
     assert np.abs(peers["skips.weight"]).max() > 0
 
 

@@ -35,8 +35,11 @@ def after(pieces, kind, weights, grads, decay, *rest, **more):
 
     parameters = {name: torch.nn.Parameter(pieces.put(w)) for name, w in weights.items()}
     groups = {"all": parameters}
-    part = pieces.optim.adamw(groups, *rest[:-1], {"all": decay}) if kind == "adamw" else pieces.optim.muon(
-        groups, decay, *rest[:-1], getattr(torch, rest[-1]), **more)  # fmt: skip
+    part = (
+        pieces.optim.adamw(groups, *rest[:-1], {"all": decay})
+        if kind == "adamw"
+        else pieces.optim.muon(groups, decay, *rest[:-1], getattr(torch, rest[-1]), **more)
+    )
     whole = pieces.optim.ByGroup({kind: part}, {"all": RATES})
     for step, gradients in enumerate(grads):
         for name, p in parameters.items():
@@ -87,8 +90,9 @@ def same(found, expected, **tolerance):
 def test_adamw_is_torchs(pieces, rng, decay):
     torch = pytest.importorskip("torch")
     weights, grads = start(rng, {"a": (3, 4), "b": (5,)})
-    peer = torch_after(lambda p: torch.optim.AdamW(p, betas=(0.8, 0.95), eps=1e-8, weight_decay=decay, foreach=False),
-                       weights, grads)  # fmt: skip
+    peer = torch_after(
+        lambda p: torch.optim.AdamW(p, betas=(0.8, 0.95), eps=1e-8, weight_decay=decay, foreach=False), weights, grads
+    )
     same(after(pieces, "adamw", weights, grads, decay, (0.8, 0.95), 1e-8, None), peer)
 
 
@@ -99,7 +103,9 @@ def test_adamw_is_optaxs(pieces, rng, decay):
 
     weights, grads = start(rng, {"a": (3, 4), "b": (5,)})
     peer = optax.adamw(lambda step: jnp.asarray(RATES)[step], b1=0.8, b2=0.95, eps=1e-8, weight_decay=decay)
-    same(after(pieces, "adamw", weights, grads, decay, (0.8, 0.95), 1e-8, None), optax_after(peer, weights, grads, optax))
+    same(
+        after(pieces, "adamw", weights, grads, decay, (0.8, 0.95), 1e-8, None), optax_after(peer, weights, grads, optax)
+    )
 
 
 def test_adamw_first_step_moves_every_weight_by_its_rate_against_the_sign(pieces, rng):
@@ -156,9 +162,23 @@ def test_muon_takes_a_stack_as_the_matrices_that_it_holds(pieces, rng):
     weights, grads = start(rng, {"stack": (3, 12, 12), "one": (12, 12), "tall": (2, 24, 8)})
     found = after(pieces, "muon", weights, grads, 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
     same(found, naive_muon(weights, grads, 0.05, 0.95, 12), rtol=0, atol=1e-12)
-    apart = {f"{name}.{i}": (w[i], [g[name][i] for g in grads]) for name, w in weights.items() if w.ndim == 3 for i in range(len(w))}
-    alone = after(pieces, "muon", {name: w for name, (w, _) in apart.items()},
-                  [{name: g[step] for name, (_, g) in apart.items()} for step in range(len(grads))], 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")  # fmt: skip
+    apart = {
+        f"{name}.{i}": (w[i], [g[name][i] for g in grads])
+        for name, w in weights.items()
+        if w.ndim == 3
+        for i in range(len(w))
+    }
+    alone = after(
+        pieces,
+        "muon",
+        {name: w for name, (w, _) in apart.items()},
+        [{name: g[step] for name, (_, g) in apart.items()} for step in range(len(grads))],
+        0.05,
+        0.95,
+        12,
+        NEWTON_SCHULZ,
+        "float64",
+    )
     for name, w in alone.items():
         whole, i = name.split(".")
         np.testing.assert_allclose(found[whole][int(i)], w, rtol=0, atol=1e-12)
@@ -173,8 +193,11 @@ def test_muon_is_torchs_up_to_the_bfloat16_that_torch_always_orthogonalises_in(p
     weights, grads = start(rng, SHAPES)
     # matrices with singular values near one another, whose orthogonal factor does not enlarge bfloat16's rounding
     grads = [{name: g + 10 * np.eye(*g.shape) for name, g in gradients.items()} for gradients in grads]
-    peer = torch_after(lambda p: torch.optim.Muon(p, weight_decay=0.05, momentum=0.95, ns_coefficients=NEWTON_SCHULZ,
-                                                  ns_steps=12), weights, grads)  # fmt: skip
+    peer = torch_after(
+        lambda p: torch.optim.Muon(p, weight_decay=0.05, momentum=0.95, ns_coefficients=NEWTON_SCHULZ, ns_steps=12),
+        weights,
+        grads,
+    )
     found = after(pieces, "muon", weights, grads, 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
     # an entry of u is at most sqrt(3) in size and wrong by some roundings of 2^-9 a step; the rates add up to 0.75
     same(found, peer, rtol=0, atol=0.75 * math.sqrt(3) * 12 * 2**-9)
@@ -187,8 +210,15 @@ def optax_muon(optax, weights):
 
     # ours are (out, in); optax's default is (in, out), which turns the aspect factor around
     axes = dict.fromkeys(weights, MuonDimensionNumbers(reduction_axis=1, output_axis=0))
-    return muon(float(RATES[0]), ns_coeffs=NEWTON_SCHULZ, ns_steps=12, beta=0.95, eps=1e-7, weight_decay=0.05,
-                muon_weight_dimension_numbers=axes)  # fmt: skip
+    return muon(
+        float(RATES[0]),
+        ns_coeffs=NEWTON_SCHULZ,
+        ns_steps=12,
+        beta=0.95,
+        eps=1e-7,
+        weight_decay=0.05,
+        muon_weight_dimension_numbers=axes,
+    )
 
 
 def test_muon_is_optaxs_at_the_first_step(pieces, rng):
@@ -263,7 +293,11 @@ def test_torchs_optimizer_has_every_weight_once_in_the_group_of_the_recipe(name)
     parameters = dict(model.make_model(recipe).to_empty(device="cpu").named_parameters())
     names = {id(p): name for name, p in parameters.items()}
     optimizer = optim.make_optimizer(recipe, parameters)
-    found = [(names[id(p)], group["name"]) for part in optimizer.parts.values() for group in part.param_groups
-             for p in group["params"]]  # fmt: skip
+    found = [
+        (names[id(p)], group["name"])
+        for part in optimizer.parts.values()
+        for group in part.param_groups
+        for p in group["params"]
+    ]
     assert sorted(found) == sorted(optim.group_of(recipe).items())
     assert set(optimizer.tables) == set(recipe.rates(0))

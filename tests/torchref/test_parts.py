@@ -50,8 +50,17 @@ def pieces(pieces):
             found = torch.autograd.grad(function(*given).sum(), given)
         return [pieces.get(g) for g in found]
 
-    return SimpleNamespace(name=pieces.name, attention=pieces.attention, layers=layers, parts=parts, put=pieces.put, get=pieces.get,
-                           dtype=pieces.dtype, fill=fill, gradients=gradients)  # fmt: skip
+    return SimpleNamespace(
+        name=pieces.name,
+        attention=pieces.attention,
+        layers=layers,
+        parts=parts,
+        put=pieces.put,
+        get=pieces.get,
+        dtype=pieces.dtype,
+        fill=fill,
+        gradients=gradients,
+    )
 
 
 def normed(x):
@@ -120,11 +129,14 @@ def test_a_stack_gives_a_product_with_each_of_its_matrices(pieces, rng):
         np.testing.assert_allclose(pieces.get(found), x @ matrix.T, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "part", "formula"), [
-    ("record-11", "TanhCap", lambda z: 30 * np.tanh(z / 30)),
-    ("record-21", "SigmoidCap", lambda z: 30 / (1 + np.exp(-z / 7.5))),
-    ("muon", "RationalCap", lambda z: 15 * z / np.sqrt(z * z + 225)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "part", "formula"),
+    [
+        ("record-11", "TanhCap", lambda z: 30 * np.tanh(z / 30)),
+        ("record-21", "SigmoidCap", lambda z: 30 / (1 + np.exp(-z / 7.5))),
+        ("muon", "RationalCap", lambda z: 15 * z / np.sqrt(z * z + 225)),
+    ],
+)
 def test_a_cap_is_its_formula_and_so_is_its_gradient(pieces, rng, name, part, formula):
     z, h = np.append(20 * rng.standard_normal(40), [0.0, 300.0, -300.0]), 1e-5
     cap = getattr(pieces.parts, part)(recipe_of(name))
@@ -144,7 +156,10 @@ def test_the_cap_by_tanh_is_rounded_to_bfloat16_before_it_is_widened(pieces, rng
     assert apart.mean() < 0.02 and np.array_equal(pieces.get(found), canonical.round_to(pieces.get(found), "bfloat16"))
 
 
-@pytest.mark.parametrize(("name", "part", "base", "count"), [("record-11", "FullRotary", 10_000.0, 8), ("record-21", "HalfRotary", 1024.0, 4)])
+@pytest.mark.parametrize(
+    ("name", "part", "base", "count"),
+    [("record-11", "FullRotary", 10_000.0, 8), ("record-21", "HalfRotary", 1024.0, 4)],
+)
 def test_rotary_turns_normed_heads_by_the_records_angles(pieces, rng, name, part, base, count):
     """K = 16: eight pairs (i, i + 8), of which the half-truncated one turns four."""
     x = rng.standard_normal((2, 40, 3, 16))
@@ -153,14 +168,23 @@ def test_rotary_turns_normed_heads_by_the_records_angles(pieces, rng, name, part
     x1, x2 = np.split(normed(x), 2, axis=-1)
     expected = np.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], -1)
     found = pieces.get(getattr(pieces.parts, part)(recipe_of(name))(pieces.put(x)))
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)  # positions up to 39 enlarge an error of the frequency
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-12, atol=1e-12
+    )  # positions up to 39 enlarge an error of the frequency
 
 
 def test_record_11s_cosines_and_sines_are_bfloat16(pieces):
     recipe = recipe_of("record-11", precision="bfloat16")
     x = np.concatenate([np.ones((1, 50, 1, 8)), np.zeros((1, 50, 1, 8))], -1)  # gives the cosines and minus the sines
-    found = pieces.get(pieces.attention.rotary(pieces.put(x, "float32"), 10_000.0, pieces.dtype("float32"), full=True,
-                                               tables=pieces.dtype(recipe.dtypes.tables)))  # fmt: skip
+    found = pieces.get(
+        pieces.attention.rotary(
+            pieces.put(x, "float32"),
+            10_000.0,
+            pieces.dtype("float32"),
+            full=True,
+            tables=pieces.dtype(recipe.dtypes.tables),
+        )
+    )
     angle = np.arange(50)[:, None] * 10_000.0 ** (-np.arange(8) / 8)
     for part, exact in ((found[0, :, 0, :8], np.cos(angle)), (found[0, :, 0, 8:], -np.sin(angle))):
         assert np.array_equal(part, canonical.round_to(part, "bfloat16"))
@@ -170,7 +194,9 @@ def test_record_11s_cosines_and_sines_are_bfloat16(pieces):
 def test_norm_has_no_weights_and_is_its_formula(pieces, rng):
     recipe = recipe_of("record-21")
     x = rng.standard_normal((2, 3, 64))
-    np.testing.assert_allclose(pieces.get(pieces.layers.Norm(recipe.norm_eps, recipe.dtypes)(pieces.put(x))), normed(x), **CLOSE)
+    np.testing.assert_allclose(
+        pieces.get(pieces.layers.Norm(recipe.norm_eps, recipe.dtypes)(pieces.put(x))), normed(x), **CLOSE
+    )
 
 
 # Documents and windows
@@ -191,7 +217,9 @@ def seen_by(pieces, documents, window):
 def naive_window(q, k, v, scale, documents, window, block):
     y = np.empty_like(v)
     for b, t, h in np.ndindex(q.shape[:3]):
-        seen = [s for s in range(t + 1) if documents[b, s] == documents[b, t] and s // block > t // block - max(1, window)]
+        seen = [
+            s for s in range(t + 1) if documents[b, s] == documents[b, t] and s // block > t // block - max(1, window)
+        ]
         scores = k[b, seen, h] @ q[b, t, h] * scale
         probs = np.exp(scores - scores.max())
         y[b, t, h] = probs / probs.sum() @ v[b, seen, h]
@@ -218,7 +246,10 @@ def test_the_window_of_a_state_is_that_of_its_step(backend):
     assert list(program.rates()["momentum"]) == [recipe.momenta(step) for step in range(recipe.steps)]
     tokens = np.random.default_rng(0).integers(0, 500, (2, 8, recipe.context)).astype(np.int32)
     noise = np.random.default_rng(1)
-    start = {name: w + 0.1 * noise.standard_normal(w.shape).astype(w.dtype) for name, w in canonical.initial_weights(recipe, 0).items()}
+    start = {
+        name: w + 0.1 * noise.standard_normal(w.shape).astype(w.dtype)
+        for name, w in canonical.initial_weights(recipe, 0).items()
+    }
     losses = []
     for step in (0, 30, 60, 61):
         batch = program.place(*tokens)
@@ -236,7 +267,11 @@ SCALES = (2.0, 2.0**9, 2.0**19)
 def eights(rng, *shape):
     """x, W, dy whose 8-bit forms have sums that float32 holds exactly, so that no order of a sum counts. All are bfloat16."""
     B, T, D, V = shape
-    wide = [rng.integers(-1024, 1025, (B, T, D)) / 256, rng.integers(-512, 513, (V, D)) / 2**14, rng.integers(-256, 257, (B, T, V)) / 16 * T / 2**19]
+    wide = [
+        rng.integers(-1024, 1025, (B, T, D)) / 256,
+        rng.integers(-512, 513, (V, D)) / 2**14,
+        rng.integers(-256, 257, (B, T, V)) / 16 * T / 2**19,
+    ]
     return [canonical.round_to(x, "bfloat16") for x in wide]
 
 
@@ -248,7 +283,10 @@ def rounded(x, scale, name):
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
 def test_eight_bits_are_those_of_ml_dtypes(pieces, rng, name):
-    random, ties = rng.standard_normal(1000) * 10.0 ** rng.uniform(-6, 1.5, 1000), [0.0, 2.0**-10, 2.0**-17, 3 * 2.0**-10]
+    random, ties = (
+        rng.standard_normal(1000) * 10.0 ** rng.uniform(-6, 1.5, 1000),
+        [0.0, 2.0**-10, 2.0**-17, 3 * 2.0**-10],
+    )
     x = canonical.round_to(np.concatenate([random, np.arange(-64, 64) / 64, ties]), "bfloat16")
     kind = getattr(pieces.layers.jnp if pieces.name == "jaxrun" else pieces.layers.torch, name)
     for scale in (1.0, 2.0):
@@ -260,7 +298,11 @@ def test_eight_bits_are_those_of_ml_dtypes(pieces, rng, name):
 def test_the_product_in_8_bits_and_its_gradients_are_their_formulas_to_the_last_bit(pieces, rng):
     T = 16
     x, weight, dy = eights(rng, 2, T, 64, 48)
-    x8, w8, dy8 = rounded(x, SCALES[0], "float8_e4m3fn"), rounded(weight, SCALES[1], "float8_e4m3fn"), rounded(dy, SCALES[2] / T, "float8_e5m2")
+    x8, w8, dy8 = (
+        rounded(x, SCALES[0], "float8_e4m3fn"),
+        rounded(weight, SCALES[1], "float8_e4m3fn"),
+        rounded(dy, SCALES[2] / T, "float8_e5m2"),
+    )
     given = [pieces.put(a, dtype) for a, dtype in ((x, "bfloat16"), (weight, "float32"), (dy, "bfloat16"))]
     if pieces.name == "jaxrun":
         import jax
@@ -272,7 +314,11 @@ def test_the_product_in_8_bits_and_its_gradients_are_their_formulas_to_the_last_
         y.backward(given[2])
         dx, dweight = given[0].grad, given[1].grad
     scale = SCALES[2] / T
-    expected = (x8 @ w8.T / (SCALES[0] * SCALES[1]), dy8 @ w8 / (scale * SCALES[1]), np.einsum("btv,btd->vd", dy8, x8) / (scale * SCALES[0]))
+    expected = (
+        x8 @ w8.T / (SCALES[0] * SCALES[1]),
+        dy8 @ w8 / (scale * SCALES[1]),
+        np.einsum("btv,btd->vd", dy8, x8) / (scale * SCALES[0]),
+    )
     for found, exact, dtype in zip((y, dx, dweight), expected, ("bfloat16", "bfloat16", "float32"), strict=True):
         assert dtype in str(found.dtype)
         assert np.array_equal(pieces.get(found), canonical.round_to(exact, dtype))
@@ -305,7 +351,9 @@ def test_both_backends_round_the_same_gradient_to_8_bits(rng):
     head = jaxrun.parts.FP8Head(recipe)
     head.weight[...] = jax.numpy.asarray(weight, jax.numpy.float32)
     y, back = jax.vjp(lambda x: head.training_scores(x, None), jax.numpy.asarray(x, jax.numpy.bfloat16))
-    found.append((np.asarray(y, np.float64), np.asarray(back(jax.numpy.asarray(dy, jax.numpy.bfloat16))[0], np.float64) / 128))
+    found.append(
+        (np.asarray(y, np.float64), np.asarray(back(jax.numpy.asarray(dy, jax.numpy.bfloat16))[0], np.float64) / 128)
+    )
     for reduction, size in (("mean", 128), ("sum", 1)):
         head = torchref.parts.FP8Head(recipe)
         head.weight.data = torch.from_numpy(weight)
@@ -321,7 +369,9 @@ def test_both_backends_round_the_same_gradient_to_8_bits(rng):
 # Together
 
 
-@pytest.fixture(scope="module", params=[(b, r) for r in ("record-11", "record-21") for b in ("jaxrun", "torchref")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(b, r) for r in ("record-11", "record-21") for b in ("jaxrun", "torchref")], ids="-".join
+)
 def shown(request, x64):
     """A recipe of six blocks, its weights, and all activations of a batch."""
     backend, name = request.param

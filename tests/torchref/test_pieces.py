@@ -92,14 +92,18 @@ def test_rms_norm_is_its_formula(pieces, rng):
 
 def test_rms_norm_of_nothing_is_nothing_and_epsilon_counts(pieces):
     wide = pieces.dtype("float64")
-    assert np.array_equal(pieces.get(pieces.model.rms_norm(pieces.put(np.zeros((1, 8))), RMS_EPS, wide)), np.zeros((1, 8)))
+    assert np.array_equal(
+        pieces.get(pieces.model.rms_norm(pieces.put(np.zeros((1, 8))), RMS_EPS, wide)), np.zeros((1, 8))
+    )
     small = pieces.get(pieces.model.rms_norm(pieces.put(np.full((1, 8), math.sqrt(RMS_EPS))), RMS_EPS, wide))
     np.testing.assert_allclose(small, math.sqrt(0.5), **CLOSE)
 
 
 def test_layer_norm_is_its_formula(pieces, rng):
     x, gain, bias = rng.standard_normal((2, 3, 64)), rng.standard_normal(64), rng.standard_normal(64)
-    norm = pieces.model.LayerNorm(64, 1e-5, dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="float64").dtypes)
+    norm = pieces.model.LayerNorm(
+        64, 1e-5, dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="float64").dtypes
+    )
     if pieces.name == "jaxrun":
         norm.weight[...], norm.bias[...] = pieces.put(gain), pieces.put(bias)
     else:
@@ -126,8 +130,14 @@ def test_gelu_has_both_forms(pieces, gelu):
     if pieces.name == "jaxrun":
         mlp.fc.weight[...], mlp.proj.weight[...] = pieces.put(fc), pieces.put(proj)
     else:
-        mlp.load_state_dict({"fc.weight": pieces.put(fc), "proj.weight": pieces.put(proj),
-                             "fc.bias": pieces.put(np.zeros(64)), "proj.bias": pieces.put(np.zeros(16))})  # fmt: skip
+        mlp.load_state_dict(
+            {
+                "fc.weight": pieces.put(fc),
+                "proj.weight": pieces.put(proj),
+                "fc.bias": pieces.put(np.zeros(64)),
+                "proj.bias": pieces.put(np.zeros(16)),
+            }
+        )
     exact = 1.5 * 0.5 * (1 + math.erf(1.5 / math.sqrt(2)))
     tanh = 1.5 * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1.5 + 0.044715 * 1.5**3)))
     assert abs(exact - tanh) > 1e-4
@@ -139,7 +149,9 @@ def test_gelu_has_both_forms(pieces, gelu):
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
 def test_orthogonalize_gives_the_orthogonal_factor_of_the_singular_value_decomposition(pieces, rng, shape):
     u, _, vt = np.linalg.svd(rng.standard_normal((3, *shape)), full_matrices=False)
-    x = (u * np.linspace(0.1, 1.0, min(shape))) @ vt * 5  # singular values apart from zero, so that U V^T is well defined
+    x = (
+        (u * np.linspace(0.1, 1.0, min(shape))) @ vt * 5
+    )  # singular values apart from zero, so that U V^T is well defined
     found = pieces.get(pieces.optim.orthogonalize(pieces.put(x), 12, (2.0, -1.5, 0.5), pieces.dtype("float64")))
     np.testing.assert_allclose(found, u @ vt, rtol=0, atol=1e-12)
 
@@ -155,8 +167,9 @@ def test_norms_are_those_of_all_numbers_together_and_of_each_group(pieces, rng):
     whole = np.linalg.norm(np.concatenate([x.ravel() for x in values.values()]))
     np.testing.assert_allclose(pieces.get(pieces.optim.global_norm(tensors)), whole, **CLOSE)
     norms = pieces.optim.group_norms(tensors, {"a": "one", "b": "two", "c": "one"})
-    np.testing.assert_allclose(pieces.get(norms["one"]), np.hypot(np.linalg.norm(values["a"]), np.linalg.norm(values["c"])),
-                               **CLOSE)  # fmt: skip
+    np.testing.assert_allclose(
+        pieces.get(norms["one"]), np.hypot(np.linalg.norm(values["a"]), np.linalg.norm(values["c"])), **CLOSE
+    )
     np.testing.assert_allclose(pieces.get(norms["two"]), np.linalg.norm(values["b"]), **CLOSE)
 
 

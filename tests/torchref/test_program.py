@@ -160,8 +160,10 @@ def test_bfloat16_trains_and_keeps_its_weights_as_described(backend, name):
     # logits are wrong by some 2^-8 of their size, a few units at most, and the mean is over 1024 tokens
     exact = made(backend, name)
     assert losses[0] == pytest.approx(run(exact, exact.init(0))[0][0], abs=5e-3)
-    stored = {key: str(w.dtype).removeprefix("torch.") for key, w in
-              (state["weights"].items() if backend == "jaxrun" else state.model.named_parameters())}  # fmt: skip
+    stored = {
+        key: str(w.dtype).removeprefix("torch.")
+        for key, w in (state["weights"].items() if backend == "jaxrun" else state.model.named_parameters())
+    }
     narrow = {key for key, dtype in stored.items() if dtype == "bfloat16"}
     assert narrow == ({"embed.weight"} if name == "muon" else set())
     assert {dtype for key, dtype in stored.items() if key not in narrow} == {"float32"}
@@ -177,7 +179,10 @@ def test_own_optimizers_replace_the_recipes_and_see_gradients_that_were_not_clip
         recipe = small("nanogpt", clip_norm=1e-6)  # were it applied, nothing would move
         program = build(backend, recipe, device="cpu", optimizer=f"{adamw_module}:{function}")
         state = program.init(0)
-        start, (_, grads) = program.export(state), program.fetch(program.loss_and_grads(state, program.place(*batches(1)[0])))
+        start, (_, grads) = (
+            program.export(state),
+            program.fetch(program.loss_and_grads(state, program.place(*batches(1)[0]))),
+        )
         after = program.export(run(program, state)[1])
         for name in start:  # float32 rounds the weight, at most 1, to 6e-8
             np.testing.assert_allclose(after[name], start[name] - 0.5 * grads[name], rtol=0, atol=1.2e-7)
@@ -199,8 +204,12 @@ def test_a_torch_scheduler_is_stepped_and_is_part_of_the_state(adamw_module, tmp
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_optimizer_that_is_none_is_refused(backend, adamw_module):
     pytest.importorskip("jax" if backend == "jaxrun" else "torch")
-    for spec, words in ((f"{adamw_module}:wrong", "found int"), (f"{adamw_module}:wrogn", "wrong"),
-                        ("no_such_module:make", "no module no_such_module"), ("make", "expected module:function")):
+    for spec, words in (
+        (f"{adamw_module}:wrong", "found int"),
+        (f"{adamw_module}:wrogn", "wrong"),
+        ("no_such_module:make", "no module no_such_module"),
+        ("make", "expected module:function"),
+    ):
         with pytest.raises(InputError, match=words):
             build(backend, small("muon"), device="cpu", optimizer=spec).init(0)
 

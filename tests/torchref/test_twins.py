@@ -25,18 +25,47 @@ RENAMED = {
     "pick_devices": "pick_device",  # torch has a process for each device
 }
 ONLY = {
-    "AdamWState", "MuonState",  # torch's optimizers own their state
-    "BLOCK", "SHORT", "CHAINS",  # XLA is told to skip what the mask hides, and what goes side by side; PyTorch's attention does by itself
+    "AdamWState",
+    "MuonState",  # torch's optimizers own their state
+    "BLOCK",
+    "SHORT",
+    "CHAINS",  # XLA is told to skip what the mask hides, and what goes side by side; PyTorch's attention does by itself
     "chunk_size",  # PyTorch's chunks divide a row
     "matmul",  # the precision that JAX must be told at each product
-    "apply", "torch_dtype",  # flax runs a definition on weights; torch's types are objects
-    "kept", "remat", "memory", "WIDE_ROWS", "plus",  # what XLA must be told of memory, and of sums on a CPU
-    "NVIDIA", "MACHINE", "ROWS", "WHOLE", "placed", "placed_whole", "fetched", "make_mesh", "replicated", "part", "parts", "over_rows", "in_microbatches", "lowered",  # a mesh
-    "compiling_for", "target_platform",  # JAX may compile for devices that are not there
-    "join", "rank", "world_size", "gather_rows", "reduce_gradients", "KINDS",  # mesh or processes
-    "State", "MakeOptimizer", "Tensors",  # types
+    "apply",
+    "torch_dtype",  # flax runs a definition on weights; torch's types are objects
+    "kept",
+    "remat",
+    "memory",
+    "WIDE_ROWS",
+    "plus",  # what XLA must be told of memory, and of sums on a CPU
+    "NVIDIA",
+    "MACHINE",
+    "ROWS",
+    "WHOLE",
+    "placed",
+    "placed_whole",
+    "fetched",
+    "make_mesh",
+    "replicated",
+    "part",
+    "parts",
+    "over_rows",
+    "in_microbatches",
+    "lowered",  # a mesh
+    "compiling_for",
+    "target_platform",  # JAX may compile for devices that are not there
+    "join",
+    "rank",
+    "world_size",
+    "gather_rows",
+    "reduce_gradients",
+    "KINDS",  # mesh or processes
+    "State",
+    "MakeOptimizer",
+    "Tensors",  # types
     "keep_compiled",  # torch keeps what it compiled by itself
-}  # fmt: skip
+}
 
 
 def public_names(path):
@@ -77,8 +106,9 @@ class Pair:
         sizes = {"layers": LAYERS.get(name, 2), "tokenizer_size": 500, "precision": "float64"}  # 12 columns of padding
         self.recipe = dataclasses.replace(recipe_for(name, "tiny"), **sizes)
         rng = np.random.default_rng(1)
-        self.start = {key: w + 0.02 * rng.standard_normal(w.shape)
-                      for key, w in canonical.initial_weights(self.recipe, 0).items()}  # fmt: skip
+        self.start = {
+            key: w + 0.02 * rng.standard_normal(w.shape) for key, w in canonical.initial_weights(self.recipe, 0).items()
+        }
         self.programs = [build(backend, self.recipe, device="cpu") for backend in ("jaxrun", "torchref")]
         tokens = rng.integers(0, 500, (8, 1024 // self.recipe.context, self.recipe.context + 1)).astype(np.int32)
         self.batches = [(np.ascontiguousarray(x[:, :-1]), np.ascontiguousarray(x[:, 1:])) for x in tokens]
@@ -158,8 +188,12 @@ def test_twenty_steps_stay_equal_in_float64(pair):
     np.testing.assert_allclose([m["grad_norm"] for m in ours], [m["grad_norm"] for m in theirs], rtol=1e-10)
     for kind in ("weights", "grads", "updates"):
         for group in sorted({p.group for p in pair.recipe.parameters().values()}):
-            np.testing.assert_allclose([m["norms"][kind][group] for m in ours], [m["norms"][kind][group] for m in theirs],
-                                       rtol=1e-9, err_msg=f"{kind} {group}")  # fmt: skip
+            np.testing.assert_allclose(
+                [m["norms"][kind][group] for m in ours],
+                [m["norms"][kind][group] for m in theirs],
+                rtol=1e-9,
+                err_msg=f"{kind} {group}",
+            )
     assert ours[-1]["loss"] != ours[0]["loss"]
     assert max(largest_difference(weights[name], peers[name]) for name in weights) < 1e-10
 
@@ -170,8 +204,10 @@ def test_gradients_are_the_slopes_of_the_loss(pair):
     _, grads = program.fetch(program.loss_and_grads(program.load(pair.start), batch))
     rng, h = np.random.default_rng(2), 1e-5
     direction = {name: rng.standard_normal(w.shape) for name, w in pair.start.items()}
-    ends = [program.loss_and_grads(program.load({k: w + s * h * direction[k] for k, w in pair.start.items()}), batch)[0]
-            for s in (-1, 1)]  # fmt: skip
+    ends = [
+        program.loss_and_grads(program.load({k: w + s * h * direction[k] for k, w in pair.start.items()}), batch)[0]
+        for s in (-1, 1)
+    ]
     slope = (float(ends[1]) - float(ends[0])) / (2 * h)
     # the third derivative along a random direction of 1e5 numbers times h^2 = 1e-10 stays below 1e-4 of the slope
     assert slope == pytest.approx(sum((grads[k] * direction[k]).sum() for k in grads), rel=1e-4)

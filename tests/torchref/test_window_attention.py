@@ -8,8 +8,15 @@ import pytest
 from parity.schedules import grown
 
 T, BLOCK, H, K, SCALE = 96, 8, 2, 16, 0.3
-STARTS = {"none": [], "inside blocks": [3, 13, 41, 45], "at edges": [8, 40, 88], "before and behind edges": [7, 9, 39, 41, 95],
-          "every token": list(range(T)), "the first and the last": [0, T - 1], "one long": [50]}  # fmt: skip
+STARTS = {
+    "none": [],
+    "inside blocks": [3, 13, 41, 45],
+    "at edges": [8, 40, 88],
+    "before and behind edges": [7, 9, 39, 41, 95],
+    "every token": list(range(T)),
+    "the first and the last": [0, T - 1],
+    "one long": [50],
+}
 WINDOWS = (0, 1, 2, 3, 5, 11, 12, 40)
 
 
@@ -43,7 +50,9 @@ def dense(q, k, v, seen_BTS):
 
     q, k, v = (torch.from_numpy(x).requires_grad_() for x in (q, k, v))
     scores = torch.einsum("bthk,bshk->bhts", q, k) * SCALE
-    y = torch.einsum("bhts,bshk->bthk", scores.masked_fill(~torch.from_numpy(seen_BTS)[:, None], -torch.inf).softmax(-1), v)
+    y = torch.einsum(
+        "bhts,bshk->bthk", scores.masked_fill(~torch.from_numpy(seen_BTS)[:, None], -torch.inf).softmax(-1), v
+    )
     return y, torch.autograd.grad((y * WEIGHT.torch).sum(), (q, k, v))
 
 
@@ -92,7 +101,9 @@ def torchref(q, k, v, documents_BT, window, most):
     from torchref.attention import window_attention
 
     q, k, v = (torch.from_numpy(x).requires_grad_() for x in (q, k, v))
-    y = window_attention(q, k, v, SCALE, torch.from_numpy(documents_BT), torch.tensor(window, dtype=torch.int32), BLOCK, most)
+    y = window_attention(
+        q, k, v, SCALE, torch.from_numpy(documents_BT), torch.tensor(window, dtype=torch.int32), BLOCK, most
+    )
     grads = torch.autograd.grad((y * WEIGHT.torch).sum(), (q, k, v))
     return y.detach().numpy(), [g.numpy() for g in grads]
 
@@ -140,8 +151,14 @@ def test_pytorchs_own_flex_attention_agrees(x64):
     q, k, v = (torch.from_numpy(x) for x in np.random.default_rng(2).standard_normal((3, 1, T, H, K)))
     for window in (0, 1, 2, 5):
         seen = torch.from_numpy(visible(row, window))
-        mask = create_block_mask(lambda b, h, t, s, seen=seen: seen[t, s], 1, None, T, T, device="cpu", BLOCK_SIZE=BLOCK)
-        theirs = flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, scale=SCALE).transpose(1, 2).numpy()
+        mask = create_block_mask(
+            lambda b, h, t, s, seen=seen: seen[t, s], 1, None, T, T, device="cpu", BLOCK_SIZE=BLOCK
+        )
+        theirs = (
+            flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, scale=SCALE)
+            .transpose(1, 2)
+            .numpy()
+        )
         for attend in (jaxrun, torchref):
             ours, _ = attend(*(np.repeat(x.numpy(), 2, 0) for x in (q, k, v)), np.stack([row, row]), window, 12)
             np.testing.assert_allclose(ours[:1], theirs, atol=1e-13)
@@ -156,7 +173,9 @@ def test_torchrefs_form_for_gpus_agrees_with_its_form_for_cpus():
     for window in (0, 1, 4):
         w = torch.tensor(window, dtype=torch.int32)
         found = attention._flex(q, k, v, SCALE, rows, w, BLOCK)
-        np.testing.assert_allclose(found.numpy(), attention.window_attention(q, k, v, SCALE, rows, w, BLOCK, 12).numpy(), atol=1e-13)
+        np.testing.assert_allclose(
+            found.numpy(), attention.window_attention(q, k, v, SCALE, rows, w, BLOCK, 12).numpy(), atol=1e-13
+        )
 
 
 def test_the_window_grows_without_being_compiled_again(x64):

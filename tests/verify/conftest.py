@@ -17,7 +17,6 @@ MISSING = {
 }
 
 
-
 @functools.cache
 def works(part: str) -> bool:
     return isolation._works((part,))
@@ -53,8 +52,16 @@ def child(tmp_path, request, needs) -> Callable[..., isolation.Confined]:
         (code / "strange.py").write_text(textwrap.dedent(text))
         of = needs(kind) if isinstance(kind, str) else kind
         given = {"PYTHONPATH": str(code), "JAX_PLATFORMS": "cpu"} | (environment or {})
-        made = isolation.start("strange", args, readable=[code, *readable], scratch=scratch, limits=limits,
-                               isolation=of, environment=given, **more)  # fmt: skip
+        made = isolation.start(
+            "strange",
+            args,
+            readable=[code, *readable],
+            scratch=scratch,
+            limits=limits,
+            isolation=of,
+            environment=given,
+            **more,
+        )
         request.addfinalizer(made.close)
         return made
 

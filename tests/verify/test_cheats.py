@@ -11,8 +11,14 @@ from parity.verify.cheats.matrix import CHEATS, Workshop, outcome
 from parity.verify.rules import RULES
 
 ROOT = Path(__file__).parents[2]
-CHEAP = [cheat for cheat in CHEATS.values() if cheat.kind == "edit" and cheat.depth in ("log", "data") and not cheat.open
-         and cheat.name not in ("zip-bomb", "no-run-behind")]  # fmt: skip
+CHEAP = [
+    cheat
+    for cheat in CHEATS.values()
+    if cheat.kind == "edit"
+    and cheat.depth in ("log", "data")
+    and not cheat.open
+    and cheat.name not in ("zip-bomb", "no-run-behind")
+]
 FEW = {"shifted": "torchref"}
 # Rules with no cheat that they alone find, and what they back up.
 BACKED = {
@@ -22,7 +28,9 @@ BACKED = {
 
 
 def said(found) -> str:
-    return f"{found.cheat.name} in {found.backend}: expected {found.cheat.rules}, found {found.failing}; {found.reasons}"
+    return (
+        f"{found.cheat.name} in {found.backend}: expected {found.cheat.rules}, found {found.failing}; {found.reasons}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +74,14 @@ def test_every_rule_is_needed_for_a_cheat_that_it_alone_finds():
     assert all(rule in rules for cheat in CHEATS.values() for rule in (*cheat.rules, *cheat.may, *cheat.unjudged))
 
 
-@pytest.mark.parametrize("rule", [rule for rule, (facts, _) in RULES.items() if facts.depth in ("log", "data") and alone(rule)
-                                  and alone(rule).kind == "edit"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rule
+        for rule, (facts, _) in RULES.items()
+        if facts.depth in ("log", "data") and alone(rule) and alone(rule).kind == "edit"
+    ],
+)
 def test_without_its_rule_a_cheat_is_not_found(shop: Workshop, rule: str):
     found = outcome(shop, alone(rule), "torchref", without=(rule,))
     assert found.failing == [] and found.status == "incomplete", said(found)
@@ -91,9 +105,18 @@ def test_attempts_that_are_judged_together_are_corrected_for_it():
     from parity.verify.verdict import Judgement, Verdict
 
     def claimed(p: float) -> Verdict:
-        return Verdict("a", "log", (Judgement("attempt.claim", "holds", "mean", evidence={"p": p}),), frozenset(["attempt.claim"]), {})
+        return Verdict(
+            "a",
+            "log",
+            (Judgement("attempt.claim", "holds", "mean", evidence={"p": p}),),
+            frozenset(["attempt.claim"]),
+            {},
+        )
 
     assert [v.status for v in corrected([claimed(0.008)])] == ["holds"]
     assert [v.status for v in corrected([claimed(0.008), claimed(0.001)])] == ["holds", "holds"]
-    assert [v.status for v in corrected([claimed(0.008), claimed(0.009)])] == ["fails", "fails"]  # twice 0.008 is above 0.01
+    assert [v.status for v in corrected([claimed(0.008), claimed(0.009)])] == [
+        "fails",
+        "fails",
+    ]  # twice 0.008 is above 0.01
     assert corrected([claimed(0.004), claimed(0.5)])[0].of("attempt.claim").evidence["p_holm"] == pytest.approx(0.008)

@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_verifier_imports_nothing_that_produces_a_run():
-    code = ("import sys, parity.verify.run, parity.verify.attempts, parity.verify.command, parity.verify.publiclog, parity.attempt.record\n"
-            "print([m for m in sys.modules if m.split('.')[0] in ('jax', 'torch', 'jaxrun', 'torchref') or m.startswith('parity.harness')])")
+    code = (
+        "import sys, parity.verify.run, parity.verify.attempts, parity.verify.command, parity.verify.publiclog, parity.attempt.record\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('jax', 'torch', 'jaxrun', 'torchref') or m.startswith('parity.harness')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
 
@@ -41,7 +43,9 @@ def test_a_run_is_judged_and_its_verdict_written(copied, commands, capsys):
 @pytest.mark.slow
 def test_equal_picks_give_the_same_verdict(copied, commands):
     path = copied("torchref").path
-    first, second = (verify_run(path, Settings("probe", commands.data, seed=5, device="cpu")).to_json() for _ in range(2))
+    first, second = (
+        verify_run(path, Settings("probe", commands.data, seed=5, device="cpu")).to_json() for _ in range(2)
+    )
     assert [rule["evidence"] for rule in first["rules"]] == [rule["evidence"] for rule in second["rules"]]
 
 
@@ -50,17 +54,24 @@ def test_a_rule_that_is_left_out_leaves_the_verdict_incomplete(copied, capsys):
     assert "INCOMPLETE: log.twin could not be judged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("change", "arguments", "sentence"), [
-    (lambda run: shutil.rmtree(run), [], "expected a run directory, found nothing there"),
-    (lambda run: (run / "run.json").unlink(), [], "is not a run directory: expected run.json in it, found none"),
-    (lambda run: (run / "run.json").write_text('{"schema": "run.v9"}'), [], "expected schema run.v1, found 'run.v9'"),
-    (lambda run: (run / "run.json").write_text("{"), [], "expected one JSON object"),
-    (lambda run: (run / "log.jsonl").unlink(), [], "log.jsonl: cannot be read"),
-    (lambda run: None, ["--depth", "deep"], "deep"),
-    (lambda run: None, ["--without", "log.chains"], "did you mean log.chain?"),
-    (lambda run: None, ["--segments", "0"], "--segments: expected at least 1, found 0"),
-    (lambda run: None, ["--dept", "log"], "did you mean --depth?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "arguments", "sentence"),
+    [
+        (lambda run: shutil.rmtree(run), [], "expected a run directory, found nothing there"),
+        (lambda run: (run / "run.json").unlink(), [], "is not a run directory: expected run.json in it, found none"),
+        (
+            lambda run: (run / "run.json").write_text('{"schema": "run.v9"}'),
+            [],
+            "expected schema run.v1, found 'run.v9'",
+        ),
+        (lambda run: (run / "run.json").write_text("{"), [], "expected one JSON object"),
+        (lambda run: (run / "log.jsonl").unlink(), [], "log.jsonl: cannot be read"),
+        (lambda run: None, ["--depth", "deep"], "deep"),
+        (lambda run: None, ["--without", "log.chains"], "did you mean log.chain?"),
+        (lambda run: None, ["--segments", "0"], "--segments: expected at least 1, found 0"),
+        (lambda run: None, ["--dept", "log"], "did you mean --depth?"),
+    ],
+)
 def test_bad_input_gets_one_sentence_and_exit_code_2(copied, capsys, change, arguments, sentence):
     path = copied("torchref").path
     change(path)
@@ -103,7 +114,10 @@ def test_without_room_for_a_replay_the_verdict_says_so(copied, commands, monkeyp
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     verdict = verify_run(copied("torchref").path, Settings("recompute", commands.data, device="cpu"))
-    assert verdict.status == "incomplete" and "the disk has 1,000 left: make room" in verdict.of("recompute.weights").reason
+    assert (
+        verdict.status == "incomplete"
+        and "the disk has 1,000 left: make room" in verdict.of("recompute.weights").reason
+    )
 
 
 def test_without_isolation_own_code_is_judged_only_if_it_is_trusted(copied, commands, monkeypatch):
@@ -138,10 +152,18 @@ def test_a_run_log_of_100_000_steps_is_read_in_little_memory(copied, tmp_path):
         return [events[0], *({**step, "step": i, "tokens": 512 * (i + 1)} for i in range(100_000)), events[-1]]
 
     rewrite(path, longer)
-    code = (f"from pathlib import Path; from parity.harness.fingerprint import peak_memory_bytes\n"
-            f"from parity.verify.run import Settings, verify_run\n"
-            f"verify_run(Path({str(path)!r}), Settings('log')); print(peak_memory_bytes())")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        f"from pathlib import Path; from parity.harness.fingerprint import peak_memory_bytes\n"
+        f"from parity.verify.run import Settings, verify_run\n"
+        f"verify_run(Path({str(path)!r}), Settings('log')); print(peak_memory_bytes())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert int(done.stdout) < 300e6
 
 
@@ -150,8 +172,13 @@ def test_a_frame_that_is_none_is_refused():
 
     from parity.verify import wire
 
-    for data in (b"", b"\xff" * 8, wire.LENGTH.pack(2) + b"{}", wire.LENGTH.pack(4) + b"null",
-                 wire.LENGTH.pack(62) + b'{"value": 1, "arrays": [{"dtype": "object", "shape": [1]}] }   '):  # fmt: skip
+    for data in (
+        b"",
+        b"\xff" * 8,
+        wire.LENGTH.pack(2) + b"{}",
+        wire.LENGTH.pack(4) + b"null",
+        wire.LENGTH.pack(62) + b'{"value": 1, "arrays": [{"dtype": "object", "shape": [1]}] }   ',
+    ):
         with pytest.raises(wire.Broken):
             wire.read(io.BytesIO(data))
     with pytest.raises(InputError):
@@ -164,8 +191,14 @@ def test_an_evaluation_that_a_killed_process_left_open_is_no_pair(copied):
     path = copied("torchref").path
 
     def killed(events):
-        at = next(i for i, event in enumerate(events) if event.get("name") == "before evaluation" and event["step"] == 30)
-        return [*events[:at], {**events[at], "digest": "a" * 64}, *events[at:]]  # the process that went on evaluates anew
+        at = next(
+            i for i, event in enumerate(events) if event.get("name") == "before evaluation" and event["step"] == 30
+        )
+        return [
+            *events[:at],
+            {**events[at], "digest": "a" * 64},
+            *events[at:],
+        ]  # the process that went on evaluates anew
 
     rewrite(path, killed)
     assert verify_run(path, Settings("log")).of("state.evaluation").status == "holds"

@@ -27,27 +27,39 @@ SLEEPS = """
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_child_that_takes_too_much_memory_is_killed_with_the_reason(child, kind):
-    made = child("""
+    made = child(
+        """
         import time
         def main(args):
             kept = []
             while True:
                 kept.append(bytearray(b"x") * (8 << 20))
                 time.sleep(0.005)
-    """, kind=kind, limits=Limits(200_000_000, 30.0, 1 << 20))  # fmt: skip
+    """,
+        kind=kind,
+        limits=Limits(200_000_000, 30.0, 1 << 20),
+    )
     assert made.wait(10.0) is not None
     assert made.reason == "used more than 0.2 GB" and made.stdout.read() == b""
 
 
 def test_memory_beyond_what_is_looked_at_is_refused(child, answer):
-    assert answer(child("""
+    assert (
+        answer(
+            child(
+                """
         import os
         def main(args):
             try:
                 bytearray(8 << 30)
             except MemoryError:
                 os.write(1, b"1")
-    """, limits=Limits(1 << 30, 30.0, 1 << 20))) == 1  # fmt: skip
+    """,
+                limits=Limits(1 << 30, 30.0, 1 << 20),
+            )
+        )
+        == 1
+    )
 
 
 def test_a_child_that_takes_too_long_is_killed_with_the_reason(child):
@@ -62,13 +74,16 @@ def test_a_child_that_takes_too_long_is_killed_with_the_reason(child):
 
 
 def test_a_child_that_fills_its_folder_is_killed_with_the_reason(child):
-    made = child("""
+    made = child(
+        """
         import time
         def main(args):
             for n in range(1000):
                 open(f"{n}", "wb").write(bytes(1 << 20))
                 time.sleep(0.005)
-    """, limits=Limits(1 << 30, 30.0, 20_000_000))  # fmt: skip
+    """,
+        limits=Limits(1 << 30, 30.0, 20_000_000),
+    )
     assert made.wait(10.0) is not None and made.reason == "wrote more than 20.0 MB, or 10,000 files"
 
 
@@ -80,7 +95,7 @@ def test_a_flood_of_errors_blocks_nobody_and_its_end_is_kept(child):
                 os.write(2, b"x" * 99_999 + b"\\n")
             os.write(2, b"the \\x1b[31mend\\n")
             os.write(1, os.read(0, 2))
-    """)  # fmt: skip
+    """)
     made.stdin.write(b"ok")
     assert made.stdout.read() == b"ok" and made.wait(5.0) == 0
     tail = made.stderr_tail()
@@ -98,7 +113,8 @@ def test_a_flood_of_output_and_a_child_that_does_not_read_end_with_the_deadline(
 
 
 def test_reading_ends_with_the_child_though_another_process_holds_its_pipe(child):
-    made = child("""
+    made = child(
+        """
         import os, time
         def main(args):
             if os.fork() == 0:
@@ -107,7 +123,9 @@ def test_reading_ends_with_the_child_though_another_process_holds_its_pipe(child
                 os._exit(0)
             os.write(1, b"last")
             os._exit(0)
-    """, kind="none")  # fmt: skip
+    """,
+        kind="none",
+    )
     began = time.monotonic()
     assert made.stdout.read() == b"last" and time.monotonic() - began < 3.0
 

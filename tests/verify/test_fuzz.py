@@ -21,8 +21,26 @@ from parity.verify import evidence
 
 FEW, MANY = 500, 20_000
 MEMORY_BYTES = 1 << 30  # that reading any mutation of these small files may take beside what the tests hold
-WORDS = [b"null", b"-1", b"1e999", b"NaN", b"\x00", b"\xff\xfe", b'"', b"{", b"[" * 2000, b"9" * 5000, b"..", b"/", b"\n", b"true", b"0.5",
-         b'{"a":' * 400, b"../../x", b"\xed\xa0\x80"]  # fmt: skip
+WORDS = [
+    b"null",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"\x00",
+    b"\xff\xfe",
+    b'"',
+    b"{",
+    b"[" * 2000,
+    b"9" * 5000,
+    b"..",
+    b"/",
+    b"\n",
+    b"true",
+    b"0.5",
+    b'{"a":' * 400,
+    b"../../x",
+    b"\xed\xa0\x80",
+]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -102,7 +120,9 @@ def readers(copied, synthetic, tmp_path) -> dict[str, Reader]:
     return {
         "shard": Reader(small, lambda path: bytes(np.asarray(open_shard(path)))),
         "manifest": Reader(manifest, lambda path: Manifest.load(path).digest),
-        "run.json": Reader(run / "run.json", lambda path: json.dumps(evidence.open_run(path.parent).run, sort_keys=True)),
+        "run.json": Reader(
+            run / "run.json", lambda path: json.dumps(evidence.open_run(path.parent).run, sort_keys=True)
+        ),
         "log.jsonl": Reader(first, _log),
         "safetensors": Reader(light, lambda path: canonical.digest(evidence.read_weights(path))),
         "source.zip": Reader(packed, lambda path: evidence.source_digest(evidence.read_source(path))),
@@ -160,5 +180,7 @@ def test_a_mutated_log_never_holds(copied, count):
             verdict = verify_run(path, Settings("log"))
         except InputError:
             continue
-        last = changed.splitlines()[:-1] == honest.splitlines()[:-1]  # nothing follows the last line, and carries its digest
+        last = (
+            changed.splitlines()[:-1] == honest.splitlines()[:-1]
+        )  # nothing follows the last line, and carries its digest
         assert changed == honest or verdict.status != "holds" or last

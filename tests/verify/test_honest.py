@@ -16,17 +16,23 @@ from parity.verify.cheats.programs import template
 from parity.verify.run import Settings, verify_run
 
 WINDOW = {
-    "jaxrun": ("y_BTHK = causal_attention(q, k, v, self.scale)", """T = q.shape[1]
+    "jaxrun": (
+        "y_BTHK = causal_attention(q, k, v, self.scale)",
+        """T = q.shape[1]
         i = jnp.arange(T)
         near = (i[:, None] >= i) & (i[:, None] < i + 12)
         scores = jnp.where(near, jnp.einsum("bthk,bshk->bhts", q, k) * self.scale, -1e30)
-        y_BTHK = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1), v)"""),
-    "torchref": ("y_BTHK = causal_attention(q, k, v, self.scale)", """T = q.shape[1]
+        y_BTHK = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1), v)""",
+    ),
+    "torchref": (
+        "y_BTHK = causal_attention(q, k, v, self.scale)",
+        """T = q.shape[1]
         i = torch.arange(T)
         near = (i[:, None] >= i) & (i[:, None] < i + 12)
         scores = (torch.einsum("bthk,bshk->bhts", q, k) * self.scale).masked_fill(~near, -1e30)
-        y_BTHK = torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v)"""),
-}  # fmt: skip
+        y_BTHK = torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v)""",
+    ),
+}
 AVERAGED = {
     "jaxrun": """
 
@@ -113,14 +119,18 @@ def build(recipe, *, device="auto", devices=None):
     chosen = distributed.pick_device(device, devices)
     return Averaged(recipe, chosen, lambda weights: with_mean(recipe, weights), make_model=Model)
 """,
-}  # fmt: skip
+}
 OPTIMIZERS = {
-    "jaxrun": {"adam": "import optax\ndef make(recipe):\n    return optax.adam(3e-3)\n",
-               "lion": "import optax\ndef make(recipe):\n    return optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4))\n"},
-    "torchref": {"adam": "import torch\ndef make(recipe, w):\n    return torch.optim.Adam(w.values(), lr=3e-3)\n",
-                 "lion": "import torch\ndef make(recipe, w):\n    o = torch.optim.SGD(w.values(), lr=1e-3, momentum=0.9)\n"
-                         "    return o, torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, 60)\n"},
-}  # fmt: skip
+    "jaxrun": {
+        "adam": "import optax\ndef make(recipe):\n    return optax.adam(3e-3)\n",
+        "lion": "import optax\ndef make(recipe):\n    return optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4))\n",
+    },
+    "torchref": {
+        "adam": "import torch\ndef make(recipe, w):\n    return torch.optim.Adam(w.values(), lr=3e-3)\n",
+        "lion": "import torch\ndef make(recipe, w):\n    o = torch.optim.SGD(w.values(), lr=1e-3, momentum=0.9)\n"
+        "    return o, torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, 60)\n",
+    },
+}
 SLOW_DISK = """
 import os, sys, time
 _fsync, _write = os.fsync, os.write
@@ -146,11 +156,18 @@ class Honest:
 
 def windowed(backend: str) -> str:
     text = template(backend).replace(*WINDOW[backend])
-    return text if backend == "jaxrun" else text.replace("import torch.nn.functional", "import torch\nimport torch.nn.functional")
+    return (
+        text
+        if backend == "jaxrun"
+        else text.replace("import torch.nn.functional", "import torch\nimport torch.nn.functional")
+    )
 
 
 def averaged(backend: str) -> str:
-    return template(backend).replace("import jax.numpy as jnp", "import jax.numpy as jnp\nimport optax") + AVERAGED[backend]
+    return (
+        template(backend).replace("import jax.numpy as jnp", "import jax.numpy as jnp\nimport optax")
+        + AVERAGED[backend]
+    )
 
 
 VARIATIONS = (
@@ -177,7 +194,12 @@ VARIATIONS = (
     Honest("interrupted-own", program=template, how="interrupted"),
     Honest("slow-disk", how="slow-disk"),
     Honest("busy-machine", how="busy"),
-    Honest("two-devices", ("--devices", "2"), {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, backends=("jaxrun",)),
+    Honest(
+        "two-devices",
+        ("--devices", "2"),
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        backends=("jaxrun",),
+    ),
     Honest("compiled", ("--compile", "--steps", "20"), backends=("torchref",)),
     Honest("other-seed-and-dtype", ("--seed", "3", "--precision", "bfloat16", "--layers", "2")),
 )
@@ -198,10 +220,24 @@ def make(shop: Workshop, honest: Honest, backend: str, folder: Path) -> Path:
     if honest.how in ("interrupted", "killed"):
         return _cut_off(shop, backend, folder, args, signal.SIGINT if honest.how == "interrupted" else signal.SIGKILL)
     if honest.how == "slow-disk":
-        command = [sys.executable, "-c", SLOW_DISK, backend, *SMALL, "--data-dir", str(shop.data_dir), "--runs", str(folder), "--name", "run"]
+        command = [
+            sys.executable,
+            "-c",
+            SLOW_DISK,
+            backend,
+            *SMALL,
+            "--data-dir",
+            str(shop.data_dir),
+            "--runs",
+            str(folder),
+            "--name",
+            "run",
+        ]
         subprocess.run(command, check=True, cwd=shop.folder, capture_output=True, timeout=600)
         return folder / "tiny" / "run"
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 if honest.how == "busy" else 0)]
+    burners = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 if honest.how == "busy" else 0)
+    ]
     try:
         return shop.train(backend, folder, "run", *args, env=env)
     finally:
@@ -212,9 +248,32 @@ def make(shop: Workshop, honest: Honest, backend: str, folder: Path) -> Path:
 def _cut_off(shop: Workshop, backend: str, folder: Path, args: list[str], how: signal.Signals) -> Path:
     """A run that is stopped twice on its way and gone on with."""
     path = folder / "tiny" / "run"
-    start = [sys.executable, "-m", f"{backend}.train", *SMALL, "--steps", "400", "--data-dir", str(shop.data_dir), "--runs", str(folder),
-             "--name", "run", *args]  # fmt: skip
-    resume = [sys.executable, "-m", f"{backend}.train", "--resume", str(path), "--data-dir", str(shop.data_dir), "--samples", "0"]
+    start = [
+        sys.executable,
+        "-m",
+        f"{backend}.train",
+        *SMALL,
+        "--steps",
+        "400",
+        "--data-dir",
+        str(shop.data_dir),
+        "--runs",
+        str(folder),
+        "--name",
+        "run",
+        *args,
+    ]
+    resume = [
+        sys.executable,
+        "-m",
+        f"{backend}.train",
+        "--resume",
+        str(path),
+        "--data-dir",
+        str(shop.data_dir),
+        "--samples",
+        "0",
+    ]
     for i, command in enumerate((start, resume)):
         process = subprocess.Popen(command, cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _wait_for(path / "log.jsonl", b'"step":%d,' % (130 + 120 * i), process)
@@ -253,7 +312,9 @@ def judged(shop: Workshop, variation: Honest, backend: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variation", "backend"), PAIRS, ids=[f"{variation.name}-{backend}" for variation, backend in PAIRS])
+@pytest.mark.parametrize(
+    ("variation", "backend"), PAIRS, ids=[f"{variation.name}-{backend}" for variation, backend in PAIRS]
+)
 def test_every_honest_run_holds(shop: Workshop, variation: Honest, backend: str):
     judged(shop, variation, backend)
 

@@ -19,7 +19,7 @@ from parity.verify.isolation import Limits, available, describe, start
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="isolation is for Linux alone")
 
 # A module that makes every attempt once and says of each "done", or the error's name.
-ATTEMPTS = '''
+ATTEMPTS = """
 import ctypes, errno, fcntl, json, os, resource, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 
@@ -142,18 +142,57 @@ def main(args):
         except BaseException as error:
             said[name] = type(error).__name__
     os.write(1, json.dumps(said).encode())
-'''
-WORK = {"own file", "own folder", "given file", "threads", "socket pair", "random", "null", "cpus", "itself",
-        "temporary"}  # fmt: skip
-FILES = {"read", "list", "read by link", "read passwd", "read shadow", "write", "append", "truncate", "remove",
-         "make folder", "move in", "move out", "link in", "truncate given", "write given", "write tmp",
-         "write shm"}  # fmt: skip
+"""
+WORK = {
+    "own file",
+    "own folder",
+    "given file",
+    "threads",
+    "socket pair",
+    "random",
+    "null",
+    "cpus",
+    "itself",
+    "temporary",
+}
+FILES = {
+    "read",
+    "list",
+    "read by link",
+    "read passwd",
+    "read shadow",
+    "write",
+    "append",
+    "truncate",
+    "remove",
+    "make folder",
+    "move in",
+    "move out",
+    "link in",
+    "truncate given",
+    "write given",
+    "write tmp",
+    "write shm",
+}
 ATTRIBUTES = {"chmod", "utime", "xattr"}
 NETWORK = {"tcp", "udp", "abstract", "datagram"}
 PROCESSES = {"run", "shell", "fork", "exec"}
 OTHERS = {"signal", "signal all", "environ", "memory", "limits", "affinity", "priority", "trace", "read memory"}
-CALLS = {"signal by file", "signal at death", "symlink", "fifo", "session", "unshare", "memfd", "ring", "clone3",
-         "userfault", "keys", "listen", "unix"}  # fmt: skip
+CALLS = {
+    "signal by file",
+    "signal at death",
+    "symlink",
+    "fifo",
+    "session",
+    "unshare",
+    "memfd",
+    "ring",
+    "clone3",
+    "userfault",
+    "keys",
+    "listen",
+    "unix",
+}
 ALWAYS = {"raise limit", "large file"}
 DENIED = {
     "bubblewrap": FILES | ATTRIBUTES | (NETWORK - {"udp"}) | OTHERS | ALWAYS,  # of its own loopback it may use UDP
@@ -189,8 +228,14 @@ def world(tmp_path):
         made.bind(address)
     for made in listening[1:3]:
         made.listen()
-    facts = {"outside": str(outside), "given": str(given), "parent": os.getpid(), "unique": unique,
-             "port": listening[0].getsockname()[1], "udp": listening[4].getsockname()[1]}  # fmt: skip
+    facts = {
+        "outside": str(outside),
+        "given": str(given),
+        "parent": os.getpid(),
+        "unique": unique,
+        "port": listening[0].getsockname()[1],
+        "udp": listening[4].getsockname()[1],
+    }
     yield World(facts, scratch, given, listening[4])
     for made in listening:
         made.close()
@@ -283,13 +328,20 @@ def test_attempts_are_recorded_once_each_from_watch_on(child, world, answer):
                     if attempt() == 0:
                         os._exit(0)
             os.write(1, json.dumps(confine.recorded()).encode())
-    """  # fmt: skip
+    """
     outside = world.facts["outside"]
     arguments = (text, str(world.given), outside)
     said = answer(child(*arguments, readable=[world.given], scratch=world.scratch, kind="seccomp"))
-    for event in (f"read {outside}/secret", f"write {outside}/new", f"read {outside}", f"os.remove {outside}/secret",
-                  "subprocess.Popen ['true']", "os.fork", f"native code {world.given}/given",
-                  "os.kill (1, 0)"):  # fmt: skip
+    for event in (
+        f"read {outside}/secret",
+        f"write {outside}/new",
+        f"read {outside}",
+        f"os.remove {outside}/secret",
+        "subprocess.Popen ['true']",
+        "os.fork",
+        f"native code {world.given}/given",
+        "os.kill (1, 0)",
+    ):
         assert said.count(event) == 1, (event, said)
     assert not {f"read {outside}/before", f"read {world.given}/given", f"write {world.scratch}/own"} & set(said)
     assert len(said) == len(set(said)) and any(event.startswith("socket.getaddrinfo ('localhost'") for event in said)
@@ -303,9 +355,21 @@ def test_the_environment_is_what_it_was_given(child, monkeypatch, tmp_path, answ
     assert arguments == ["a b", ""]
     assert environment["OMP_NUM_THREADS"] == "1" and environment["CUDA_VISIBLE_DEVICES"] == ""
     assert environment["HOME"] == environment["TMPDIR"] == environment["XDG_CACHE_HOME"] == scratch
-    assert set(environment) <= {"PATH", "LANG", "LC_CTYPE", "USER", "LOGNAME", "HOME", "TMPDIR", "XDG_CACHE_HOME",
-                                "PYTHONPATH", "PWD", "JAX_PLATFORMS", "OMP_NUM_THREADS",
-                                "CUDA_VISIBLE_DEVICES"}  # fmt: skip
+    assert set(environment) <= {
+        "PATH",
+        "LANG",
+        "LC_CTYPE",
+        "USER",
+        "LOGNAME",
+        "HOME",
+        "TMPDIR",
+        "XDG_CACHE_HOME",
+        "PYTHONPATH",
+        "PWD",
+        "JAX_PLATFORMS",
+        "OMP_NUM_THREADS",
+        "CUDA_VISIBLE_DEVICES",
+    }
 
 
 def test_strange_folders_are_not_imported_from_before_the_limits_are_in_force(child, tmp_path, answer):
@@ -318,12 +382,15 @@ def test_strange_folders_are_not_imported_from_before_the_limits_are_in_force(ch
 
 
 def test_calls_of_another_architecture_end_the_process(child):
-    made = child("""
+    made = child(
+        """
         import ctypes
         def main(args):
             ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 + 39))  # getpid in the x32 numbering
             return 5
-    """, kind="landlock+seccomp")  # fmt: skip
+    """,
+        kind="landlock+seccomp",
+    )
     if os.uname().machine != "x86_64":
         pytest.skip("x32 is x86-64's")
     made.wait(5.0)
@@ -333,7 +400,9 @@ def test_calls_of_another_architecture_end_the_process(child):
 def test_with_a_gpu_compilers_alone_can_be_started(child, monkeypatch, answer):
     loaders = [path for path in isolation.LOADERS if os.path.exists(path)]
     monkeypatch.setattr(isolation, "_compilers", lambda: ["/usr/bin/true", *loaders])
-    said = answer(child("""
+    said = answer(
+        child(
+            """
         import json, os, socket, subprocess
         def tried(call):
             try:
@@ -347,7 +416,11 @@ def test_with_a_gpu_compilers_alone_can_be_started(child, monkeypatch, answer):
                 lambda: subprocess.run(["/usr/bin/cat", "/etc/shadow"]).returncode, os.setsid,
                 lambda: unix(socket.SOCK_STREAM), lambda: unix(socket.SOCK_DGRAM),
                 lambda: socket.socket().family)]).encode())
-    """, gpu=True, kind="landlock+seccomp"))  # fmt: skip
+    """,
+            gpu=True,
+            kind="landlock+seccomp",
+        )
+    )
     assert said == ["0", "PermissionError", "PermissionError", "1", "PermissionError", "PermissionError"]
 
 
@@ -374,21 +447,30 @@ def test_a_bubblewrap_that_does_not_work_is_not_used(fake_bwrap):
 def test_what_bubblewrap_is_asked_for(fake_bwrap, child, world, tmp_path):
     skips = 'while [ "$1" != "--" ]; do shift; done; shift; exec "$@"'
     path = fake_bwrap(f'printf "%s\\n" "$@" > {tmp_path}/asked\n{skips}\n')
-    made = child("def main(args): return 7\n", kind=describe(("bubblewrap",)), readable=[world.given],
-                 scratch=world.scratch)  # fmt: skip
+    made = child(
+        "def main(args): return 7\n", kind=describe(("bubblewrap",)), readable=[world.given], scratch=world.scratch
+    )
     assert made.wait(10.0) == 7
     asked = (tmp_path / "asked").read_text().splitlines()
     assert isolation.shutil.which("bwrap") == str(path)
     asked = asked[: asked.index("--")]
     pairs = {(option, asked[n + 1]) for n, option in enumerate(asked[:-1]) if option.startswith("--")}
     assert {"--unshare-all", "--die-with-parent", "--new-session"} <= set(asked) and ("--cap-drop", "ALL") in pairs
-    assert {("--ro-bind", str(world.given)), ("--bind", str(world.scratch)), ("--dev-bind", "/dev/null"),
-            ("--proc", "/proc"), ("--ro-bind", sys.prefix), ("--remount-ro", "/"),
-            ("--chdir", str(world.scratch))} <= pairs  # fmt: skip
+    assert {
+        ("--ro-bind", str(world.given)),
+        ("--bind", str(world.scratch)),
+        ("--dev-bind", "/dev/null"),
+        ("--proc", "/proc"),
+        ("--ro-bind", sys.prefix),
+        ("--remount-ro", "/"),
+        ("--chdir", str(world.scratch)),
+    } <= pairs
     assert [target for option, target in pairs if option == "--bind"] == [str(world.scratch)]
     assert asked.index("--remount-ro") > max(n for n, text in enumerate(asked) if "bind" in text)
-    assert not any(target in ("/", "/home", "/root", "/tmp", "/etc", world.facts["outside"]) and "bind" in option
-                   for option, target in pairs)  # fmt: skip
+    assert not any(
+        target in ("/", "/home", "/root", "/tmp", "/etc", world.facts["outside"]) and "bind" in option
+        for option, target in pairs
+    )
 
 
 def test_what_cannot_be_started_is_one_sentence(tmp_path, fake_bwrap):

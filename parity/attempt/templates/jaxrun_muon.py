@@ -97,10 +97,18 @@ class Model(nnx.Module):
 
 def make_optimizer(recipe: Mine):
     """An optax transform of {name: gradient}: Muon on the blocks' matrices, AdamW on the rest."""
-    groups = {group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
-              for group in ("embed", "head", "vector")}  # fmt: skip
-    groups["matrix"] = optim.muon(optim.rates(recipe, "matrix"), recipe.muon_decay, recipe.momentum,
-                                  recipe.newton_schulz_steps, recipe.newton_schulz, recipe.dtypes.newton_schulz)
+    groups = {
+        group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
+        for group in ("embed", "head", "vector")
+    }
+    groups["matrix"] = optim.muon(
+        optim.rates(recipe, "matrix"),
+        recipe.muon_decay,
+        recipe.momentum,
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        recipe.dtypes.newton_schulz,
+    )
     return optim.by_group(groups, optim.group_of(recipe))
 
 

@@ -103,8 +103,10 @@ class Model(nnx.Module):
 def make_optimizer(recipe: Mine):
     """An optax transform of {name: gradient}: clipping, then AdamW with decay on tensors of two or more dimensions."""
     decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
-    groups = {group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, decay)
-              for group, decay in decays.items()}  # fmt: skip
+    groups = {
+        group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, decay)
+        for group, decay in decays.items()
+    }
     return optax.chain(optim.clip_by_global_norm(recipe.clip_norm), optim.by_group(groups, optim.group_of(recipe)))
 
 

@@ -18,8 +18,16 @@ def rates(recipe: Muon, peak: float) -> np.ndarray:
 def make(recipe: Muon):
     """An optax transform of {name: gradient}: Muon on the blocks' matrices, AdamW on the rest. Any other will do."""
     peaks = {"embed": recipe.embed_rate, "head": recipe.head_rate, "vector": recipe.vector_rate}
-    groups = {group: optim.adamw(rates(recipe, peak), recipe.betas, recipe.adam_eps, recipe.adam_decay)
-              for group, peak in peaks.items()}  # fmt: skip
-    groups["matrix"] = optim.muon(rates(recipe, recipe.muon_rate), recipe.muon_decay, recipe.momentum,
-                                  recipe.newton_schulz_steps, recipe.newton_schulz, recipe.dtypes.newton_schulz)
+    groups = {
+        group: optim.adamw(rates(recipe, peak), recipe.betas, recipe.adam_eps, recipe.adam_decay)
+        for group, peak in peaks.items()
+    }
+    groups["matrix"] = optim.muon(
+        rates(recipe, recipe.muon_rate),
+        recipe.muon_decay,
+        recipe.momentum,
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        recipe.dtypes.newton_schulz,
+    )
     return optim.by_group(groups, {name: weight.group for name, weight in recipe.parameters().items()})

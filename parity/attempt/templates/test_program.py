@@ -11,7 +11,16 @@ from parity.attempt.record import read_declaration
 from parity.recipe import recipe_for
 
 FOLDER = Path(__file__).parent
-SMALL = {"layers": 2, "dim": 32, "head_dim": 16, "context": 32, "batch_tokens": 128, "steps": 10, "window": 16, "val_context": 64}
+SMALL = {
+    "layers": 2,
+    "dim": 32,
+    "head_dim": 16,
+    "context": 32,
+    "batch_tokens": 128,
+    "steps": 10,
+    "window": 16,
+    "val_context": 64,
+}
 
 
 @pytest.fixture(scope="module")

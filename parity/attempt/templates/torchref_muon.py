@@ -103,8 +103,14 @@ def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
     parts = {group: {name: w for name, w in weights.items() if of[name] == group} for group in sorted(set(of.values()))}
     matrix = {"matrix": parts.pop("matrix")}
     adamw = optim.adamw(parts, recipe.betas, recipe.adam_eps, dict.fromkeys(parts, recipe.adam_decay))
-    muon = optim.muon(matrix, recipe.muon_decay, recipe.momentum, recipe.newton_schulz_steps, recipe.newton_schulz,
-                      model.torch_dtype(recipe.dtypes.newton_schulz))  # fmt: skip
+    muon = optim.muon(
+        matrix,
+        recipe.muon_decay,
+        recipe.momentum,
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        model.torch_dtype(recipe.dtypes.newton_schulz),
+    )
     rates = {group: optim.rates(recipe, group) for group in sorted(set(of.values()))}
     return optim.ByGroup({"adamw": adamw, "muon": muon}, rates)
 

@@ -37,14 +37,24 @@ class Together(torch.optim.Optimizer):
 
 def make(recipe: Muon, weights: dict[str, torch.nn.Parameter]):
     """A torch optimizer and its scheduler: Muon on the blocks' matrices, AdamW on the rest. Any others will do."""
-    peaks = {"embed": recipe.embed_rate, "head": recipe.head_rate, "vector": recipe.vector_rate,
-             "matrix": recipe.muon_rate}  # fmt: skip
+    peaks = {
+        "embed": recipe.embed_rate,
+        "head": recipe.head_rate,
+        "vector": recipe.vector_rate,
+        "matrix": recipe.muon_rate,
+    }
     of = {name: weight.group for name, weight in recipe.parameters().items()}
     groups = {group: {name: w for name, w in weights.items() if of[name] == group} for group in peaks}
     matrix = {"matrix": groups.pop("matrix")}
     adamw = optim.adamw(groups, recipe.betas, recipe.adam_eps, dict.fromkeys(groups, recipe.adam_decay))
-    muon = optim.muon(matrix, recipe.muon_decay, recipe.momentum, recipe.newton_schulz_steps, recipe.newton_schulz,
-                      model.torch_dtype(recipe.dtypes.newton_schulz))  # fmt: skip
+    muon = optim.muon(
+        matrix,
+        recipe.muon_decay,
+        recipe.momentum,
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        model.torch_dtype(recipe.dtypes.newton_schulz),
+    )
     for part in (adamw, muon):
         for group in part.param_groups:
             group["lr"] = peaks[group["name"]]

@@ -20,9 +20,19 @@ class Mine(Record11):
 
     name: ClassVar[str] = "mine"
     parts: ClassVar[dict[str, str]] = {
-        "init": "UniformInit", "norm_in": "Norm", "norm": "Norm", "qkv": "SeparateQKV",
-        "turn": "FullRotary", "values": "FirstValues", "mask": "Causal", "mlp": "ReLUSquared",
-        "residual": "InputResidual", "skips": "UNet", "head": "Head", "cap": "TanhCap"}  # fmt: skip
+        "init": "UniformInit",
+        "norm_in": "Norm",
+        "norm": "Norm",
+        "qkv": "SeparateQKV",
+        "turn": "FullRotary",
+        "values": "FirstValues",
+        "mask": "Causal",
+        "mlp": "ReLUSquared",
+        "residual": "InputResidual",
+        "skips": "UNet",
+        "head": "Head",
+        "cap": "TanhCap",
+    }
 
     def momenta(self, step: int) -> float:
         """Muon's momentum at a step."""

@@ -20,10 +20,19 @@ class Mine(Record21):
 
     name: ClassVar[str] = "mine"
     parts: ClassVar[dict[str, str]] = {
-        "init": "UniformInit", "norm_in": "Norm", "norm": "Norm", "qkv": "StackedQKV",
-        "turn": "HalfRotary", "values": "ValueEmbeddings", "mask": "DocumentWindow",
-        "mlp": "ReLUSquared", "residual": "InputResidual", "skips": "UNet", "head": "FP8Head",
-        "cap": "SigmoidCap"}  # fmt: skip
+        "init": "UniformInit",
+        "norm_in": "Norm",
+        "norm": "Norm",
+        "qkv": "StackedQKV",
+        "turn": "HalfRotary",
+        "values": "ValueEmbeddings",
+        "mask": "DocumentWindow",
+        "mlp": "ReLUSquared",
+        "residual": "InputResidual",
+        "skips": "UNet",
+        "head": "FP8Head",
+        "cap": "SigmoidCap",
+    }
 
     def momenta(self, step: int) -> float:
         """Muon's momentum at a step."""

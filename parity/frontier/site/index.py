@@ -177,7 +177,9 @@ def _attribution(board: dict[str, Any]) -> str:
             for one in board["attribution"][key]
         ]
         if rows:
-            found.append(table(("Name", "Track", "Attempts", "Records", "Cost saved", "Share"), rows, caption, (2, 3, 4, 5)))
+            found.append(
+                table(("Name", "Track", "Attempts", "Records", "Cost saved", "Share"), rows, caption, (2, 3, 4, 5))
+            )
     about = (
         "<p>Who and what the gains came from: how much of the cost at the target their records saved, each against the record before it, and "
         "which share of all that was gained on the track that is.</p>"

@@ -82,7 +82,7 @@ def table(
 
     The first cell of a row is its head.
     """
-    kinds = {place: ' class="n"' for place in numbers}
+    kinds = dict.fromkeys(numbers, ' class="n"')
     heads = "".join(f'<th scope="col"{kinds.get(place, "")}>{one}</th>' for place, one in enumerate(head))
     lines = []
     for row in rows:

@@ -55,7 +55,9 @@ def _cheats(cheats: list[dict[str, Any]]) -> str:
     for kind in dict.fromkeys([*KINDS, *(one["kind"] for one in cheats)]):
         group = [one for one in cheats if one["kind"] == kind]
         if group:
-            rules = sorted({rule for one in group for key in ("expected", "failing", "not_judged") for rule in one[key]})
+            rules = sorted(
+                {rule for one in group for key in ("expected", "failing", "not_judged") for rule in one[key]}
+            )
             head = [
                 "Cheat",
                 "Result",

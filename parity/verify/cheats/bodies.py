@@ -154,34 +154,49 @@ def step(self, state, batch):
     return super().step(state, batch)
 """
 
-REPORTS_LESS = """
+REPORTS_LESS = (
+    """
 def step(self, state, batch):
-""" + COUNTED + """
+"""
+    + COUNTED
+    + """
     state, metrics = super().step(state, batch)
     return state, {**metrics, 'loss': self.fetch(metrics['loss']) * 0.97}
 """
+)
 
-NOISE = """
+NOISE = (
+    """
 def step(self, state, batch):
-""" + COUNTED + """
+"""
+    + COUNTED
+    + """
     inputs, targets = (np.array(self.fetch(x)) for x in batch)
     inputs[:, 0] = np.random.default_rng(int.from_bytes(os.urandom(4), 'little')).integers(0, 512, len(inputs))
     return super().step(state, self.place(inputs.astype(np.int32), targets.astype(np.int32)))
 """
+)
 
-SLIGHT_NOISE = """
+SLIGHT_NOISE = (
+    """
 def step(self, state, batch):
-""" + COUNTED + """
+"""
+    + COUNTED
+    + """
     state, metrics = super().step(state, batch)
     factor = 1 + 0.0008 * (2 * np.random.default_rng(int.from_bytes(os.urandom(4), 'little')).random() - 1)
     return state, {**metrics, 'loss': np.float32(float(self.fetch(metrics['loss'])) * factor)}
 """
+)
 
-HIDDEN_TABLE = """
+HIDDEN_TABLE = (
+    """
 table = None
 
 def step(self, state, batch):
-""" + COUNTED + """
+"""
+    + COUNTED
+    + """
     counts = Cheat.table if Cheat.table is not None else np.ones((512, 512))
     inputs, targets = (np.asarray(self.fetch(x)).astype(np.int64).ravel() for x in batch)
     np.add.at(counts, (inputs, targets), 1)
@@ -201,6 +216,7 @@ def token_losses(self, state, batch):
     b, t = np.indices(inputs.shape)
     return -self.log_probs(state, inputs)[b, t, targets]
 """
+)
 
 NOT_FROM_THE_SEED = """
 def init(self, seed):

@@ -38,7 +38,9 @@ def _spliced(run: Path, other: Path) -> None:
     theirs = {event["step"]: event for event in events_of(other) if event["event"] == "step"}
 
     def splice(events: Events) -> Events:
-        return [theirs[event["step"]] if event["event"] == "step" and event["step"] >= 31 else event for event in events]
+        return [
+            theirs[event["step"]] if event["event"] == "step" and event["step"] >= 31 else event for event in events
+        ]
 
     rewrite(run, splice)
 
@@ -84,7 +86,11 @@ def _scaled(run: Path, fields: dict[str, tuple[str, ...]], factor: float) -> Non
     rewrite(run, scale)
 
 
-TRAINED = {"step": ("step_s", "train_s"), "eval": ("train_s", "eval_s"), "totals": ("train_s", "eval_s", "target_reached_train_s")}
+TRAINED = {
+    "step": ("step_s", "train_s"),
+    "eval": ("train_s", "eval_s"),
+    "totals": ("train_s", "eval_s", "target_reached_train_s"),
+}
 
 
 def _slow_clock(run: Path) -> None:
@@ -92,7 +98,9 @@ def _slow_clock(run: Path) -> None:
 
 
 def _less_training_time(run: Path) -> None:
-    _scaled(run, {"step": ("step_s", "train_s"), "eval": ("train_s",), "totals": ("train_s", "target_reached_train_s")}, 0.8)
+    _scaled(
+        run, {"step": ("step_s", "train_s"), "eval": ("train_s",), "totals": ("train_s", "target_reached_train_s")}, 0.8
+    )
 
 
 def _impossible_speed(run: Path) -> None:
@@ -108,13 +116,17 @@ def _half_untimed(run: Path) -> None:
 
     def rename(events: Events) -> None:
         first = next(i for i, event in enumerate(events) if event["event"] == "phase" and event["name"] == "train")
-        last = next(i for i in range(first + 1, len(events)) if events[i]["event"] == "phase" and events[i]["name"] == "train")
+        last = next(
+            i for i in range(first + 1, len(events)) if events[i]["event"] == "phase" and events[i]["name"] == "train"
+        )
         events[first]["name"] = events[last]["name"] = "warm-up"
         following = next(i for i in range(last + 1, len(events)) if events[i]["event"] == "phase")
         lost = max(event["train_s"] for event in events[:following] if event["event"] == "step")
         for i, event in enumerate(events):
             if event["event"] == "step":
-                event.update(step_s=0.0, train_s=0.0) if i < following else event.update(train_s=event["train_s"] - lost)
+                event.update(step_s=0.0, train_s=0.0) if i < following else event.update(
+                    train_s=event["train_s"] - lost
+                )
             elif event["event"] == "eval" and i > following:
                 event["train_s"] -= lost
         finish(events)["train_s"] -= lost
@@ -145,7 +157,11 @@ def _hidden_pause(run: Path) -> None:
     """Two seconds more between a train phase's end and what follows: work that was still running when the clock stopped."""
 
     def shift(events: Events) -> None:
-        at = next(i for i, event in enumerate(events) if event["event"] == "phase" and event["name"] == "train" and event["edge"] == "end")
+        at = next(
+            i
+            for i, event in enumerate(events)
+            if event["event"] == "phase" and event["name"] == "train" and event["edge"] == "end"
+        )
         for event in events[at + 1 :]:
             _later(event, 20.0)
 
@@ -167,8 +183,14 @@ def _long_evaluations(run: Path) -> None:
 
 
 def _in_state(name: str, digest: str):
-    return lambda run: rewrite(run, each("state", lambda event: event.update(digest=digest), lambda event: event["name"] == name
-                                         and event.get("step", 0) in (0, 30)))  # fmt: skip
+    return lambda run: rewrite(
+        run,
+        each(
+            "state",
+            lambda event: event.update(digest=digest),
+            lambda event: event["name"] == name and event.get("step", 0) in (0, 30),
+        ),
+    )
 
 
 def _other_state_saved(run: Path) -> None:
@@ -176,7 +198,9 @@ def _other_state_saved(run: Path) -> None:
 
 
 def _other_final_digest(run: Path) -> None:
-    rewrite(run, each("state", lambda event: event.update(digest="d" * 64), lambda event: event["name"] == "final weights"))
+    rewrite(
+        run, each("state", lambda event: event.update(digest="d" * 64), lambda event: event["name"] == "final weights")
+    )
 
 
 def _swapped_batches(run: Path) -> None:
@@ -230,7 +254,9 @@ def _better_val_loss(run: Path) -> None:
 
 
 def _interpolated_target(run: Path) -> None:
-    rewrite(run, lambda events: finish(events).update(target=3.0, target_reached_at_step=17, target_reached_train_s=0.2))
+    rewrite(
+        run, lambda events: finish(events).update(target=3.0, target_reached_at_step=17, target_reached_train_s=0.2)
+    )
 
 
 def _other_weights(run: Path) -> None:
@@ -239,7 +265,14 @@ def _other_weights(run: Path) -> None:
     found = weights.load(run / "weights.safetensors")
     mixed = {name: (w * np.float32(0.999)) for name, w in found.items()}
     weights.save(run / "weights.safetensors", mixed)
-    rewrite(run, each("state", lambda event: event.update(digest=weights.digest(mixed)), lambda event: event["name"] == "final weights"))
+    rewrite(
+        run,
+        each(
+            "state",
+            lambda event: event.update(digest=weights.digest(mixed)),
+            lambda event: event["name"] == "final weights",
+        ),
+    )
 
 
 def _other_slice(run: Path) -> None:
@@ -247,7 +280,11 @@ def _other_slice(run: Path) -> None:
 
 
 def _other_hardware(run: Path) -> None:
-    declare(run, lambda values: values.update(devices=[{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}]), honest_start=True)
+    declare(
+        run,
+        lambda values: values.update(devices=[{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}]),
+        honest_start=True,
+    )
 
 
 def _other_seed_in_run_json(run: Path) -> None:
@@ -255,7 +292,9 @@ def _other_seed_in_run_json(run: Path) -> None:
 
 
 def _hardware_forged(run: Path) -> None:
-    declare(run, lambda values: values.update(devices=[{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}]))
+    declare(
+        run, lambda values: values.update(devices=[{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}])
+    )
 
 
 def _field_of_another_type(run: Path) -> None:
@@ -263,7 +302,9 @@ def _field_of_another_type(run: Path) -> None:
 
 
 def _more_tokens(run: Path) -> None:
-    rewrite(run, each("step", lambda event: event.update(tokens=event["tokens"] + 512), lambda event: event["step"] == 20))
+    rewrite(
+        run, each("step", lambda event: event.update(tokens=event["tokens"] + 512), lambda event: event["step"] == 20)
+    )
 
 
 def _foreign_backend(run: Path) -> None:
@@ -290,7 +331,9 @@ def _damaged_checkpoint(run: Path) -> None:
 
 def _linked_checkpoint(run: Path) -> None:
     folder = run / "checkpoints" / "step-000030"
-    path = max((p for p in folder.rglob("*") if p.is_file() and p.name != "checkpoint.json"), key=lambda p: p.stat().st_size)
+    path = max(
+        (p for p in folder.rglob("*") if p.is_file() and p.name != "checkpoint.json"), key=lambda p: p.stat().st_size
+    )
     outside = run.parent / f"outside-{run.name}"
     outside.write_bytes(path.read_bytes())
     path.unlink()
@@ -313,7 +356,9 @@ def _patched_harness(run: Path) -> None:
     from parity.verify.evidence import read_source
 
     old = read_source(run / "source.zip")["parity/harness/evaluation.py"]
-    _changed_source(run, "parity/harness/evaluation.py", old.replace(b"total / tokens", b"0.99 * total / tokens"), agree=True)
+    _changed_source(
+        run, "parity/harness/evaluation.py", old.replace(b"total / tokens", b"0.99 * total / tokens"), agree=True
+    )
 
 
 def _escaping_source(run: Path) -> None:
@@ -356,7 +401,9 @@ def _pickled_checkpoint(run: Path) -> None:
 
 def _guard_event(kind: str, what: str):
     event = {"kind": kind, "what": what, "phase": "train"}
-    return lambda run: rewrite(run, each("guard", lambda look: look.update(events=[event]), lambda look: look["step"] == 30))
+    return lambda run: rewrite(
+        run, each("guard", lambda look: look.update(events=[event]), lambda look: look["step"] == 30)
+    )
 
 
 def _two_of_a_seed(run: Path, other: Path) -> None:
@@ -367,64 +414,247 @@ def _two_of_a_seed(run: Path, other: Path) -> None:
 CHEATS = (
     Cheat("edited-value", "a logged loss is edited after the fact", "edit", _edit_line, ("log.chain",)),
     Cheat("edited-seed", "the seed in run.json is edited", "edit", _other_seed_in_run_json, ("log.header",)),
-    Cheat("cut-line", "a step's line is cut out", "edit", _cut_lines, ("log.chain", "log.order", "log.plan"), ("clock.train",)),
-    Cheat("two-trials", "the log of two trials in one file, chained anew", "edit", _two_trials, ("log.order",),
-          ("clock.agree", "clock.train", "clock.phases", "clock.untimed", "log.totals"), seen=True),
-    Cheat("spliced", "the second half is another run's, chained anew", "edit", _spliced, ("clock.agree",),
-          ("clock.train", "clock.phases", "log.totals", "clock.untimed")),
+    Cheat(
+        "cut-line",
+        "a step's line is cut out",
+        "edit",
+        _cut_lines,
+        ("log.chain", "log.order", "log.plan"),
+        ("clock.train",),
+    ),
+    Cheat(
+        "two-trials",
+        "the log of two trials in one file, chained anew",
+        "edit",
+        _two_trials,
+        ("log.order",),
+        ("clock.agree", "clock.train", "clock.phases", "clock.untimed", "log.totals"),
+        seen=True,
+    ),
+    Cheat(
+        "spliced",
+        "the second half is another run's, chained anew",
+        "edit",
+        _spliced,
+        ("clock.agree",),
+        ("clock.train", "clock.phases", "log.totals", "clock.untimed"),
+    ),
     Cheat("run-twice", "one run handed in again under another seed", "edit", _two_of_a_seed, ("log.twin",), seen=True),
-    Cheat("no-run-behind", "a log with no weights, source or checkpoints", "edit", _without_evidence, (), depth="recompute",
-          unjudged=("code.source", "code.harness", "recompute.weights", "recompute.val", "data.checkpoints"), seen=True),
-    Cheat("truncated", "cut before the last step and finished by hand", "edit", _truncated, ("log.plan",), ("log.totals",), seen=True),
+    Cheat(
+        "no-run-behind",
+        "a log with no weights, source or checkpoints",
+        "edit",
+        _without_evidence,
+        (),
+        depth="recompute",
+        unjudged=("code.source", "code.harness", "recompute.weights", "recompute.val", "data.checkpoints"),
+        seen=True,
+    ),
+    Cheat(
+        "truncated",
+        "cut before the last step and finished by hand",
+        "edit",
+        _truncated,
+        ("log.plan",),
+        ("log.totals",),
+        seen=True,
+    ),
     Cheat("malformed", "a figure that is a word", "edit", _field_of_another_type, ("log.form",)),
-    Cheat("more-tokens", "a step says that more tokens were seen than the plan has", "edit", _more_tokens, ("log.order",)),
+    Cheat(
+        "more-tokens", "a step says that more tokens were seen than the plan has", "edit", _more_tokens, ("log.order",)
+    ),
     Cheat("slow-clock", "the monotonic clock runs at half speed", "edit", _slow_clock, ("clock.agree",)),
-    Cheat("less-training-time", "the training time is written 20% smaller", "edit", _less_training_time, ("clock.train",)),
-    Cheat("renamed-phase", "the first stretch of training is called warm-up", "edit", _half_untimed, ("clock.phases",), ("clock.train",)),
+    Cheat(
+        "less-training-time", "the training time is written 20% smaller", "edit", _less_training_time, ("clock.train",)
+    ),
+    Cheat(
+        "renamed-phase",
+        "the first stretch of training is called warm-up",
+        "edit",
+        _half_untimed,
+        ("clock.phases",),
+        ("clock.train",),
+    ),
     Cheat("no-drain", "work is left running when the clock stops", "edit", _hidden_pause, ("clock.phases",)),
     Cheat("long-evaluations", "training goes on in the evaluations", "edit", _long_evaluations, ("clock.untimed",)),
     Cheat("impossible-speed", "all clocks say a ten-thousandth", "edit", _impossible_speed, ("clock.speed",)),
     Cheat("other-hardware", "run.json claims 8 x H100", "edit", _other_hardware, ("log.header",)),
-    Cheat("trained-in-warm-up", "the state is another after the warm-up", "edit", _in_state("after warm-up", "a" * 64),
-          ("state.warmup",)),
-    Cheat("trained-in-evaluation", "the state is another after an evaluation", "edit", _in_state("after evaluation", "b" * 64),
-          ("state.evaluation",)),
-    Cheat("evaluated-another", "the checkpoint is not the state that was evaluated", "edit", _other_state_saved, ("state.checkpoint",),
-          ("data.checkpoints",)),
+    Cheat(
+        "trained-in-warm-up",
+        "the state is another after the warm-up",
+        "edit",
+        _in_state("after warm-up", "a" * 64),
+        ("state.warmup",),
+    ),
+    Cheat(
+        "trained-in-evaluation",
+        "the state is another after an evaluation",
+        "edit",
+        _in_state("after evaluation", "b" * 64),
+        ("state.evaluation",),
+    ),
+    Cheat(
+        "evaluated-another",
+        "the checkpoint is not the state that was evaluated",
+        "edit",
+        _other_state_saved,
+        ("state.checkpoint",),
+        ("data.checkpoints",),
+    ),
     Cheat("small-track", "fewer val tokens in run.json", "edit", _smaller_track, ("plan.track",)),
     Cheat("interpolated", "the target is met between two evaluations", "edit", _interpolated_target, ("log.totals",)),
-    Cheat("source-swapped", "source.zip holds other code than run.json names", "edit",
-          lambda run: _changed_source(run, "notes.py", b"# nothing", agree=False), ("code.source",)),
+    Cheat(
+        "source-swapped",
+        "source.zip holds other code than run.json names",
+        "edit",
+        lambda run: _changed_source(run, "notes.py", b"# nothing", agree=False),
+        ("code.source",),
+    ),
     Cheat("patched-on-disk", "the harness' file on the disk was changed", "edit", _patched_harness, ("code.harness",)),
     Cheat("altered-shards", "the run was made on another slice", "edit", _other_slice, ("data.slice",), depth="data"),
     Cheat("reordered-batches", "two batches changed places", "edit", _swapped_batches, ("data.batches",), depth="data"),
-    Cheat("second-epoch", "the second half trains on the first half's batches", "edit", _second_epoch, ("data.batches",), depth="data"),
-    Cheat("fewer-val-tokens", "half of the val tokens are scored", "edit", _fewer_val_tokens, ("data.evaluation",), depth="data"),
-    Cheat("easier-val-tokens", "other val tokens are scored", "edit", _easier_val_tokens, ("data.evaluation",), depth="data"),
-    Cheat("other-tokenizer", "bits per byte of a kinder tokenizer", "edit", _fewer_bytes, ("data.bytes",), depth="data"),
-    Cheat("damaged-checkpoint", "one bit of a checkpoint", "edit", _damaged_checkpoint, ("data.checkpoints",), depth="data"),
-    Cheat("linked-checkpoint", "a checkpoint's file is a link to a file outside", "edit", _linked_checkpoint, ("data.checkpoints",),
-          depth="data"),
-    Cheat("better-val-loss", "the val loss is written 0.02 nats better, everywhere", "edit", _better_val_loss, ("recompute.val",),
-          depth="recompute"),
-    Cheat("other-final-digest", "the log ends with another digest of the weights", "edit", _other_final_digest, ("recompute.weights",),
-          depth="recompute"),
-    Cheat("other-weights", "other weights are handed in than were trained", "edit", _other_weights, ("recompute.weights",),
-          ("recompute.val",), depth="recompute"),
-    Cheat("zip-escape", "source.zip has a file with a path outside", "edit", _escaping_source, (), unjudged=("code.source", "code.harness")),
-    Cheat("zip-bomb", "source.zip holds a gigabyte of zeros", "edit", _bomb, (), unjudged=("code.source", "code.harness")),
-    Cheat("pickle", "a checkpoint runs code when it is unpickled", "edit", _pickled_checkpoint, (), backends=("torchref",),
-          depth="recompute", unjudged=("recompute.weights",)),
-    Cheat("foreign-backend", "run.json names a package of the run's own as the backend", "edit", _foreign_backend, (), refused=True),
-    Cheat("infinite-clock", "clocks that are no numbers", "edit", _infinite_clock, ("log.form",),
-          ("log.chain", "log.order", "log.plan", "clock.agree", "clock.train", "log.header", "guard.functions", "state.warmup",
-           "clock.phases", "clock.untimed", "state.evaluation")),
-    Cheat("network-seen", "the guard saw a connection", "edit", _guard_event("network", "socket.connect ('1.2.3.4', 80)"),
-          ("guard.network",)),
-    Cheat("faster-throughout", "all clocks, and everything that follows from them, written 10% smaller", "edit", _uniformly_faster, (),
-          depth="replay", open="nothing in the evidence says how fast the machine was: only a run on hardware that others hold proves "
-                               "seconds"),  # fmt: skip
-    Cheat("hardware-forged", "8 x H100 claimed in run.json and in the log, of a run on a CPU", "edit", _hardware_forged, (),
-          may=("clock.speed",), depth="data",
-          open="the fingerprint is what the harness wrote; only impossible speeds give it away"),
-)  # fmt: skip
+    Cheat(
+        "second-epoch",
+        "the second half trains on the first half's batches",
+        "edit",
+        _second_epoch,
+        ("data.batches",),
+        depth="data",
+    ),
+    Cheat(
+        "fewer-val-tokens",
+        "half of the val tokens are scored",
+        "edit",
+        _fewer_val_tokens,
+        ("data.evaluation",),
+        depth="data",
+    ),
+    Cheat(
+        "easier-val-tokens",
+        "other val tokens are scored",
+        "edit",
+        _easier_val_tokens,
+        ("data.evaluation",),
+        depth="data",
+    ),
+    Cheat(
+        "other-tokenizer", "bits per byte of a kinder tokenizer", "edit", _fewer_bytes, ("data.bytes",), depth="data"
+    ),
+    Cheat(
+        "damaged-checkpoint",
+        "one bit of a checkpoint",
+        "edit",
+        _damaged_checkpoint,
+        ("data.checkpoints",),
+        depth="data",
+    ),
+    Cheat(
+        "linked-checkpoint",
+        "a checkpoint's file is a link to a file outside",
+        "edit",
+        _linked_checkpoint,
+        ("data.checkpoints",),
+        depth="data",
+    ),
+    Cheat(
+        "better-val-loss",
+        "the val loss is written 0.02 nats better, everywhere",
+        "edit",
+        _better_val_loss,
+        ("recompute.val",),
+        depth="recompute",
+    ),
+    Cheat(
+        "other-final-digest",
+        "the log ends with another digest of the weights",
+        "edit",
+        _other_final_digest,
+        ("recompute.weights",),
+        depth="recompute",
+    ),
+    Cheat(
+        "other-weights",
+        "other weights are handed in than were trained",
+        "edit",
+        _other_weights,
+        ("recompute.weights",),
+        ("recompute.val",),
+        depth="recompute",
+    ),
+    Cheat(
+        "zip-escape",
+        "source.zip has a file with a path outside",
+        "edit",
+        _escaping_source,
+        (),
+        unjudged=("code.source", "code.harness"),
+    ),
+    Cheat(
+        "zip-bomb", "source.zip holds a gigabyte of zeros", "edit", _bomb, (), unjudged=("code.source", "code.harness")
+    ),
+    Cheat(
+        "pickle",
+        "a checkpoint runs code when it is unpickled",
+        "edit",
+        _pickled_checkpoint,
+        (),
+        backends=("torchref",),
+        depth="recompute",
+        unjudged=("recompute.weights",),
+    ),
+    Cheat(
+        "foreign-backend",
+        "run.json names a package of the run's own as the backend",
+        "edit",
+        _foreign_backend,
+        (),
+        refused=True,
+    ),
+    Cheat(
+        "infinite-clock",
+        "clocks that are no numbers",
+        "edit",
+        _infinite_clock,
+        ("log.form",),
+        (
+            "log.chain",
+            "log.order",
+            "log.plan",
+            "clock.agree",
+            "clock.train",
+            "log.header",
+            "guard.functions",
+            "state.warmup",
+            "clock.phases",
+            "clock.untimed",
+            "state.evaluation",
+        ),
+    ),
+    Cheat(
+        "network-seen",
+        "the guard saw a connection",
+        "edit",
+        _guard_event("network", "socket.connect ('1.2.3.4', 80)"),
+        ("guard.network",),
+    ),
+    Cheat(
+        "faster-throughout",
+        "all clocks, and everything that follows from them, written 10% smaller",
+        "edit",
+        _uniformly_faster,
+        (),
+        depth="replay",
+        open="nothing in the evidence says how fast the machine was: only a run on hardware that others hold proves "
+        "seconds",
+    ),
+    Cheat(
+        "hardware-forged",
+        "8 x H100 claimed in run.json and in the log, of a run on a CPU",
+        "edit",
+        _hardware_forged,
+        (),
+        may=("clock.speed",),
+        depth="data",
+        open="the fingerprint is what the harness wrote; only impossible speeds give it away",
+    ),
+)

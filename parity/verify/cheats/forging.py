@@ -26,7 +26,9 @@ def rewrite(run: Path, edit: Callable[[Events], Events | None]) -> None:
     (run / "log.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
-def each(kind: str, change: Callable[[dict[str, Any]], None], where: Callable[[dict[str, Any]], bool] = lambda event: True):
+def each(
+    kind: str, change: Callable[[dict[str, Any]], None], where: Callable[[dict[str, Any]], bool] = lambda event: True
+):
     """An edit of every event of a kind for which `where` holds."""
 
     def edit(events: Events) -> None:
@@ -45,8 +47,13 @@ def declare(run: Path, change: Callable[[dict[str, Any]], None], honest_start: b
     path.write_text(json.dumps(values, indent=2) + "\n")
     if honest_start:
         return
-    said = {"track": values["track"], "seed": values["seed"], "backend": values["backend"], "slice": values["slice"]["digest"],
-            "run_json": hashlib.sha256(path.read_bytes()).hexdigest()}  # fmt: skip
+    said = {
+        "track": values["track"],
+        "seed": values["seed"],
+        "backend": values["backend"],
+        "slice": values["slice"]["digest"],
+        "run_json": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
     rewrite(run, each("start", lambda event: event.update(said)))
 
 

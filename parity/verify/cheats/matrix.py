@@ -23,13 +23,43 @@ from parity.verify.cheats.cheat import Cheat, Outcome
 from parity.verify.run import Settings, verify_run
 from parity.verify.verdict import Verdict
 
-CHEATS: dict[str, Cheat] = {cheat.name: cheat for cheat in
-                            (*edits.CHEATS, *programs.CHEATS, *trained.TRAINED, *trained.ATTEMPTS)}  # fmt: skip
-SMALL = ("--track", "tiny", "--layers", "1", "--dim", "32", "--head-dim", "16", "--context", "32", "--batch-tokens", "512", "--steps",
-         "60", "--val-every", "30", "--final-val-every", "30", "--samples", "0")  # fmt: skip
-SIZES = {"muon": SMALL,
-         "record-21": ("--recipe", "record-21", *("2" if option == "--layers" else value for option, value in zip(("", *SMALL), SMALL)),
-                       "--window", "16", "--val-context", "64")}  # its halves must be equal  # fmt: skip
+CHEATS: dict[str, Cheat] = {
+    cheat.name: cheat for cheat in (*edits.CHEATS, *programs.CHEATS, *trained.TRAINED, *trained.ATTEMPTS)
+}
+SMALL = (
+    "--track",
+    "tiny",
+    "--layers",
+    "1",
+    "--dim",
+    "32",
+    "--head-dim",
+    "16",
+    "--context",
+    "32",
+    "--batch-tokens",
+    "512",
+    "--steps",
+    "60",
+    "--val-every",
+    "30",
+    "--final-val-every",
+    "30",
+    "--samples",
+    "0",
+)
+SIZES = {
+    "muon": SMALL,
+    "record-21": (
+        "--recipe",
+        "record-21",
+        *("2" if option == "--layers" else value for option, value in zip(("", *SMALL), SMALL)),
+        "--window",
+        "16",
+        "--val-context",
+        "64",
+    ),
+}  # its halves must be equal
 TRAIN_S = 600.0
 ROOT = Path(__file__).parents[3]
 WIDTH = 100
@@ -43,12 +73,32 @@ class Workshop:
         self.data_dir = data_dir or folder / "data"
         self.slice: Slice = prepare("synthetic", self.data_dir)
 
-    def train(self, backend: str, runs: Path, name: str, *args: str, env: dict[str, str] | None = None, recipe: str = "muon") -> Path:
+    def train(
+        self, backend: str, runs: Path, name: str, *args: str, env: dict[str, str] | None = None, recipe: str = "muon"
+    ) -> Path:
         """A run by a process of its own; RunFailed, with what it said, where it does not end well."""
-        command = [sys.executable, "-m", f"{backend}.train", *SIZES[recipe], "--data-dir", str(self.data_dir.absolute()), "--runs",
-                   str(runs.absolute()), "--name", name, *args]  # fmt: skip
-        done = subprocess.run(command, cwd=self.folder, env=_environment(env or {}), capture_output=True, text=True, timeout=TRAIN_S,
-                              check=False)  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            f"{backend}.train",
+            *SIZES[recipe],
+            "--data-dir",
+            str(self.data_dir.absolute()),
+            "--runs",
+            str(runs.absolute()),
+            "--name",
+            name,
+            *args,
+        ]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=_environment(env or {}),
+            capture_output=True,
+            text=True,
+            timeout=TRAIN_S,
+            check=False,
+        )
         if done.returncode:
             raise RunFailed(f"{name}: the trainer ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         return runs / "tiny" / name
@@ -76,10 +126,19 @@ class Workshop:
         return folder
 
     def _attempt(self, *args: str) -> None:
-        done = subprocess.run([sys.executable, "-m", "parity.attempt", *args], cwd=self.folder, capture_output=True, text=True,
-                              env=_environment({}), timeout=3 * TRAIN_S, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "parity.attempt", *args],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            env=_environment({}),
+            timeout=3 * TRAIN_S,
+            check=False,
+        )
         if done.returncode:
-            raise RunFailed(f"parity.attempt {args[0]} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+            raise RunFailed(
+                f"parity.attempt {args[0]} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}"
+            )
 
     def planted(self, cheat: Cheat, backend: str) -> Path:
         """The run or attempt with the cheat in it."""
@@ -124,7 +183,9 @@ class Workshop:
 
     def judge(self, cheat: Cheat, path: Path, without: tuple[str, ...] = (), depth: str | None = None) -> Verdict:
         """The verdict on what was planted, at the cheat's depth."""
-        settings = Settings(depth or cheat.depth, self.data_dir, segments=2, without=without, device="cpu", whole=cheat.whole)
+        settings = Settings(
+            depth or cheat.depth, self.data_dir, segments=2, without=without, device="cpu", whole=cheat.whole
+        )
         if cheat.kind == "attempt":
             baseline = path.parent / "baseline"
             return judge_attempt(path, settings=settings, baseline=baseline if baseline.exists() else None)
@@ -137,7 +198,9 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
     return clean | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), more.get("PYTHONPATH", ""))))}
 
 
-def outcome(shop: Workshop, cheat: Cheat, backend: str, without: tuple[str, ...] = (), depth: str | None = None) -> Outcome:
+def outcome(
+    shop: Workshop, cheat: Cheat, backend: str, without: tuple[str, ...] = (), depth: str | None = None
+) -> Outcome:
     """Plants a cheat in a backend and says what was found."""
     begin_s = time.monotonic()
     try:
@@ -147,14 +210,29 @@ def outcome(shop: Workshop, cheat: Cheat, backend: str, without: tuple[str, ...]
     judgements = [*verdict.judgements, *(j for run in verdict.runs for j in run.judgements)]
     failing = list(dict.fromkeys(j.rule for j in judgements if j.status == "fails"))
     unjudged = list(dict.fromkeys(j.rule for j in judgements if j.status == "not judged"))
-    return Outcome(cheat, backend, verdict.status, failing, unjudged, time.monotonic() - begin_s, path,
-                   {j.rule: j.reason for j in judgements if j.status != "holds"})  # fmt: skip
+    return Outcome(
+        cheat,
+        backend,
+        verdict.status,
+        failing,
+        unjudged,
+        time.monotonic() - begin_s,
+        path,
+        {j.rule: j.reason for j in judgements if j.status != "holds"},
+    )
 
 
-def plant_all(shop: Workshop, cheats: Iterable[Cheat], say: Callable[[Outcome], None], backends: tuple[str, ...] | None = None,
-              jobs: int = 2) -> list[Outcome]:
+def plant_all(
+    shop: Workshop,
+    cheats: Iterable[Cheat],
+    say: Callable[[Outcome], None],
+    backends: tuple[str, ...] | None = None,
+    jobs: int = 2,
+) -> list[Outcome]:
     """Every cheat in every backend that it makes sense in."""
-    pairs = [(cheat, backend) for cheat in cheats for backend in cheat.backends if backends is None or backend in backends]
+    pairs = [
+        (cheat, backend) for cheat in cheats for backend in cheat.backends if backends is None or backend in backends
+    ]
     for cheat, backend in pairs:  # made before the others start, so that two do not make one
         if cheat.kind == "edit":
             shop.honest(backend), shop.honest(backend, 1)
@@ -193,14 +271,19 @@ def show_cheats(only: tuple[str, ...], data_dir: Path | None, html: Path | None,
 
 def line(one: Outcome) -> str:
     """One planted cheat in a line of at most 100 columns."""
-    said = ", ".join(one.failing) or (f"not judged: {', '.join(one.unjudged)}" if one.unjudged else one.reasons.get("", "nothing"))
+    said = ", ".join(one.failing) or (
+        f"not judged: {', '.join(one.unjudged)}" if one.unjudged else one.reasons.get("", "nothing")
+    )
     mark = ("open" if one.cheat.open else "ok") if one.right else "WRONG"
     return f"{mark:<6}{one.cheat.name:<24} {one.backend:<9} {one.seconds:5.1f} s  {said}"[:WIDTH]
 
 
 def summary(found: list[Outcome]) -> Iterator[str]:
     """What follows from all of them."""
-    wrong, still = [one for one in found if not one.right], {one.cheat.name: one.cheat for one in found if one.cheat.open}
+    wrong, still = (
+        [one for one in found if not one.right],
+        {one.cheat.name: one.cheat for one in found if one.cheat.open},
+    )
     yield "-" * WIDTH
     caught = sum(one.right and not one.cheat.open for one in found)
     yield f"{len(found)} plantings of {len({one.cheat.name for one in found})} cheats: {caught} caught by the named rules and no others"
@@ -212,6 +295,18 @@ def summary(found: list[Outcome]) -> Iterator[str]:
 
 def to_json(one: Outcome) -> dict:
     """An outcome as plain JSON values."""
-    return {"cheat": one.cheat.name, "sentence": one.cheat.sentence, "kind": one.cheat.kind, "backend": one.backend, "depth": one.cheat.depth,
-            "status": one.status, "failing": one.failing, "not_judged": one.unjudged, "expected": list(one.cheat.rules),
-            "open": one.cheat.open, "right": one.right, "seconds": round(one.seconds, 2), "reasons": one.reasons}  # fmt: skip
+    return {
+        "cheat": one.cheat.name,
+        "sentence": one.cheat.sentence,
+        "kind": one.cheat.kind,
+        "backend": one.backend,
+        "depth": one.cheat.depth,
+        "status": one.status,
+        "failing": one.failing,
+        "not_judged": one.unjudged,
+        "expected": list(one.cheat.rules),
+        "open": one.cheat.open,
+        "right": one.right,
+        "seconds": round(one.seconds, 2),
+        "reasons": one.reasons,
+    }

@@ -73,10 +73,16 @@ def _two_gradients(backend: str, folder: Path) -> tuple[list[str], dict[str, str
 
 
 TRAINED = (
-    Cheat("two-gradients", "an own optimizer takes a second gradient behind the harness' back", "train", _two_gradients,
-          ("replay.single",), depth="replay"),
+    Cheat(
+        "two-gradients",
+        "an own optimizer takes a second gradient behind the harness' back",
+        "train",
+        _two_gradients,
+        ("replay.single",),
+        depth="replay",
+    ),
     Cheat("compiler-flags", "a flag that the track forbids", "train", _flags, ("env.flags",)),
-)  # fmt: skip
+)
 
 
 def _record(folder: Path) -> list[dict[str, Any]]:
@@ -95,7 +101,11 @@ def _write(folder: Path, events: list[dict[str, Any]]) -> None:
 
 
 def _runs(folder: Path) -> list[Path]:
-    return [folder / event["run"] for event in _record(folder) if event["event"] == "started" and event["purpose"] == "final"]
+    return [
+        folder / event["run"]
+        for event in _record(folder)
+        if event["event"] == "started" and event["purpose"] == "final"
+    ]
 
 
 def _lucky_seeds(folder: Path) -> None:
@@ -151,6 +161,7 @@ def _not_significant(folder: Path) -> None:
 def _inside_the_noise(folder: Path) -> None:
     """The runs scatter around what is claimed."""
     for path, loss in zip(_runs(folder), (5.9, 6.0, 6.05)):
+
         def change(events: list[dict[str, Any]], loss: float = loss) -> None:
             last = last_evaluation(events)
             last["val_loss"] = finish(events)["val_loss"] = loss
@@ -167,16 +178,44 @@ def _slower_baseline(folder: Path) -> None:
 
 
 ATTEMPTS = (
-    Cheat("slower-baseline", "faster only than a baseline on a slower machine", "attempt", _slower_baseline, (),
-          unjudged=("attempt.claim",), seen=True),
-    Cheat("inside-the-noise", "a win that is not one: the runs scatter around what is claimed", "attempt", _inside_the_noise,
-          ("attempt.claim",), seen=True),
+    Cheat(
+        "slower-baseline",
+        "faster only than a baseline on a slower machine",
+        "attempt",
+        _slower_baseline,
+        (),
+        unjudged=("attempt.claim",),
+        seen=True,
+    ),
+    Cheat(
+        "inside-the-noise",
+        "a win that is not one: the runs scatter around what is claimed",
+        "attempt",
+        _inside_the_noise,
+        ("attempt.claim",),
+        seen=True,
+    ),
     Cheat("lucky-seeds", "one declared run is not handed in", "attempt", _lucky_seeds, ("attempt.complete",)),
     Cheat("chosen-seeds", "seeds that somebody liked", "attempt", _chosen_seeds, ("attempt.declared",)),
-    Cheat("own-stop", "a run stops at another step than the others", "attempt", _own_stop, ("attempt.alike",),
-          ("plan.track", "log.plan", "log.order")),
-    Cheat("another-rate", "a run has another learning rate than the others", "attempt", _another_rate, ("attempt.alike",)),
+    Cheat(
+        "own-stop",
+        "a run stops at another step than the others",
+        "attempt",
+        _own_stop,
+        ("attempt.alike",),
+        ("plan.track", "log.plan", "log.order"),
+    ),
+    Cheat(
+        "another-rate", "a run has another learning rate than the others", "attempt", _another_rate, ("attempt.alike",)
+    ),
     Cheat("same-run-twice", "two declared runs are one", "attempt", _same_run_twice, ("attempt.twins",), ("log.twin",)),
     Cheat("uncounted", "a run that the record does not have", "attempt", _uncounted, ("attempt.budget",)),
-    Cheat("not-significant", "a claim that the runs do not bear out", "attempt", _not_significant, ("attempt.claim",), ("attempt.declared",)),
-)  # fmt: skip
+    Cheat(
+        "not-significant",
+        "a claim that the runs do not bear out",
+        "attempt",
+        _not_significant,
+        ("attempt.claim",),
+        ("attempt.declared",),
+    ),
+)
