@@ -1,4 +1,4 @@
-"""Causal attention and rotary position embedding, in JAX. Letters: parity/recipe.py."""
+"""Causal attention and rotary position embedding, in JAX. Letters: parity/recipes/base.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,14 +119,14 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, documents_BT, window,
 
     q, k, v: (B, T, H, K), one type; documents (B, T), int32, never falling along a row; `window` an int32 that may be traced, at most
     `most`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider. The cost grows with the window. This is what
-    record 21's rule for blocks comes to (tests/torchref/test_window_attention.py has the rule as it is written there). On a GPU narrow
+    record 21's rule for blocks comes to (tests/twins/test_window_attention.py has the rule as it is written there). On a GPU narrow
     types have kernels of their own.
     """
     if target_platform() == "gpu":
-        from jaxrun import window_kernel
+        from jaxrun.kernels import window_pallas
 
-        if window_kernel.fits(q_BTHK.dtype, block, q_BTHK.shape[3]):
-            return window_kernel.window_attention(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)
+        if window_pallas.fits(q_BTHK.dtype, block, q_BTHK.shape[3]):
+            return window_pallas.window_attention(q_BTHK, k_BTHK, v_BTHK, scale, documents_BT, window, block, most)
     return _in_chunks(q_BTHK, k_BTHK, v_BTHK, documents_BT, jnp.asarray(window, jnp.int32), scale, block, most)
 
 

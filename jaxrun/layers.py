@@ -1,4 +1,4 @@
-"""What parts and own models are made of, in Flax (NNX): products, embeddings, norms, caps, losses. Letters: parity/recipe.py."""
+"""What parts and own models are made of, in Flax (NNX): products, embeddings, norms, caps, losses. Letters: parity/recipes/base.py."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrun.attention import target_platform
-from parity.recipe import Dtypes
+from parity.recipes import Dtypes
 
 WIDE_ROWS = 8192  # columns of logits from which on XLA's ways on the CPU change places
 

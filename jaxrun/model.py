@@ -1,7 +1,7 @@
 """The models of the recipes in Flax (NNX): modules named as the canonical weights, made of the recipes' parts.
 
 NNX, because its modules read like PyTorch's: attribute paths are the canonical names, so weights need no renaming. A
-model is built once, empty; `apply` runs it on a flat mapping of weights. Letters: parity/recipe.py.
+model is built once, empty; `apply` runs it on a flat mapping of weights. Letters: parity/recipes/base.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ from jaxrun.layers import (
     token_losses,
 )
 from jaxrun.parts import PARTS, Flow, part
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 __all__ = [
     "Block",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 Divide = Callable[[Callable], Callable]
 
@@ -171,14 +171,14 @@ def make_optimizer(recipe: Recipe, divide: Divide = lambda function: function) -
 
 
 def _adamw_of(recipe: Recipe, group: str, divide: Divide) -> optax.GradientTransformation:
-    return adamw(rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.decay(group))
+    return adamw(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.decay(group))
 
 
 def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -> optax.GradientTransformation:
     return muon(
-        rates(recipe, group),
+        learning_rates(recipe, group),
         recipe.decay(group),
-        momenta(recipe),
+        momentum_schedule(recipe),
         recipe.newton_schulz_steps,
         recipe.newton_schulz,
         recipe.dtypes.newton_schulz,
@@ -195,14 +195,14 @@ def group_of(recipe: Recipe) -> dict[str, str]:
     return {name: parameter.group for name, parameter in recipe.parameters().items()}
 
 
-def rates(recipe: Recipe, group: str) -> np.ndarray:
+def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     """(steps,) float64: the group's rate at every step of the plan."""
-    return np.array([recipe.rates(step)[group] for step in range(recipe.steps)])
+    return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
-def momenta(recipe: Recipe) -> np.ndarray:
+def momentum_schedule(recipe: Recipe) -> np.ndarray:
     """(steps,) float64: Muon's momentum at every step of the plan."""
-    return np.array([recipe.momenta(step) for step in range(recipe.steps)])
+    return np.array([recipe.momentum_at(step) for step in range(recipe.steps)])
 
 
 def global_norm(tensors: dict[str, jax.Array]) -> jax.Array:

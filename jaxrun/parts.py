@@ -1,4 +1,4 @@
-"""The parts that the recipes' models are made of, in Flax (NNX), by the names of parity/parts.py. Letters: parity/recipe.py."""
+"""The parts that the recipes' models are made of, in Flax (NNX), by the names of parity/parts.py. Letters: parity/recipes/base.py."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from jaxrun.layers import (
     rms_norm,
     times,
 )
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 
 class Seen(NamedTuple):
@@ -177,7 +177,7 @@ class DocumentWindow:
 
     def __init__(self, recipe: Recipe, index: int):
         self.share = 1 if index in recipe.long else 2
-        self.block, self.most = recipe.block, recipe.windows(recipe.steps) // self.share
+        self.block, self.most = recipe.block, recipe.attention_window(recipe.steps) // self.share
 
     def __call__(self, q_BTHK, k_BTHK, v_BTHK, scale: float, seen: Seen):
         return window_attention(

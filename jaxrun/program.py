@@ -13,13 +13,14 @@ import optax
 import platformdirs
 from flax import nnx
 
-from jaxrun import checkpoint, head, model, optim, sharding
+from jaxrun import checkpoint, model, optim, sharding
 from jaxrun.attention import compiling_for
-from jaxrun.inspection import Inspection
+from jaxrun.inspector import Inspection
+from jaxrun.kernels import head_blocks
 from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_microbatches, own_function
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 State = dict[str, Any]  # {"weights": {name: array}, "optimizer": optax state, "step": int32}
 
@@ -82,7 +83,7 @@ class JaxProgram(Inspection):
         canonical.check(weights, self.recipe, "weights")
         return self._fresh({name: weights[name] for name in self.recipe.parameters()})
 
-    def at(self, state: State, step: int) -> State:
+    def with_step(self, state: State, step: int) -> State:
         place = sharding.replicated(self.mesh)
         return state | {
             "step": jax.make_array_from_callback((), place, lambda _: np.asarray(step, np.int32))
@@ -92,7 +93,7 @@ class JaxProgram(Inspection):
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
         return {name: np.asarray(w).astype(dtype) for name, w in sharding.fetched(state["weights"]).items()}
 
-    def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+    def put_global_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % self.mesh.size:
             raise InputError(
                 f"a batch of {len(inputs_BT)} rows cannot be split over {self.mesh.size} devices: "
@@ -100,7 +101,7 @@ class JaxProgram(Inspection):
             )
         return sharding.placed_whole(self.mesh, inputs_BT), sharding.placed_whole(self.mesh, targets_BT)
 
-    def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+    def put_local_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         return sharding.placed(self.mesh, inputs_BT), sharding.placed(self.mesh, targets_BT)
 
     def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
@@ -159,7 +160,7 @@ class JaxProgram(Inspection):
 
     def lowered(self, rows: int, what: str = "step") -> Any:
         """The `step`, or the `evaluation`, of a batch of so many rows, lowered for the program's devices, which need not be there."""
-        length = self.recipe.context if what == "step" else self.recipe.val_row
+        length = self.recipe.context if what == "step" else self.recipe.eval_context
         batch = [jax.ShapeDtypeStruct((rows, length), np.int32, sharding=sharding.by_row(self.mesh))] * 2
         state = self._placed(self.shapes, self.shardings)
         return (
@@ -170,9 +171,9 @@ class JaxProgram(Inspection):
 
     def window(self, step) -> tuple:
         """What the model is told of the number of updates so far: nothing, or the window of its attention, int32."""
-        if self.recipe.windows(0) is None:
+        if self.recipe.attention_window(0) is None:
             return ()
-        table = np.array([self.recipe.windows(n) for n in range(self.recipe.steps + 1)], np.int32)
+        table = np.array([self.recipe.attention_window(n) for n in range(self.recipe.steps + 1)], np.int32)
         return (jnp.asarray(table)[jnp.minimum(step, self.recipe.steps)],)
 
     def _compiled(self, function: Callable, **options: Any) -> Callable:
@@ -190,7 +191,7 @@ class JaxProgram(Inspection):
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
 
     def _first_state(self, weights) -> State:
-        stored = {name: jnp.asarray(w).astype(self.recipe.stored(name)) for name, w in weights.items()}
+        stored = {name: jnp.asarray(w).astype(self.recipe.storage_dtype(name)) for name, w in weights.items()}
         return {"weights": stored, "optimizer": self.optimizer.init(stored), "step": jnp.zeros((), jnp.int32)}
 
     def _update(self, state: State, inputs_BT, targets_BT):
@@ -236,20 +237,22 @@ class JaxProgram(Inspection):
         return sharding.over_rows(self.mesh, own, outputs)(weights, inputs_BT, targets_BT, counted_BT)
 
     def _total_loss(self, weights, window, inputs_BT, targets_BT, counted_BT):
-        return head.total_loss(self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT, counted_BT)
+        return head_blocks.total_loss(
+            self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT, counted_BT
+        )
 
     def _token_losses(self, weights, step, inputs_BT, targets_BT):
         window = self.window(step)
 
         def own(weights, inputs_BT, targets_BT):
-            return head.token_losses(self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT)
+            return head_blocks.token_losses(self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT)
 
         return sharding.over_rows(self.mesh, own, sharding.ROWS)(weights, inputs_BT, targets_BT)
 
     def _hidden(self, weights, window, inputs_BT):
         return model.apply(self.definition, weights, lambda m: m(inputs_BT, *window))
 
-    def _head(self) -> head.Head:
+    def _head(self) -> head_blocks.Head:
         """The model's head. An own model may have logits alone."""
         empty = self.shapes["weights"]
         net = model.apply(self.definition, empty, lambda m: m)
@@ -260,8 +263,8 @@ class JaxProgram(Inspection):
             )
 
         if not hasattr(net, "squash"):
-            return head.Head(method("logits"), method("logits"), lambda logits: logits)
-        return head.Head(
+            return head_blocks.Head(method("logits"), method("logits"), lambda logits: logits)
+        return head_blocks.Head(
             method("scores"), method("training_scores" if hasattr(net, "training_scores") else "scores"), net.squash
         )
 

@@ -1,7 +1,7 @@
 """The parts that models are made of: name, formula, source, weights, and what each needs. Both backends have each by its name.
 
 A recipe names one part for each slot that it fills. A part here says which weights it has, under which canonical names, and why it
-may not fit; `jaxrun/parts.py` and `torchref/parts.py` compute it. Letters: parity/recipe.py.
+may not fit; `jaxrun/parts.py` and `torchref/parts.py` compute it. Letters: parity/recipes/base.py.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from parity.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from parity.recipe import Recipe
+    from parity.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def _unet(recipe: "Recipe") -> str:
 def _window(recipe: "Recipe") -> str:
     if recipe.context % recipe.block:
         return f"--context {recipe.context}: rows are made of whole blocks, so it must be a multiple of --block {recipe.block}"
-    if recipe.val_row % recipe.block:
-        return f"--val-context {recipe.val_row}: rows are made of whole blocks, so it must be a multiple of --block {recipe.block}"
+    if recipe.eval_context % recipe.block:
+        return f"--val-context {recipe.eval_context}: rows are made of whole blocks, so it must be a multiple of --block {recipe.block}"
     return (
         ""
         if recipe.window <= recipe.context

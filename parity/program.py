@@ -17,7 +17,7 @@ import numpy as np
 
 from parity.errors import InputError, nearest
 from parity.memory import keep_freed_memory
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 from parity.weights import Weights
 
 BACKENDS = ("jaxrun", "torchref")
@@ -42,17 +42,17 @@ class Program(Protocol):
     def load(self, weights: Weights) -> State:
         """A state with these canonical weights and empty optimizer state; InputError where names or shapes differ."""
 
-    def at(self, state: State, step: int) -> State:
+    def with_step(self, state: State, step: int) -> State:
         """The state as if so many updates had been made, as far as something depends on their number alone, such as a window that
         grows; the weights stay. Uses the state up. Only programs of which that is so need it."""
 
     def export(self, state: State) -> Weights:
         """Canonical weights of a state: float32, or float64 at that precision."""
 
-    def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
+    def put_global_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
         """Puts an int32 host batch on the devices. Called from a reader's thread."""
 
-    def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
+    def put_local_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Batch:
         """As `place`, where each of several processes gives its own rows of the batch, equally many, in their order. Only they need it."""
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
@@ -112,17 +112,17 @@ class Inspected(Protocol):
     def moments(self, state: State) -> dict[str, dict[str, Any]]:
         """What the optimizer keeps: "first" and "second" moments (AdamW), "momentum" (Muon), each by canonical name."""
 
-    def memberships(self, state: State) -> list[tuple[str, str]]:
+    def param_groups(self, state: State) -> list[tuple[str, str]]:
         """(canonical name, optimizer group) for every weight that a group updates."""
 
-    def rates(self) -> dict[str, np.ndarray]:
+    def schedules(self) -> dict[str, np.ndarray]:
         """(steps,) float64 rates of every optimizer group over the whole plan; and "momentum" (steps,) and "window" (steps + 1,),
         where the recipe has them."""
 
-    def eight_bit_product(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
+    def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         """The 8-bit product of a recipe that has one, of float32 arrays, whatever the precision: "y" (T, V) and, from dy, "dx", "dweight"."""
 
-    def orthogonalized(self, x_RC: np.ndarray) -> dict[str, Any]:
+    def orthogonalize(self, x_RC: np.ndarray) -> dict[str, Any]:
         """Newton-Schulz on one matrix: "Gram matrix of step k" (1, min(R, C), min(R, C)) and "result" (1, R, C)."""
 
 
@@ -158,9 +158,9 @@ class Outputs(dict[str, Any]):
         return noting
 
 
-def at(program: Program, state: State, step: int) -> State:
+def with_step(program: Program, state: State, step: int) -> State:
     """The state as if so many updates had been made, where the program tells a difference."""
-    return program.at(state, step) if hasattr(program, "at") else state
+    return program.with_step(state, step) if hasattr(program, "with_step") else state
 
 
 def build(backend: str, recipe: Recipe, **options: Any) -> Program:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from parity.errors import InputError, nearest
-from parity.recipe import Recipe, recipe_for
+from parity.recipes import Recipe, recipe_for
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from parity.errors import InputError
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 Weights = dict[str, np.ndarray]
 
@@ -32,7 +32,7 @@ def initial_weights(recipe: Recipe, seed: int) -> Weights:
             value = generator(seed, name).uniform(-1, 1, parameter.shape) * parameter.bound
         else:
             value = np.full(parameter.shape, parameter.value, np.float64)
-        weights[name] = round_to(value, recipe.stored(name))
+        weights[name] = round_to(value, recipe.storage_dtype(name))
     return weights
 
 

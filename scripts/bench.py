@@ -129,9 +129,9 @@ def in_turns(
     options: Bench, recipe: str, variants: dict[str, Any], fields: dict[str, int]
 ) -> tuple[int, dict[str, list[float]]]:
     """Tokens of a step, and the median seconds of each turn of each variant."""
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
-    grows = len(recipe_for(recipe, options.scale).stages()) > 1
+    grows = len(recipe_for(recipe, options.scale).window_stages()) > 1
     workers = {name: Worker(recipe, options.scale, *variant, fields) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.turns):
@@ -179,7 +179,7 @@ def bench_growth(options: Bench) -> dict[str, Any]:
     """Tokens/s of both backends as one size grows, and what the model's FLOPs foretell from the smallest."""
     from dataclasses import replace
 
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     base, seen = recipe_for(options.recipes[0], options.scale), {}
     found: dict[str, Any] = {"recipe": base.name}
@@ -248,11 +248,11 @@ def bench_attention(options: Bench) -> dict[str, Any]:
     import torch
 
     from jaxrun import attention as ours
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
     from torchref import attention as theirs
 
     recipe, rng = recipe_for("record-21", "pocket"), np.random.default_rng(0)
-    most = recipe.windows(recipe.steps)
+    most = recipe.attention_window(recipe.steps)
     found: dict[str, Any] = {"block": recipe.block, "tokens": BATCH, "ms": []}
     for T in CONTEXTS:
         qkv = rng.standard_normal((3, BATCH // T, T, recipe.heads, recipe.head_dim), np.float32)
@@ -412,17 +412,17 @@ class Worker:
 
 def worker(spec: str) -> None:
     """The other end of Worker: prints the tokens of a step, then a list of seconds for every number it reads."""
-    from parity.program import at
+    from parity.program import with_step
 
     recipe, program, state, batch = prepared(*json.loads(spec))
-    for stage in recipe.stages():  # compiles what each of them needs
-        state, metrics = program.step(at(program, state, stage), batch)
+    for stage in recipe.window_stages():  # compiles what each of them needs
+        state, metrics = program.step(with_step(program, state, stage), batch)
         program.wait(state)
     print(recipe.batch_tokens, flush=True)
     for line in sys.stdin:
         seconds, count = [], int(line)
         for i in range(count):  # the steps of a turn are spread over the run, for attention whose window grows
-            state = at(program, state, (2 * i + 1) * recipe.steps // (2 * count))
+            state = with_step(program, state, (2 * i + 1) * recipe.steps // (2 * count))
             begin_s = time.perf_counter()
             state, metrics = program.step(state, batch)
             program.fetch(metrics["loss"])
@@ -439,7 +439,7 @@ def prepared(
     import numpy as np
 
     from parity.program import build as build_program
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     recipe = replace(recipe_for(name, scale), **(fields or {}))
     if backend == "plain":
@@ -450,7 +450,12 @@ def prepared(
         program = build_program(backend, recipe, **build)
     tokens = np.random.default_rng(0).integers(0, recipe.tokenizer_size, recipe.batch_tokens + 1).astype(np.int32)
     shape = (-1, recipe.context)
-    return recipe, program, program.init(0), program.place(tokens[:-1].reshape(shape), tokens[1:].reshape(shape))
+    return (
+        recipe,
+        program,
+        program.init(0),
+        program.put_global_batch(tokens[:-1].reshape(shape), tokens[1:].reshape(shape)),
+    )
 
 
 def bench_parts(options: Bench) -> dict[str, Any]:
@@ -528,7 +533,7 @@ def bench_first(options: Bench) -> dict[str, Any]:
 
 def bench_verify(options: Bench) -> dict[str, Any]:
     """Seconds of the verifier's default on every finished run below --runs, and at its limits of scale."""
-    from parity.verify.cheats.forging import rewrite
+    from parity.verify.cheats.forgery import rewrite
 
     found: dict[str, Any] = {}
     for run in sorted(path.parent for path in options.runs.glob("**/weights.safetensors")):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "frontier")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity" / "frontier")]
 
 from fakes import SHAPE, around, fake, sha  # noqa: E402
 
@@ -114,7 +114,7 @@ import sys
 from pathlib import Path
 from parity.frontier import ledger
 from parity.frontier.board import board, page
-from parity.frontier.reported import reported
+from parity.history.reported import reported
 from parity.frontier.site import build
 entries = ledger.load(Path(sys.argv[1]))
 found = board(entries, reported())

@@ -83,7 +83,7 @@ def report(options: Options) -> dict[str, Any]:
     from parity.harness import fingerprint
     from parity.harness.evaluation import largest_batch
     from parity.harness.flops import count
-    from parity.harness.session import EVAL_TOKENS_PER_DEVICE
+    from parity.harness.run import EVAL_TOKENS_PER_DEVICE
     from parity.track import default_recipe, track_for
 
     n, track = options.devices, track_for(options.track)
@@ -111,12 +111,14 @@ def report(options: Options) -> dict[str, Any]:
     )
     tokens = {
         "step": rows * recipe.context,
-        "evaluation": largest_batch(track.val_tokens, EVAL_TOKENS_PER_DEVICE * n, recipe.val_row, n) // n,
+        "evaluation": largest_batch(track.val_tokens, EVAL_TOKENS_PER_DEVICE * n, recipe.eval_context, n) // n,
     }
     found = {}
     for what, own in tokens.items():
         begin_s = time.perf_counter()
-        compiled = program.lowered(own * n // (recipe.context if what == "step" else recipe.val_row), what).compile()
+        compiled = program.lowered(
+            own * n // (recipe.context if what == "step" else recipe.eval_context), what
+        ).compile()
         found[what] = facts(compiled, own, recipe) | {"compile_s": round(time.perf_counter() - begin_s, 1)}
         if options.save:
             options.save.mkdir(parents=True, exist_ok=True)
@@ -192,7 +194,7 @@ def windowed_flops(kernels: dict[str, int], recipe: Any, tokens: int) -> float:
     if not found:
         return 0.0
     blocks = [
-        max(1, recipe.windows(step) // (1 if i in recipe.long else 2)) - 0.5
+        max(1, recipe.attention_window(step) // (1 if i in recipe.long else 2)) - 0.5
         for step in range(recipe.steps)
         for i in range(recipe.layers)
         if i != recipe.bare

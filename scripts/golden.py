@@ -20,7 +20,7 @@ from parity.compare.case import Case, compared_recipe, track_of
 from parity.data.slices import prepare
 from parity.errors import run_command
 from parity.program import BACKENDS, build
-from parity.recipe import RECIPES
+from parity.recipes import RECIPES
 
 FOLDER = Path(__file__).parents[1] / "tests" / "golden"
 STEPS = 5
@@ -38,7 +38,7 @@ def figures(backend: str, recipe: str, data_dir: Path | None = None) -> Figures:
         state = program.load(case.start)  # not the initial weights: half of muon's are zero
         found: Figures = {"loss": {}, "gradient norm": {}, "weight norm": {}, "weight projection": {}}
         for step, batch in enumerate(case.batches(0, STEPS)):
-            state, metrics = program.step(state, program.place(*batch))
+            state, metrics = program.step(state, program.put_global_batch(*batch))
             metrics = program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
             found["loss"][str(step)], found["gradient norm"][str(step)] = (
                 float(metrics["loss"]),

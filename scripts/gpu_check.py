@@ -139,7 +139,7 @@ def versions(options: Options, _: str) -> dict[str, Any]:
 def _recipe(name: str, options: Options, **fields: Any) -> Any:
     import dataclasses
 
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     recipe = recipe_for(name, options.scale)
     rows = options.rows or max(1, min(65_536, recipe.batch_tokens) // recipe.context)
@@ -205,7 +205,7 @@ def _three_steps(backend: str, name: str, precision: str, options: Options) -> d
 
     from parity import weights as canonical
     from parity.program import build
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     if backend == "jaxrun":
         import jax
@@ -215,9 +215,11 @@ def _three_steps(backend: str, name: str, precision: str, options: Options) -> d
     program = build(backend, recipe, device=options.device)
     start, rng = canonical.initial_weights(recipe, 0), np.random.default_rng(0)
     state = program.load({key: (w + rng.normal(0, 0.05, w.shape)).astype(w.dtype) for key, w in sorted(start.items())})
-    loss, grads = program.fetch(program.loss_and_grads(state, program.place(*_batch(recipe))))
+    loss, grads = program.fetch(program.loss_and_grads(state, program.put_global_batch(*_batch(recipe))))
     found = {
-        "losses": np.asarray(program.fetch(program.token_losses(state, program.place(*_batch(recipe)))), np.float64)
+        "losses": np.asarray(
+            program.fetch(program.token_losses(state, program.put_global_batch(*_batch(recipe)))), np.float64
+        )
     }
     # the key bias has a gradient of zero: nothing to be relative to
     found |= {
@@ -226,7 +228,7 @@ def _three_steps(backend: str, name: str, precision: str, options: Options) -> d
         if not key.endswith(("attn.k.bias", "attn.qkv.bias"))
     }
     for i in range(3):
-        state, metrics = program.step(state, program.place(*_batch(recipe, i)))
+        state, metrics = program.step(state, program.put_global_batch(*_batch(recipe, i)))
         found[f"loss of step {i}"] = np.asarray(program.fetch(metrics["loss"]), np.float64)
     return found
 
@@ -289,7 +291,7 @@ def timed(options: Options, what: str) -> dict[str, Any]:
     backend = variant.split()[0]
     program = build(backend, recipe, device=options.device, **VARIANTS[variant])
     begin_s = time.perf_counter()
-    batch, state = program.place(*_batch(recipe)), program.init(0)
+    batch, state = program.put_global_batch(*_batch(recipe)), program.init(0)
     state, metrics = program.step(state, batch)
     program.fetch(metrics["loss"])
     first_s, medians = time.perf_counter() - begin_s, []
@@ -352,16 +354,17 @@ def _jax_parts(
     import jax
     import jax.numpy as jnp
 
-    from jaxrun import head, model
+    from jaxrun import model
     from jaxrun.attention import causal_attention
+    from jaxrun.kernels import head_blocks
 
     device = jax.devices(options.device)[0]
     narrow = recipe.dtypes.products
     qkv, x, weight, targets = (jax.device_put(jnp.asarray(a), device) for a in (qkv, x, weight, targets))
     scores = lambda w, x: model.product(x, w["w"], narrow)  # noqa: E731
-    one = head.Head(scores, scores, lambda scores: scores.astype("float32"))
+    one = head_blocks.Head(scores, scores, lambda scores: scores.astype("float32"))
     attention = jax.jit(jax.grad(lambda qkv: causal_attention(*qkv.astype(narrow), 0.1).astype("float32").sum()))
-    whole = jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1)))
+    whole = jax.jit(jax.grad(lambda w, x: head_blocks.total_loss(one, w, x, targets), (0, 1)))
     return {
         "attention": lambda: jax.block_until_ready(attention(qkv)),
         "head": lambda: jax.block_until_ready(whole({"w": weight}, x.astype(narrow))),
@@ -409,7 +412,13 @@ def windows(options: Options, _: str) -> dict[str, Any]:
     from torchref import attention as theirs
 
     recipe = _recipe("record-21", options)
-    T, H, K, block, most = recipe.context, recipe.heads, recipe.head_dim, recipe.block, recipe.windows(recipe.steps)
+    T, H, K, block, most = (
+        recipe.context,
+        recipe.heads,
+        recipe.head_dim,
+        recipe.block,
+        recipe.attention_window(recipe.steps),
+    )
     rng = np.random.default_rng(0)
     qkv, ids = (
         rng.standard_normal((3, 1, T, H, K), np.float32),
@@ -480,7 +489,7 @@ def trace(options: Options, recipe_name: str) -> dict[str, Any]:
 
     recipe = _recipe(recipe_name, options)
     made = build("jaxrun", recipe, device=options.device)
-    batch, state = made.place(*_batch(recipe)), made.init(0)
+    batch, state = made.put_global_batch(*_batch(recipe)), made.init(0)
     for _ in range(2):
         state, _ = made.step(state, batch)
     made.wait(state)

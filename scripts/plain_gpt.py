@@ -60,7 +60,7 @@ class Plain:
     def init(self, seed: int) -> None:
         return None
 
-    def place(self, inputs: Any, targets: Any) -> Any:
+    def put_global_batch(self, inputs: Any, targets: Any) -> Any:
         return torch.from_numpy(inputs).long(), torch.from_numpy(targets).long()
 
     def step(self, state: None, batch: Any) -> tuple[None, dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 
 from parity.errors import InputError
 from parity.parts import PARTS, SLOTS
-from parity.recipe import QUINTIC, RECIPES, Muon, NanoGPT, Record21, from_fields, recipe_for, to_fields
+from parity.recipes import QUINTIC, RECIPES, Muon, NanoGPT, Record21, from_fields, recipe_for, to_fields
 
 NAMES = tuple(RECIPES)
 
@@ -19,10 +19,10 @@ def count(recipe):
 
 def test_nanogpt_rises_linearly_and_reaches_its_peak_at_the_last_step_of_the_warmup():
     recipe = recipe_for("nanogpt", "small")
-    assert recipe.rates(0)["decay"] == 6e-4 / 700
-    assert recipe.rates(349)["decay"] == 6e-4 / 2
-    assert recipe.rates(699)["decay"] == recipe.rates(700)["decay"] == 6e-4
-    assert recipe.rates(0)["no_decay"] == recipe.rates(0)["decay"]
+    assert recipe.learning_rates(0)["decay"] == 6e-4 / 700
+    assert recipe.learning_rates(349)["decay"] == 6e-4 / 2
+    assert recipe.learning_rates(699)["decay"] == recipe.learning_rates(700)["decay"] == 6e-4
+    assert recipe.learning_rates(0)["no_decay"] == recipe.learning_rates(0)["decay"]
 
 
 def test_nanogpt_falls_as_a_cosine_to_its_final_fraction_at_the_last_step():
@@ -43,24 +43,26 @@ def test_nanogpt_falls_as_a_cosine_to_its_final_fraction_at_the_last_step():
     )
     # steps 0 .. 100: 1 at the first, 0.1 at the last, halfway between them in the middle, cos(pi/4) at a quarter
     expected = {0: 1.0, 25: 0.55 + 0.45 * math.sqrt(0.5), 50: 0.55, 100: 0.1}
-    assert {step: recipe.rates(step)["decay"] for step in expected} == pytest.approx(expected, rel=1e-15)
-    assert dataclasses.replace(recipe, final_fraction=0.0).rates(100)["decay"] == pytest.approx(0.0, abs=1e-16)
+    assert {step: recipe.learning_rates(step)["decay"] for step in expected} == pytest.approx(expected, rel=1e-15)
+    assert dataclasses.replace(recipe, final_fraction=0.0).learning_rates(100)["decay"] == pytest.approx(0.0, abs=1e-16)
 
 
 def test_nanogpt_without_steps_after_the_warmup_stays_finite():
     recipe = dataclasses.replace(recipe_for("nanogpt", "tiny"), steps=7, warmup_steps=6)
-    assert [recipe.rates(step)["decay"] for step in (5, 6)] == pytest.approx([3e-3, 3e-3], rel=1e-15)
+    assert [recipe.learning_rates(step)["decay"] for step in (5, 6)] == pytest.approx([3e-3, 3e-3], rel=1e-15)
 
 
 def test_muon_holds_its_rates_and_then_falls_linearly_towards_zero():
     recipe = recipe_for("muon", "small")
     peaks = {"embed": 0.7, "head": 0.004, "vector": 0.015, "matrix": 0.025}
-    assert recipe.rates(0) == peaks
-    assert recipe.rates(974) == peaks  # 975 = 30% of 3250
-    assert recipe.rates(975) == pytest.approx(peaks, rel=1e-15)
+    assert recipe.learning_rates(0) == peaks
+    assert recipe.learning_rates(974) == peaks  # 975 = 30% of 3250
+    assert recipe.learning_rates(975) == pytest.approx(peaks, rel=1e-15)
     half = 975 + 2275 // 2
-    assert recipe.rates(half) == pytest.approx({k: v * (3250 - half) / 2275 for k, v in peaks.items()}, rel=1e-12)
-    assert recipe.rates(3249) == pytest.approx({k: v / 2275 for k, v in peaks.items()}, rel=1e-12)
+    assert recipe.learning_rates(half) == pytest.approx(
+        {k: v * (3250 - half) / 2275 for k, v in peaks.items()}, rel=1e-12
+    )
+    assert recipe.learning_rates(3249) == pytest.approx({k: v / 2275 for k, v in peaks.items()}, rel=1e-12)
 
 
 def test_nanogpt_without_padding_has_the_parameters_of_gpt2():
@@ -78,7 +80,7 @@ def test_muon_has_the_parameters_of_its_description():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_in_one_group_that_has_a_rate(name):
     recipe = recipe_for(name, "tiny")
-    assert {p.group for p in recipe.parameters().values()} == set(recipe.rates(0))
+    assert {p.group for p in recipe.parameters().values()} == set(recipe.learning_rates(0))
 
 
 def test_groups_are_told_apart_by_dimensions_and_place():
@@ -104,16 +106,16 @@ def test_first_values_have_the_deviations_of_the_description():
 def test_model_flops_follow_from_the_matrices_and_the_attention(name):
     recipe = recipe_for(name, "small")
     V, D, L, T = 50304, 768, 12, 1024
-    assert recipe.product_weights() == 12 * L * D * D + V * D  # the head once, tied or not; no lookups, no biases
+    assert recipe.matmul_params() == 12 * L * D * D + V * D  # the head once, tied or not; no lookups, no biases
     assert recipe.model_flops_per_token() == 6 * (12 * L * D * D + V * D) + 12 * L * D * T
 
 
 def test_model_flops_of_record_21_count_the_widest_windows_and_leave_out_what_the_bare_block_lacks():
     recipe = recipe_for("record-21", "small")
     V, D, L = 50304, 768, 12
-    assert recipe.product_weights() == (12 * L - 4) * D * D + V * D
-    assert recipe.spans() == [14 * 128 if i in (0, 4, 11) else 7 * 128 for i in range(12) if i != 7]
-    assert recipe.model_flops_per_token() == 6 * recipe.product_weights() + 12 * D * (3 * 14 + 8 * 7) * 128
+    assert recipe.matmul_params() == (12 * L - 4) * D * D + V * D
+    assert recipe.attention_spans() == [14 * 128 if i in (0, 4, 11) else 7 * 128 for i in range(12) if i != 7]
+    assert recipe.model_flops_per_token() == 6 * recipe.matmul_params() + 12 * D * (3 * 14 + 8 * 7) * 128
 
 
 def test_the_attention_scale_is_the_descriptions_at_128_and_keeps_the_spread_elsewhere():
@@ -152,14 +154,17 @@ def test_precision_decides_every_type():
         False,
     )
     narrow = dataclasses.replace(recipe_for("record-11", "tiny"), precision="bfloat16")
-    assert {narrow.dtypes.scalars, narrow.dtypes.tables, narrow.dtypes.capped, narrow.stored("skips.weight")} == {
-        "bfloat16"
-    }
-    assert narrow.stored("blocks.0.attn.q.weight") == "float32" and not narrow.dtypes.fp8
+    assert {
+        narrow.dtypes.scalars,
+        narrow.dtypes.tables,
+        narrow.dtypes.capped,
+        narrow.storage_dtype("skips.weight"),
+    } == {"bfloat16"}
+    assert narrow.storage_dtype("blocks.0.attn.q.weight") == "float32" and not narrow.dtypes.fp8
     narrow = dataclasses.replace(recipe_for("record-21", "tiny"), precision="bfloat16")
     assert (
-        narrow.stored("value_embeds.0.weight") == "bfloat16"
-        and narrow.stored("skips.weight") == "float32"
+        narrow.storage_dtype("value_embeds.0.weight") == "bfloat16"
+        and narrow.storage_dtype("skips.weight") == "float32"
         and narrow.dtypes.fp8
     )
     narrow = dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="bfloat16").dtypes
@@ -221,54 +226,54 @@ def test_muon_and_nanogpt_are_frozen():
 def test_record_11_holds_its_rates_and_falls_to_zero_over_the_last_900_steps():
     recipe = recipe_for("record-11", "small")
     peaks = {"embed": 0.6, "head": 0.008, "scalar": 0.04, "matrix": 0.04}
-    assert recipe.steps == 3000 and recipe.rates(0) == recipe.rates(2099) == peaks
-    assert recipe.rates(2100) == pytest.approx(peaks, rel=1e-14)
-    assert recipe.rates(2550) == pytest.approx({k: v / 2 for k, v in peaks.items()}, rel=1e-13)
-    assert recipe.rates(2999) == pytest.approx({k: v / 900 for k, v in peaks.items()}, rel=1e-12)
+    assert recipe.steps == 3000 and recipe.learning_rates(0) == recipe.learning_rates(2099) == peaks
+    assert recipe.learning_rates(2100) == pytest.approx(peaks, rel=1e-14)
+    assert recipe.learning_rates(2550) == pytest.approx({k: v / 2 for k, v in peaks.items()}, rel=1e-13)
+    assert recipe.learning_rates(2999) == pytest.approx({k: v / 900 for k, v in peaks.items()}, rel=1e-12)
 
 
 def test_record_21_holds_its_rates_and_falls_to_a_tenth_over_the_last_two_fifths():
     recipe = recipe_for("record-21", "small")
     peaks = {"embed": 0.6, "head": 0.008, "scalar": 0.04, "matrix": 0.05}
-    assert recipe.steps == 1770 and recipe.rates(0) == recipe.rates(1061) == peaks
-    assert recipe.rates(1062) == pytest.approx(peaks, rel=1e-14)  # 60% of 1770
-    assert recipe.rates(1416) == pytest.approx(
+    assert recipe.steps == 1770 and recipe.learning_rates(0) == recipe.learning_rates(1061) == peaks
+    assert recipe.learning_rates(1062) == pytest.approx(peaks, rel=1e-14)  # 60% of 1770
+    assert recipe.learning_rates(1416) == pytest.approx(
         {k: v * 0.55 for k, v in peaks.items()}, rel=1e-13
     )  # halfway from 1 to 0.1
-    assert recipe.rates(1769) == pytest.approx({k: v * (0.1 + 0.9 / 708) for k, v in peaks.items()}, rel=1e-12)
+    assert recipe.learning_rates(1769) == pytest.approx({k: v * (0.1 + 0.9 / 708) for k, v in peaks.items()}, rel=1e-12)
 
 
 @pytest.mark.parametrize(("name", "over"), [("record-11", 500), ("record-21", 300)])
 def test_momentum_rises_in_a_line_and_stays(name, over):
     recipe = recipe_for(name, "small")
     expected = {0: 0.85, over // 2: 0.9, over - 1: 0.95 - 0.1 / over, over: 0.95, recipe.steps - 1: 0.95}
-    assert {step: recipe.momenta(step) for step in expected} == pytest.approx(expected, rel=1e-14)
-    assert recipe.momenta(0) == 0.85 and recipe.momenta(over) == 0.95
+    assert {step: recipe.momentum_at(step) for step in expected} == pytest.approx(expected, rel=1e-14)
+    assert recipe.momentum_at(0) == 0.85 and recipe.momentum_at(over) == 0.95
 
 
 def test_momentum_that_needs_no_steps_to_rise_is_there_at_once():
-    assert dataclasses.replace(recipe_for("record-21", "tiny"), momentum_steps=0).momenta(0) == 0.95
+    assert dataclasses.replace(recipe_for("record-21", "tiny"), momentum_steps=0).momentum_at(0) == 0.95
 
 
 def test_the_window_grows_by_whole_blocks_from_one_to_the_next_above_1728_tokens():
     recipe = recipe_for("record-21", "small")
-    windows = [recipe.windows(step) for step in range(recipe.steps + 1)]
+    windows = [recipe.attention_window(step) for step in range(recipe.steps + 1)]
     # 1728 step / 1770 tokens in blocks of 128, upwards: 0 counts as 1, and a block is 131.1 steps long
     assert [windows[step] for step in (0, 1, 131, 132, 885, 1769, 1770)] == [1, 1, 1, 2, 7, 14, 14]
     assert windows == sorted(windows) and set(windows) == set(range(1, 15))
     assert all(128 * (w - 1) < 1728 * step / 1770 <= 128 * w for step, w in enumerate(windows) if step)
-    assert recipe.windows(99_999) == 14
-    assert recipe.stages() == [0, 132, 263, 525, 1049]  # the first steps with 1, 2, 3, 5 and 9 blocks
+    assert recipe.attention_window(99_999) == 14
+    assert recipe.window_stages() == [0, 132, 263, 525, 1049]  # the first steps with 1, 2, 3, 5 and 9 blocks
 
 
 def test_record_21_says_which_block_has_what():
     recipe = recipe_for("record-21", "small")
     assert recipe.long == {0, 4, 7, 11} and recipe.bare == 7
     assert recipe.value_embedding_of == {0: 0, 1: 1, 2: 2, 9: 0, 10: 1, 11: 2}
-    assert recipe.end_of_text == 50256 and recipe.val_row == 4 * 64 * 1024 and recipe.scale == 0.12
+    assert recipe.end_of_text == 50256 and recipe.eval_context == 4 * 64 * 1024 and recipe.scale == 0.12
     assert dataclasses.replace(recipe, bare_block=-1).bare is None
     small = dataclasses.replace(recipe, layers=2, val_context=None)
-    assert (small.bare, small.long, small.value_embedding_of, small.val_row) == (
+    assert (small.bare, small.long, small.value_embedding_of, small.eval_context) == (
         None,
         {0, 1},
         {0: 0, 1: 0},

@@ -8,7 +8,7 @@ import pytest
 
 from parity import weights
 from parity.errors import InputError
-from parity.recipe import recipe_for
+from parity.recipes import recipe_for
 
 PINNED = {
     ("nanogpt", "tiny"): "232f6a0fb6b1105d6edb7399feb7069dae6858848a2ecab377339896fc386e1b",

@@ -1,4 +1,4 @@
-"""Causal attention and rotary position embedding, in PyTorch. Letters: parity/recipe.py."""
+"""Causal attention and rotary position embedding, in PyTorch. Letters: parity/recipes/base.py."""
 
 import torch
 import torch.nn.functional as F

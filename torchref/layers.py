@@ -1,10 +1,10 @@
-"""What parts and own models are made of, in PyTorch: products, embeddings, norms, caps, losses. Letters: parity/recipe.py."""
+"""What parts and own models are made of, in PyTorch: products, embeddings, norms, caps, losses. Letters: parity/recipes/base.py."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parity.recipe import Dtypes
+from parity.recipes import Dtypes
 
 
 class Linear(nn.Module):
@@ -145,7 +145,7 @@ def token_losses(logits_BTV, targets_BT):
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The type of a name in parity.recipe.Dtypes."""
+    """The type of a name in parity.recipes.Dtypes."""
     return getattr(torch, name)
 
 

@@ -1,7 +1,7 @@
 """The models of the recipes in PyTorch: modules named as the canonical weights, made of the recipes' parts.
 
 Attribute paths are the canonical names, so weights need no renaming. A model is built empty and filled with
-`load_state_dict`. Letters: parity/recipe.py.
+`load_state_dict`. Letters: parity/recipes/base.py.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 from torchref.layers import (
     Embedding,
     LayerNorm,

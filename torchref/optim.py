@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 Tensors = dict[str, torch.Tensor]
 Divide = Callable[[Callable], Callable]
@@ -156,7 +156,7 @@ def make_optimizer(
         for kind, groups in kinds.items()
     }
     return ByGroup(
-        parts, {group: rates(recipe, group) for group in recipe.optimizers}, getattr(recipe, "clip_norm", None)
+        parts, {group: learning_rates(recipe, group) for group in recipe.optimizers}, getattr(recipe, "clip_norm", None)
     )
 
 
@@ -171,7 +171,7 @@ def _muon_of(
     return muon(
         weights,
         recipe.decay(group),
-        momenta(recipe),
+        momentum_schedule(recipe),
         recipe.newton_schulz_steps,
         recipe.newton_schulz,
         getattr(torch, recipe.dtypes.newton_schulz),
@@ -189,14 +189,14 @@ def group_of(recipe: Recipe) -> dict[str, str]:
     return {name: parameter.group for name, parameter in recipe.parameters().items()}
 
 
-def rates(recipe: Recipe, group: str) -> np.ndarray:
+def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     """(steps,) float64: the group's rate at every step of the plan."""
-    return np.array([recipe.rates(step)[group] for step in range(recipe.steps)])
+    return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
-def momenta(recipe: Recipe) -> np.ndarray:
+def momentum_schedule(recipe: Recipe) -> np.ndarray:
     """(steps,) float64: Muon's momentum at every step of the plan."""
-    return np.array([recipe.momenta(step) for step in range(recipe.steps)])
+    return np.array([recipe.momentum_at(step) for step in range(recipe.steps)])
 
 
 def global_norm(tensors: Tensors) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The parts that the recipes' models are made of, in PyTorch, by the names of parity/parts.py. Letters: parity/recipe.py."""
+"""The parts that the recipes' models are made of, in PyTorch, by the names of parity/parts.py. Letters: parity/recipes/base.py."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 from torchref import layers
 from torchref.attention import NEGATIVE, causal_attention, rotary, window_attention
 from torchref.layers import (

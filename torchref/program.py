@@ -16,9 +16,9 @@ from torch import nn
 from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_microbatches, own_function
-from parity.recipe import Recipe
-from torchref import checkpoint, distributed, layers, model, optim
-from torchref.inspection import Inspection
+from parity.recipes import Recipe
+from torchref import checkpoint, layers, model, optim, sharding
+from torchref.inspector import Inspection
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
 
@@ -51,9 +51,9 @@ class TorchProgram(Inspection):
         self.recipe = recipe
         self.microbatches = microbatches
         self.device = device
-        self.devices = [_kind(device)] * distributed.world_size()
+        self.devices = [_kind(device)] * sharding.world_size()
         self.make_optimizer = optimizer or (
-            lambda weights: optim.make_optimizer(recipe, weights, compile, distributed.by_matrix)
+            lambda weights: optim.make_optimizer(recipe, weights, compile, sharding.by_matrix)
         )
         self.make_model = make_model
         self.groups = optim.group_of(recipe)
@@ -73,7 +73,7 @@ class TorchProgram(Inspection):
         )
         return state
 
-    def at(self, state: State, step: int) -> State:
+    def with_step(self, state: State, step: int) -> State:
         state.step = step
         return state
 
@@ -81,15 +81,15 @@ class TorchProgram(Inspection):
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
         return {name: w.astype(dtype) for name, w in self.fetch(_weights(state)).items()}
 
-    def place(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+    def put_global_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % len(self.devices):
             raise InputError(
                 f"a batch of {len(inputs_BT)} rows cannot be split over {len(self.devices)} devices: "
                 "choose a number of processes that divides the rows of a batch"
             )
-        return self.place_part(distributed.by_row(inputs_BT), distributed.by_row(targets_BT))
+        return self.put_local_batch(sharding.by_row(inputs_BT), sharding.by_row(targets_BT))
 
-    def place_part(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
+    def put_local_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         return self._put(inputs_BT), self._put(targets_BT)
 
     def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
@@ -107,7 +107,7 @@ class TorchProgram(Inspection):
 
     @torch.no_grad()
     def token_losses(self, state: State, batch):
-        return distributed.gather_rows(self._losses(state.model, *batch, self.window(state.step)))
+        return sharding.gather_rows(self._losses(state.model, *batch, self.window(state.step)))
 
     @torch.no_grad()
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
@@ -128,7 +128,7 @@ class TorchProgram(Inspection):
             if reduction == "mean":
                 torch._foreach_div_(sums, len(parts))
             loss, grads = sums[0], [x.to(g.dtype) for x, g in zip(sums[1:], grads)]
-        distributed.reduce_gradients([loss, *grads], reduction)
+        sharding.reduce_gradients([loss, *grads], reduction)
         return loss, dict(zip(names, grads))
 
     def _part(self, state: State, parameters, batch, reduction: str, prefix: int | None):
@@ -183,7 +183,7 @@ class TorchProgram(Inspection):
     def window(self, step: int) -> tuple:
         """What the model is told of the number of updates so far: nothing, or the window of its attention, an int32 tensor, and
         numbers of blocks that the long and the short one are within, of which there are few, since code is compiled for each."""
-        blocks, widest = self.recipe.windows(step), self.recipe.windows(self.recipe.steps)
+        blocks, widest = self.recipe.attention_window(step), self.recipe.attention_window(self.recipe.steps)
         if blocks is None:
             return ()
         within = min(widest, 1 << (blocks - 1).bit_length())
@@ -227,15 +227,15 @@ def build(
 
     Raises InputError for devices that are not there, rows that they do not divide, and an optimizer that is none.
     """
-    chosen = distributed.pick_device(device, devices)
+    chosen = sharding.pick_device(device, devices)
     rows = recipe.batch_tokens // recipe.context
-    if rows % distributed.world_size():
+    if rows % sharding.world_size():
         raise InputError(
             f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which "
-            f"{distributed.world_size()} processes do not divide: choose the processes or --batch-tokens so "
+            f"{sharding.world_size()} processes do not divide: choose the processes or --batch-tokens so "
             "that they do"
         )
-    check_microbatches(recipe, distributed.world_size(), microbatches)
+    check_microbatches(recipe, sharding.world_size(), microbatches)
     compiler = os.environ.get("CXX", "g++")
     if compile and chosen.type == "cpu" and not shutil.which(compiler):
         raise InputError(
@@ -243,7 +243,7 @@ def build(
             "it in CXX, or leave --compile out"
         )
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
-    distributed.join(chosen)
+    sharding.join(chosen)
     return TorchProgram(
         recipe, chosen, _own_optimizer(recipe, optimizer) if optimizer else None, compile, microbatches=microbatches
     )
@@ -251,12 +251,12 @@ def build(
 
 def join(device: str = "auto") -> None:
     """Joins the other processes, which torchrun's variables name, once; nothing to do where this one is alone."""
-    distributed.join(distributed.pick_device(device))
+    sharding.join(sharding.pick_device(device))
 
 
 def platform(device: str = "auto") -> str:
     """ "cpu" or "gpu": what `device` means here. Raises InputError where there is no such device."""
-    return "gpu" if distributed.pick_device(device, None).type == "cuda" else "cpu"
+    return "gpu" if sharding.pick_device(device, None).type == "cuda" else "cpu"
 
 
 def _own_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:

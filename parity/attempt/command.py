@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _new(options: New) -> int:
-    from parity.attempt.making import new
+    from parity.attempt.scaffold import new
 
     if not 1 <= options.runs <= 1000:
         raise InputError(f"--runs: expected 1 to 1000, found {options.runs}: choose another")
@@ -130,7 +130,7 @@ def _new(options: New) -> int:
 
 
 def _next(folder: Path) -> list[str]:
-    from parity.harness.session import python
+    from parity.harness.run import python
 
     own = f"{python()} -m parity.attempt"
     named = shlex.quote(str(folder))
@@ -144,8 +144,8 @@ def _next(folder: Path) -> list[str]:
 
 
 def _run(options: Run) -> int:
-    from parity.attempt.running import run
-    from parity.attempt.showing import overview, table
+    from parity.attempt.runner import run
+    from parity.attempt.summary import overview, table
 
     if options.seed is not None and not options.tune:
         raise InputError(
@@ -174,7 +174,7 @@ def _run(options: Run) -> int:
 
 
 def _overviews(folders: Sequence[Path]) -> None:
-    from parity.attempt.showing import overview
+    from parity.attempt.summary import overview
 
     for folder in folders:
         _line({"event": "overview", **overview(folder)})
@@ -205,7 +205,7 @@ def _judge(options: Judge) -> int:
 
 
 def _show(options: Show) -> int:
-    from parity.attempt.showing import overview, table
+    from parity.attempt.summary import overview, table
 
     found = overview(options.dir)
     print(json.dumps(found) if options.json else table(options.dir, found))

@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from parity.attempt.strict import decode, fault, schema_check
-from parity.data.files import sync_folder
 from parity.errors import InputError, nearest
+from parity.formats.files import sync_folder
+from parity.formats.strict_json import decode, fault, schema_check
 from parity.track import default_recipe, track_for
 
 SCHEMA = "attempt.v1"
@@ -419,5 +419,5 @@ def _event_check(kind: str) -> Callable[[Any], str]:
 
 @cache
 def _declaration_check() -> Callable[[Any], str]:
-    path = Path(__file__).parents[1] / "schemas" / f"{DECLARATION_SCHEMA}.json"
+    path = Path(__file__).parents[1] / "formats" / "schemas" / f"{DECLARATION_SCHEMA}.json"
     return schema_check(json.loads(path.read_text(encoding="utf-8")))

@@ -10,7 +10,7 @@ Where an operation amplifies errors by more than its inputs' relative error, the
 import math
 from dataclasses import dataclass
 
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 
 UNIT = 2.0**-53
 LAMBDA = 8.0
@@ -74,13 +74,17 @@ def updated(recipe: Recipe, steps: int, group: str, shape: tuple[int, ...], larg
     if group != "matrix":
         return own
     turned = orthogonalization(recipe, recipe.newton_schulz_steps)
-    moved = sum(recipe.rates(step)[group] for step in range(steps)) * max(1.0, shape[0] / shape[1]) ** 0.5 / largest
+    moved = (
+        sum(recipe.learning_rates(step)[group] for step in range(steps))
+        * max(1.0, shape[0] / shape[1]) ** 0.5
+        / largest
+    )
     return Bound(own.allowed + turned.allowed * moved, f"{turned.basis}, moved by {moved:.2g} of the weight")
 
 
 def decay(recipe: Recipe) -> Bound:
     """What decay takes from a weight in one step, as the difference of two weights."""
-    rates = recipe.rates(0)
+    rates = recipe.learning_rates(0)
     factors = [decay for group in rates if (decay := recipe.decay(group))]
     if not factors:
         return rounding(8)

@@ -11,7 +11,7 @@ import numpy as np
 from parity import weights as canonical
 from parity.data import stream
 from parity.data.slices import Slice
-from parity.recipe import Recipe, recipe_for
+from parity.recipes import Recipe, recipe_for
 from parity.track import TRACKS, Track
 from parity.weights import Weights
 
@@ -65,7 +65,7 @@ class Case:
         found = canonical.initial_weights(self.recipe, self.seed)
         for name, w in found.items():
             noise = canonical.generator(self.seed, f"compare:{name}").standard_normal(w.shape)
-            found[name] = canonical.round_to(w + SPREAD * noise, self.recipe.stored(name))
+            found[name] = canonical.round_to(w + SPREAD * noise, self.recipe.storage_dtype(name))
         return found
 
     @functools.cached_property

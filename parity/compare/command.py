@@ -100,7 +100,7 @@ MODES = {  # what each of these has a use for
 
 
 def _check(options: Options) -> None:
-    from parity.compare.faults import fault_for
+    from parity.compare.faults.catalogue import fault_for
     from parity.compare.runner import chosen_levels
 
     _check_modes(options)
@@ -162,10 +162,10 @@ def _check_modes(options: Options) -> None:
 
 def _check_recorded(options: Options) -> None:
     """Errors are recorded for one kind of comparison, and others cannot be held against them."""
-    from parity.compare import narrow
+    from parity.compare import low_precision
 
     for recipe in _recipes(options):
-        if narrow.recorded_errors(recipe, options.scale, options.dtype) is None:
+        if low_precision.recorded_errors(recipe, options.scale, options.dtype) is None:
             raise InputError(
                 f"--dtype {options.dtype}: no errors were recorded for {recipe} at {options.scale}: compare in float64, "
                 f"or record them with --record --scale {options.scale}"
@@ -180,8 +180,8 @@ def _check_recorded(options: Options) -> None:
 
 
 def _recipes(options: Options) -> list[str]:
-    from parity.compare.faults import fault_for
-    from parity.recipe import RECIPES
+    from parity.compare.faults.catalogue import fault_for
+    from parity.recipes import RECIPES
 
     if options.recipe:
         return [options.recipe]
@@ -190,7 +190,7 @@ def _recipes(options: Options) -> list[str]:
 
 def _case(options: Options, recipe: str, folder: Path, dtype: str | None = None, seed: int | None = None) -> "Case":
     from parity.compare.case import Case, compared_recipe, track_of
-    from parity.compare.names import read_weights
+    from parity.compare.weight_names import read_weights
     from parity.data.progress import Progress
     from parity.data.slices import prepare
 
@@ -207,7 +207,7 @@ def _case(options: Options, recipe: str, folder: Path, dtype: str | None = None,
 
 
 def _sides(options: Options) -> "list[Side]":
-    from parity.compare.faults import fault_for
+    from parity.compare.faults.catalogue import fault_for
     from parity.compare.side import Side
 
     fault = fault_for(options.plant) if options.plant else None
@@ -218,17 +218,18 @@ def _sides(options: Options) -> "list[Side]":
 
 
 def _judged(options: Options, case: "Case", sides: "list[Side]", truth: "Side") -> "list[Result]":
-    from parity.compare import narrow
+    from parity.compare import low_precision
     from parity.compare.runner import Comparison, chosen_levels
 
     precision, recorded = case.recipe.precision, None
     if precision != "float64":
-        recorded = narrow.recorded_errors(case.recipe.name, options.scale, precision)
+        recorded = low_precision.recorded_errors(case.recipe.name, options.scale, precision)
     return Comparison(*sides, case, chosen_levels(options.levels), recorded, options.keep_going, truth=truth).run()
 
 
 def _compare(options: Options, folder: Path) -> int:
-    from parity.compare import html, report
+    from parity.compare.report import html
+    from parity.compare.report import text as report
     from parity.compare.side import Side
 
     reports: dict[str, Any] = {}
@@ -261,9 +262,10 @@ def _code(results: "list[Result]") -> int:
 
 
 def _matrix(options: Options, folder: Path) -> int:
-    from parity.compare import html, report
-    from parity.compare.faults import FAULTS, fault_for
-    from parity.compare.matrix import PAIR, matrix
+    from parity.compare.faults.catalogue import FAULTS, fault_for
+    from parity.compare.faults.matrix import PAIR, matrix
+    from parity.compare.report import html
+    from parity.compare.report import text as report
 
     if options.scale != "tiny":
         raise InputError(f"--faults: the matrix is made at --scale tiny, found {options.scale}: leave it out")
@@ -322,7 +324,7 @@ def _repeat(options: Options, folder: Path) -> int:
 
 
 def _record(options: Options, folder: Path) -> int:
-    from parity.compare.recording import record
+    from parity.compare.reference_errors import record
 
     names = _recipes(options)
     path = record(_case(options, names[0], folder), options.scale, names, lambda line: print(line, flush=True))

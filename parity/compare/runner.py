@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity import weights as canonical
-from parity.compare import narrow
+from parity.compare import low_precision
 from parity.compare.case import Case
-from parity.compare.diagnosis import diagnosed
+from parity.compare.faults.diagnosis import diagnosed
 from parity.compare.judge import Names, judge
 from parity.compare.levels import LEVELS, Level
+from parity.compare.levels.training import written_by
 from parity.compare.observation import Result, Seen
-from parity.compare.run_levels import written_by
 from parity.compare.side import Side
 from parity.errors import InputError
 
@@ -22,7 +22,7 @@ Memo = dict[tuple[Any, str, Case], list[Seen]]
 
 @dataclass
 class Comparison:
-    """Two sides on one case. `recorded` holds the errors of unplanted code by line (narrow.py), `memo` what was seen of a side."""
+    """Two sides on one case. `recorded` holds the errors of unplanted code by line (low_precision.py), `memo` what was seen of a side."""
 
     a: Side
     b: Side
@@ -81,7 +81,7 @@ class Comparison:
             result.finding = diagnosed(self.a, self.b, self.case, level, result.finding, a, b, self.memo)
         return result
 
-    def run_draws(self, count: int = narrow.DRAWS) -> list[Result]:
+    def run_draws(self, count: int = low_precision.DRAWS) -> list[Result]:
         """As `run`, in bfloat16: several draws of what rounding has a part in, judged by tests over all of them."""
         cases = [dataclasses.replace(self.case, seed=self.case.seed * count + i, written={}) for i in range(count)]
         exact = [level for level in self.levels if not level.numeric]
@@ -89,17 +89,19 @@ class Comparison:
             cases[0], written={}
         )  # level 9 reads real runs, level 8 here the weights of every draw
         results = {result.level: result for result in dataclasses.replace(self, case=first, levels=exact).run()}
-        found: list[dict[str, list[narrow.Size]]] = [{}, {}]
+        found: list[dict[str, list[low_precision.Size]]] = [{}, {}]
         for level in (level for level in self.levels if level.numeric):
             results[level.name] = self.drawn(level, cases, found)
         both = (self.a.name, self.b.name), (self.a.backend, self.b.backend)
-        narrow.add_tests(list(results.values()), narrow.tests(found[0], found[1], self.recorded or {}, *both))
+        low_precision.add_tests(
+            list(results.values()), low_precision.tests(found[0], found[1], self.recorded or {}, *both)
+        )
         for result in results.values():
             if result.status == "holds" and not result.lines:
                 result.status, result.reason = "not judged", "the two have no place in common"
         return [results[level.name] for level in self.levels]
 
-    def drawn(self, level: Level, cases: list[Case], found: list[dict[str, list[narrow.Size]]]) -> Result:
+    def drawn(self, level: Level, cases: list[Case], found: list[dict[str, list[low_precision.Size]]]) -> Result:
         """Adds the sizes of error of every draw to `found`, side by side; the result of what is exact."""
         begin_s = time.monotonic()
         if missing := self._missing(level):
@@ -111,10 +113,10 @@ class Comparison:
             a, b = (side.observe(level, case, self.memo) for side in (self.a, self.b))
             truth = self.truth.observe(level, case.exact, self.memo)
             for sizes, seen in zip(found, (a, b)):
-                for key, size in narrow.sizes(level.name, seen, truth).items():
+                for key, size in low_precision.sizes(level.name, seen, truth).items():
                     sizes.setdefault(key, []).append(size)
             if case is cases[0]:
-                result = narrow.exact_result(level.name, a, b, self.names)
+                result = low_precision.exact_result(level.name, a, b, self.names)
             self.memo.clear()
         result.seconds = time.monotonic() - begin_s
         return result

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare.foreign import Guarded
+from parity.compare.faults.plant import Fault, planted
+from parity.compare.guarded import Guarded
 from parity.compare.observation import Seen
-from parity.compare.planting import Fault, planted
 from parity.errors import InputError, nearest
-from parity.own import explained, load
 from parity.program import BACKENDS, build
-from parity.recipe import Recipe
+from parity.recipes import Recipe
+from parity.user_program import explained, load
 
 
 class Side:
@@ -74,10 +74,10 @@ class Side:
             None,
         )
 
-    def place(self, recipe: Recipe, batch: tuple[np.ndarray, np.ndarray]) -> Any:
+    def put_global_batch(self, recipe: Recipe, batch: tuple[np.ndarray, np.ndarray]) -> Any:
         """A batch for the program."""
         program = self.program(recipe)
-        return program.place(*batch) if hasattr(program, "place") else batch
+        return program.put_global_batch(*batch) if hasattr(program, "put_global_batch") else batch
 
     def array(self, recipe: Recipe, value: Any, what: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """A value of the program as numpy: of the recipe's precision (bfloat16 as float32), finite, of a shape."""

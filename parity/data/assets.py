@@ -8,9 +8,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity.data.files import cannot_write, remove_temporary, replacing, sha256_bytes
 from parity.data.progress import Progress
 from parity.errors import InputError
+from parity.formats.files import cannot_write, remove_temporary, replacing, sha256_bytes
 
 FOLDER = "assets"
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parity.data.assets import MERGES, fetch_into
-from parity.data.building import describe, save_token_bytes
-from parity.data.files import sha256_file
+from parity.data.builder import describe, save_token_bytes
 from parity.data.hub import hub_fetch
 from parity.data.manifest import FILE_NAME, Manifest, Part, ShardInfo
 from parity.data.progress import Progress
 from parity.data.tokenizer import BytePairTokenizer
 from parity.errors import InputError
+from parity.formats.files import sha256_file
 
 
 @dataclass(frozen=True)

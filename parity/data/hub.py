@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parity.data.files import CHUNK_BYTES, cannot_write, sha256_file, sync_folder
 from parity.data.progress import Progress
 from parity.errors import InputError
+from parity.formats.files import CHUNK_BYTES, cannot_write, sha256_file, sync_folder
 
 # huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download keeps
 # nothing of a file whose process was stopped (seen in 2.4), and a shard has 200 MB.

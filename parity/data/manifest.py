@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from parity.data.files import replacing, sha256_bytes
 from parity.errors import InputError
+from parity.formats.files import replacing, sha256_bytes
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "manifest.v1.json"
+SCHEMA_PATH = Path(__file__).parents[1] / "formats" / "schemas" / "manifest.v1.json"
 
 
 @dataclass(frozen=True)

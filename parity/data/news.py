@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from parity.data.assets import ARTICLES, MERGES, fetch, fetch_into
-from parity.data.building import write_slice
-from parity.data.files import sha256_bytes
+from parity.data.builder import write_slice
 from parity.data.manifest import Manifest
 from parity.data.pinned import PINNED
 from parity.data.progress import Progress
 from parity.data.tokenizer import BytePairTokenizer
 from parity.errors import InputError
+from parity.formats.files import sha256_bytes
 
 VOCAB_SIZE = 4096
 DOI = "10.7910/DVN/GMFCTR"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.data.files import replacing
 from parity.errors import InputError
+from parity.formats.files import replacing
 
 MAGIC = 20240520
 VERSION = 1

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.data.building import TOKEN_BYTES_FILE, pin_differences
-from parity.data.files import cannot_write, remove_temporary, sha256_file
+from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
 from parity.data.manifest import FILE_NAME, Manifest, Part
 from parity.data.pinned import PINNED
 from parity.data.progress import Progress, Silent
 from parity.data.shards import check_tokens, open_shard
 from parity.data.tokenizer import BytePairTokenizer, WordTokenizer, load_tokenizer
 from parity.errors import InputError, nearest
+from parity.formats.files import cannot_write, remove_temporary, sha256_file
 
 DATA_VARIABLE = "JAXRUN_DATA"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.data.building import write_slice
+from parity.data.builder import write_slice
 from parity.data.manifest import Manifest
 from parity.data.pinned import PINNED
 from parity.data.progress import Progress

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from parity.data.files import sha256_bytes
 from parity.errors import InputError
+from parity.formats.files import sha256_bytes
 
 # How GPT-2 cuts text into pieces before it merges bytes within each.
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from parity import statistics
 from parity.frontier import delta as deltas
 from parity.frontier import scores
 from parity.frontier.delta import Delta
@@ -241,7 +242,7 @@ def _paired(entry: Entry, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         if not both:
             continue
         mine, theirs = (one.costs("seconds", one.steps[-1]) or [] for one in (entry, other))
-        test = scores.statistics.paired([mine[i] for i, _ in both], [theirs[j] for _, j in both])
+        test = statistics.paired([mine[i] for i, _ in both], [theirs[j] for _, j in both])
         found.append(
             {
                 "with": other.id,

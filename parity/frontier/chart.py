@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.data.files import replacing
 from parity.errors import MOST_NAMED, InputError
+from parity.formats.files import replacing
 from parity.frontier.entry import Entry
 from parity.frontier.scores import frontier, points
 from parity.track import Track, track_for
@@ -140,7 +140,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def _reported(track: Track, axis: str) -> list[tuple[float, float]]:
     """Seconds and mean final losses of the public records, for the track that they are of."""
-    from parity.frontier.history import load
+    from parity.history.records import load
 
     if track.name != "small" or axis != "seconds":
         return []

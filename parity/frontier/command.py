@@ -174,7 +174,7 @@ def _ledger(options: Common) -> Path:
 def _entries(options: Common) -> list[Any]:
     """The entries of a ledger that holds. Raises InputError where it was edited."""
     from parity.frontier import ledger
-    from parity.frontier.checking import check
+    from parity.frontier.integrity import check
 
     folder = _ledger(options)
     if problems := check(folder):
@@ -184,9 +184,9 @@ def _entries(options: Common) -> list[Any]:
 
 def _add(options: Add) -> int:
     from parity.frontier import ledger
-    from parity.frontier.adding import entry_of
     from parity.frontier.board import delta_json
     from parity.frontier.delta import delta, records
+    from parity.frontier.submission import entry_of
     from parity.track import track_for
 
     made = entry_of(
@@ -261,7 +261,7 @@ def _file(entry: Any, name: str) -> str:
 
 def _check(options: Check) -> int:
     from parity.frontier import ledger
-    from parity.frontier.checking import against, check
+    from parity.frontier.integrity import against, check
     from parity.frontier.site.figures import counted
 
     folder = _ledger(options)
@@ -316,10 +316,10 @@ def _score(options: Score) -> int:
 
 
 def _report(options: Report) -> int:
-    from parity.frontier.adding import entry_of
     from parity.frontier.board import board, page
     from parity.frontier.ledger import same_run
     from parity.frontier.site import build
+    from parity.frontier.submission import entry_of
 
     entry = entry_of(options.run)
     others = [other for other in _entries(options) if not same_run(entry, other)] if options.ledger else []
@@ -334,10 +334,10 @@ def _report(options: Report) -> int:
 
 def _site(options: Site) -> int:
     from parity.frontier.board import board, page
-    from parity.frontier.reported import reported
     from parity.frontier.site import build
     from parity.frontier.site.figures import counted
     from parity.frontier.site.summary import public_records
+    from parity.history.reported import reported
 
     entries = _entries(options)
     matrices = {
@@ -355,7 +355,7 @@ def _site(options: Site) -> int:
 def _matrix(path: Path | None, command: str) -> Any:
     if path is None:
         return None
-    from parity.attempt.strict import fault
+    from parity.formats.strict_json import fault
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -383,7 +383,7 @@ def _plot(options: Plot) -> int:
 
 
 def _band(options: Band) -> int:
-    from parity.frontier.band import band, record_for
+    from parity.history.band import band, record_for
     from parity.verify.evidence import open_run
 
     run = open_run(options.run)
@@ -405,7 +405,7 @@ def _band(options: Band) -> int:
 
 def _ablate(options: Ablate) -> int:
     from parity.frontier import ledger
-    from parity.frontier.comparing import ablations
+    from parity.frontier.comparison import ablations
     from parity.frontier.tables import ablation_table
 
     entries = _entries(options)
@@ -426,7 +426,7 @@ def _ablate(options: Ablate) -> int:
 
 def _cross(options: Cross) -> int:
     from parity.frontier import ledger
-    from parity.frontier.comparing import cross, pairs_across
+    from parity.frontier.comparison import cross, pairs_across
     from parity.frontier.tables import cross_table
 
     entries = _entries(options)
@@ -443,7 +443,7 @@ def _cross(options: Cross) -> int:
 
 
 def _history(options: History) -> int:
-    from parity.frontier import reported
+    from parity.history import reported
 
     print(json.dumps(reported.to_json()) if options.json else reported.table())
     return 0

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from parity import statistics
 from parity.errors import InputError
-from parity.frontier import statistics
 from parity.frontier.entry import AXES, UNITS, Entry
 from parity.frontier.scores import Target, comparable, target_of
-from parity.frontier.statistics import ALPHA
+from parity.statistics import ALPHA
 from parity.track import track_for
 
 CONFIDENCE = 0.975  # of each of two crossings, so that both hold with 95% (Bonferroni)

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.strict import fault
-from parity.data.files import replacing
+from parity import statistics
 from parity.errors import InputError
-from parity.frontier import statistics
+from parity.formats.files import replacing
+from parity.formats.strict_json import fault
 
 SCHEMA = "entry.v1"
 LIMIT_BYTES = 8 << 20
@@ -285,8 +285,8 @@ def _refuse(word: str) -> None:
 
 @functools.cache
 def _check() -> Callable[[Any], str]:
-    from parity.attempt.strict import schema_check
+    from parity.formats.strict_json import schema_check
 
     return schema_check(
-        json.loads((Path(__file__).parents[1] / "schemas" / "entry.v1.json").read_text(encoding="utf-8"))
+        json.loads((Path(__file__).parents[1] / "formats" / "schemas" / "entry.v1.json").read_text(encoding="utf-8"))
     )

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from parity.frontier.comparing import Crossed, Effect
+from parity.frontier.comparison import Crossed, Effect
 from parity.frontier.entry import UNITS, Entry
 from parity.frontier.ledger import ADD
 from parity.frontier.scores import final_loss

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from parity.data.files import sha256_file
 from parity.errors import InputError
+from parity.formats.files import sha256_file
+from parity.harness.processes import Team
 from parity.harness.rundir import RunDir, atomic_directory, free_bytes
-from parity.harness.team import Team
 from parity.program import Program
 
 SCHEMA = "checkpoint.v1"

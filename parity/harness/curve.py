@@ -30,7 +30,7 @@ def draw_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from parity.data.files import replacing
+    from parity.formats.files import replacing
 
     figure = Figure(figsize=[pixels / DPI for pixels in SIZE_PIXELS], dpi=DPI, layout="constrained")
     axes = figure.add_subplot()

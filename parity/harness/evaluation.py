@@ -41,7 +41,7 @@ def evaluate(
     token_bytes = slice_.token_bytes
 
     def place(inputs_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[Any, int]:
-        return program.place(inputs_BT, targets_BT), int(token_bytes[targets_BT].sum(dtype=np.int64))
+        return program.put_global_batch(inputs_BT, targets_BT), int(token_bytes[targets_BT].sum(dtype=np.int64))
 
     total, size_bytes, digests = 0.0, 0, hashlib.sha256()
     spans = eval_spans(start, tokens, batch_tokens, seq_len)

@@ -9,9 +9,9 @@ from parity.devices import peak_flops
 from parity.harness import fingerprint
 from parity.harness.curve import draw_curve
 from parity.harness.loop import watched
+from parity.harness.run import Run, python
 from parity.harness.runlog import read
 from parity.harness.sampling import sample
-from parity.harness.session import Run, python
 
 SAMPLE_TOKENS = 40
 

@@ -13,9 +13,9 @@ from parity.harness import checkpoints, fingerprint, flops
 from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
 from parity.harness.interrupts import StopRequest
-from parity.harness.session import LARGE_STATE_WEIGHTS, Run, host
-from parity.own import explained
-from parity.program import at
+from parity.harness.run import LARGE_STATE_WEIGHTS, Run, host
+from parity.program import with_step
+from parity.user_program import explained
 
 State = Any
 ASK_S = 0.5  # about how often several processes ask one another for a wish to stop
@@ -88,7 +88,7 @@ def train(run: Run, stop: StopRequest) -> State:
 
 def place(run: Run, inputs: np.ndarray, targets: np.ndarray) -> Any:
     """A batch, or this process' rows of one, on the devices."""
-    return (run.program.place if run.team.size == 1 else run.program.place_part)(inputs, targets)
+    return (run.program.put_global_batch if run.team.size == 1 else run.program.put_local_batch)(inputs, targets)
 
 
 def start(run: Run) -> None:
@@ -156,14 +156,17 @@ def warm_up(run: Run, state: State) -> State:
         before = run.program.digest(state)
         run.log.event("state", name="before warm-up", digest=before)
         kept = run.program.snapshot(state)
-        rows, eval_rows = run.recipe.batch_tokens // run.recipe.context, run.eval_batch_tokens // run.recipe.val_row
+        rows, eval_rows = (
+            run.recipe.batch_tokens // run.recipe.context,
+            run.eval_batch_tokens // run.recipe.eval_context,
+        )
         batch = place(run, *[np.zeros((rows // run.team.size, run.recipe.context), np.int32)] * 2)
-        eval_batch = run.program.place(*[np.zeros((eval_rows, run.recipe.val_row), np.int32)] * 2)
-        for step in run.recipe.stages():  # the last is the widest: that is counted
-            state = at(run.program, state, step)
-            if step == run.recipe.stages()[-1]:
+        eval_batch = run.program.put_global_batch(*[np.zeros((eval_rows, run.recipe.eval_context), np.int32)] * 2)
+        for step in run.recipe.window_stages():  # the last is the widest: that is counted
+            state = with_step(run.program, state, step)
+            if step == run.recipe.window_stages()[-1]:
                 run.flops_per_step, state = count(run, state, batch)
-                state = at(run.program, state, step)
+                state = with_step(run.program, state, step)
             state, metrics = run.program.step(state, batch)
             run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
             run.team.mark()
@@ -251,7 +254,7 @@ def watched(run: Run) -> dict[str, list[Any]]:
 def validate(run: Run, state: State, done: int) -> None:
     """Takes the val loss after `done` updates and logs it."""
     begin_s = now_s()
-    digested = done in run.recipe.checkpoint_steps() or run.recipe.product_weights() < LARGE_STATE_WEIGHTS
+    digested = done in run.recipe.checkpoint_steps() or run.recipe.matmul_params() < LARGE_STATE_WEIGHTS
     with run.phase("evaluate"):
         if digested:
             run.log.event("state", name="before evaluation", step=done, digest=run.program.digest(state))
@@ -262,7 +265,7 @@ def validate(run: Run, state: State, done: int) -> None:
             "val",
             run.track.val_tokens,
             run.eval_batch_tokens,
-            run.recipe.val_row,
+            run.recipe.eval_context,
             run.team.mark,
         )
         if digested:
@@ -296,7 +299,7 @@ def record(run: Run, step: int, batch_digest: str, metrics: dict[str, Any]) -> N
     begin_s = now_s()
     loss, step_s = float(found["loss"]), seconds - run.last_s
     tokens = (step + 1) * run.recipe.batch_tokens
-    rates = run.recipe.rates(step) if run.options.optimizer is None else {}
+    rates = run.recipe.learning_rates(step) if run.options.optimizer is None else {}
     run.log.event(
         "step",
         step=step,

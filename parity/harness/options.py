@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from parity.cli import command_line
 from parity.errors import InputError
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 from parity.track import Track, check_recipe, default_recipe, track_for
 
 

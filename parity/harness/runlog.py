@@ -299,7 +299,7 @@ def schema_check(name: str) -> Callable[[Any], str]:
     """A function that returns what is wrong with a value under `parity/schemas/<name>.json`, or "" when nothing is."""
     import fastjsonschema
 
-    text = (Path(__file__).parents[1] / "schemas" / f"{name}.json").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "formats" / "schemas" / f"{name}.json").read_text(encoding="utf-8")
     check = fastjsonschema.compile(json.loads(text))
 
     def problem(value: Any) -> str:

@@ -53,7 +53,7 @@ def _sample(backend: str, argv: Sequence[str] | None) -> None:
     from parity.data.slices import open_slice
     from parity.harness import rundir
     from parity.harness.sampling import sample
-    from parity.recipe import from_fields
+    from parity.recipes import from_fields
 
     place = rundir.open_existing(options.run)
     facts = place.read_run_json()
@@ -61,7 +61,7 @@ def _sample(backend: str, argv: Sequence[str] | None) -> None:
     values = weights.load(place.weights)
     tokenizer = open_slice(facts["slice"]["name"], options.data_dir).tokenizer()
     program = programs.build(backend, recipe, device=options.device, devices=1)
-    state = programs.at(program, program.load(values), recipe.steps)
+    state = programs.with_step(program, program.load(values), recipe.steps)
     prompt = [tokenizer.end_of_text, *tokenizer.encode(options.prompt)]
     for row in sample(
         program,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from parity.program import Program
-from parity.recipe import Recipe
+from parity.recipes import Recipe
 from parity.weights import generator
 
 

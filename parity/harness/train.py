@@ -24,8 +24,8 @@ def train(backend: str, argv: Sequence[str] | None) -> None:
     from parity.harness.finish import finish
     from parity.harness.interrupts import StopRequest
     from parity.harness.loop import train as loop
-    from parity.harness.session import open_run
-    from parity.harness.team import join
+    from parity.harness.processes import join
+    from parity.harness.run import open_run
 
     options = arguments.options
     team, reason = join(options.coordinator, options.processes, options.process), ""

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from parity.data.files import sha256_file
 from parity.errors import InputError
+from parity.formats.files import sha256_file
 from parity.track import TRACKS
 from parity.verify.evidence import open_run
-from parity.verify.log_rules import _real, ran
 from parity.verify.rules import STRANGE
+from parity.verify.rules.log import _real, ran
 from parity.verify.run import Settings, _version, verify_run
 from parity.verify.verdict import Judgement, Rule, Verdict
 
@@ -289,7 +289,7 @@ def budget(attempt: Attempt, verdicts: list[Verdict], lost: list[str]) -> Outcom
 
 
 def claim(attempt: Attempt, verdicts: list[Verdict], lost: list[str], baseline: Path | None = None) -> Outcome:
-    from parity.frontier import statistics
+    from parity import statistics
 
     track = TRACKS[attempt.declaration.track]
     step = attempt.declaration.claim.at_step
@@ -367,7 +367,7 @@ def _evaluated(verdict: Verdict, step: int) -> dict[str, Any]:
 
 def _against(attempt: Attempt, verdicts: list[Verdict], baseline: Path) -> tuple[dict[str, Any], str]:
     """Seconds and losses beside a baseline's runs, which must be of the same hardware."""
-    from parity.frontier import statistics
+    from parity import statistics
 
     other = open_attempt(baseline)
     theirs = [open_run(other.path(event["run"])) for event in other.finals()]
@@ -397,7 +397,7 @@ def _against(attempt: Attempt, verdicts: list[Verdict], baseline: Path) -> tuple
 
 def corrected(verdicts: list[Verdict]) -> list[Verdict]:
     """Several attempts judged together: their claims' p-values corrected by Holm's method, and judged again by them."""
-    from parity.frontier import statistics
+    from parity import statistics
 
     claims = [verdict.of("attempt.claim") for verdict in verdicts]
     tested = [i for i, claim in enumerate(claims) if claim and "p" in claim.evidence]

@@ -72,7 +72,7 @@ def _main(argv: Sequence[str] | None) -> int:
             "expected run directories, attempts, or --log with files, found none: --help lists all options"
         )
     if options.log:
-        from parity.verify.publiclog import main_logs
+        from parity.history.public_log import main_logs
 
         return main_logs(list(options.paths), options.json)
     return _verify(options)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from parity.attempt.strict import fault
 from parity.errors import InputError
+from parity.formats.strict_json import fault
 from parity.program import BACKENDS
-from parity.recipe import RECIPES, Recipe, from_fields
+from parity.recipes import RECIPES, Recipe, from_fields
 from parity.track import TRACKS, Track
 
 LINE_BYTES = 4 << 20
@@ -102,9 +102,9 @@ class Evidence:
         return sum(segment["steps"] for segment in self.run["plan"])
 
     @property
-    def val_row(self) -> int:
+    def eval_context(self) -> int:
         """Tokens of a row in evaluation."""
-        return int(self.run.get("val_row", self.context))
+        return int(self.run.get("eval_context", self.context))
 
     @property
     def context(self) -> int:
@@ -372,7 +372,7 @@ def _kinds() -> dict[str, dict[str, Any]]:
 
 
 def _text(name: str) -> dict[str, Any]:
-    return json.loads((Path(__file__).parents[1] / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((Path(__file__).parents[1] / "formats" / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -8,9 +8,15 @@ from importlib import metadata
 from pathlib import Path
 
 from parity.errors import InputError, nearest
-from parity.verify import clock_rules, data_rules, guard_rules, log_rules, probe_rules, recompute_rules, replay_rules
 from parity.verify.evidence import open_run
 from parity.verify.rules import RULES, Context, chosen, judge
+from parity.verify.rules import clock as clock_rules
+from parity.verify.rules import data as data_rules
+from parity.verify.rules import guard as guard_rules
+from parity.verify.rules import log as log_rules
+from parity.verify.rules import probe as probe_rules
+from parity.verify.rules import recompute as recompute_rules
+from parity.verify.rules import replay as replay_rules
 from parity.verify.verdict import DEPTHS, Verdict
 
 MODULES = (

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from parity.data.files import replacing
+from parity.formats.files import replacing
 
 SCHEMA = "verdict.v1"
 DEPTHS = ("log", "data", "probe", "recompute", "replay", "cross")

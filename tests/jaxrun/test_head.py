@@ -1,12 +1,13 @@
-"""jaxrun.head: losses and gradients in blocks are those of the whole batch at once, and no memory holds its logits."""
+"""jaxrun.kernels.head_blocks: losses and gradients in blocks are those of the whole batch at once, and no memory holds its logits."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrun import head, layers
+from jaxrun import layers
 from jaxrun.attention import compiling_for
+from jaxrun.kernels import head_blocks
 
 B, T, D, V = 3, 8, 16, 40
 
@@ -41,7 +42,7 @@ def made(kind: str, dtype=np.float64):
         layers.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)
     )  # noqa: E731
     x, targets = jnp.asarray(3 * rng.standard_normal((B, T, D)), dtype), jnp.asarray(rng.integers(0, V - 3, (B, T)))
-    return head.Head(scores, scores, HEADS[kind]), weights, x, targets
+    return head_blocks.Head(scores, scores, HEADS[kind]), weights, x, targets
 
 
 def plain(one, weights, x, targets):
@@ -54,17 +55,17 @@ def plain(one, weights, x, targets):
 @pytest.mark.parametrize("kind", HEADS)
 def test_losses_and_gradients_are_those_of_the_whole_batch(kind, limit, platform, monkeypatch):
     """Float64 sums of up to 40 terms, twice over 24 tokens: 1e-16 x 1e3 is 1e-13 of the largest entry."""
-    monkeypatch.setattr(head, "BLOCK_TOKENS", {"cpu": limit, "gpu": limit})
+    monkeypatch.setattr(head_blocks, "BLOCK_TOKENS", {"cpu": limit, "gpu": limit})
     one, weights, x, targets = made(kind)
     counted = jnp.asarray(np.random.default_rng(1).integers(0, 2, (B, T)))
     with compiling_for(platform):
         np.testing.assert_allclose(
-            head.token_losses(one, weights, x, targets), plain(one, weights, x, targets), rtol=1e-12
+            head_blocks.token_losses(one, weights, x, targets), plain(one, weights, x, targets), rtol=1e-12
         )
         for some in (None, counted):
-            ours = jax.jit(jax.value_and_grad(lambda w, x: 0.3 * head.total_loss(one, w, x, targets, some), (0, 1)))(
-                weights, x
-            )
+            ours = jax.jit(
+                jax.value_and_grad(lambda w, x: 0.3 * head_blocks.total_loss(one, w, x, targets, some), (0, 1))
+            )(weights, x)
             theirs = jax.value_and_grad(
                 lambda w, x: 0.3 * jnp.sum(plain(one, w, x, targets) * (1 if some is None else some)), (0, 1)
             )(weights, x)
@@ -75,7 +76,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(kind, limit, platform
 
 def test_the_head_knows_which_weights_it_uses():
     one, weights, x, _ = made("plain")
-    assert head.names_of(one, weights, x) == ["head.bias", "head.weight"]
+    assert head_blocks.names_of(one, weights, x) == ["head.bias", "head.weight"]
 
 
 def test_narrow_gradients_are_summed_wide_over_blocks(monkeypatch):
@@ -84,17 +85,17 @@ def test_narrow_gradients_are_summed_wide_over_blocks(monkeypatch):
     weights = {name: w.astype(jnp.float32) for name, w in weights.items()}
     found = {}
     for limit in (1, 10**6):
-        monkeypatch.setattr(head, "BLOCK_TOKENS", {"cpu": limit})
-        found[limit] = jax.grad(lambda w: head.total_loss(one, w, x, targets))(weights)["head.weight"]
+        monkeypatch.setattr(head_blocks, "BLOCK_TOKENS", {"cpu": limit})
+        found[limit] = jax.grad(lambda w: head_blocks.total_loss(one, w, x, targets))(weights)["head.weight"]
     assert found[1].dtype == jnp.float32
     assert float(jnp.abs(found[1] - found[10**6]).max() / jnp.abs(found[10**6]).max()) < 2 * 2**-8
 
 
 def test_no_array_of_the_program_has_the_size_of_the_whole_batchs_logits(monkeypatch):
-    monkeypatch.setattr(head, "BLOCK_TOKENS", {"cpu": 4})
+    monkeypatch.setattr(head_blocks, "BLOCK_TOKENS", {"cpu": 4})
     one, weights, x, targets = made("capped")
     text = (
-        jax.jit(jax.grad(lambda w, x: head.total_loss(one, w, x, targets), (0, 1)))
+        jax.jit(jax.grad(lambda w, x: head_blocks.total_loss(one, w, x, targets), (0, 1)))
         .lower(weights, x)
         .compile()
         .as_text()

@@ -16,7 +16,7 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 from jaxrun.program import JaxProgram
 from parity import weights
-from parity.recipe import recipe_for
+from parity.recipes import recipe_for
 
 recipe = dataclasses.replace(recipe_for(sys.argv[1], "tiny"), precision="float64", layers=int(sys.argv[3]), dim=32, head_dim=16, context=32, batch_tokens=512)
 rng = np.random.default_rng(0)
@@ -27,13 +27,13 @@ for devices, shards, microbatches in json.loads(sys.argv[2]):
     program = JaxProgram(recipe, jax.devices()[:devices], microbatches=microbatches, shards=shards)
     state, metrics = program.load(start), []
     for batch in batches:
-        state, values = program.step(state, program.place(*batch))
+        state, values = program.step(state, program.put_global_batch(*batch))
         metrics.append(program.fetch(values))
-    scored = program.fetch(program.token_losses(state, program.place(*batches[0])))
-    prefix = program.fetch(program.loss_and_grads(state, program.place(*batches[0]), prefix=5))
+    scored = program.fetch(program.token_losses(state, program.put_global_batch(*batches[0])))
+    prefix = program.fetch(program.loss_and_grads(state, program.put_global_batch(*batches[0]), prefix=5))
     pieces = {len(x.addressable_shards[0].data) / max(1, len(x)) for x in state["weights"].values() if x.ndim == 2}
     found.append({"values": [metrics, program.export(state), scored, prefix], "compiled": program._step._cache_size(), "pieces": pieces})
-    program.loss_and_grads(state, program.place(*batches[0]))
+    program.loss_and_grads(state, program.put_global_batch(*batches[0]))
 first = found[0]["values"]
 print(json.dumps([{"apart": max(float(np.abs(np.asarray(a) - b).max() / max(1e-3, np.abs(b).max()))
                                 for a, b in zip(jax.tree.leaves(one["values"]), jax.tree.leaves(first))),
@@ -82,7 +82,7 @@ def test_devices_that_do_not_divide_are_refused():
 def test_microbatches_must_divide_the_rows_of_a_device(backend):
     from parity.errors import InputError
     from parity.program import build
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     with pytest.raises(
         InputError, match="--microbatches 3: expected a divisor of the 16 rows that each of 1 devices has"
@@ -114,7 +114,7 @@ def test_nothing_wider_than_the_recipe_says_is_in_the_program(recipe, precision)
     import jax
 
     from jaxrun.program import JaxProgram
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     with jax.enable_x64(True):
         program = JaxProgram(dataclasses.replace(recipe_for(recipe, "tiny"), precision=precision), jax.devices()[:1])
@@ -144,7 +144,7 @@ def test_what_is_computed_again_for_the_gradient_is_the_same_and_takes_more_prod
     from jaxrun.program import JaxProgram
     from parity import weights as canonical
     from parity.harness.flops import count
-    from parity.recipe import recipe_for
+    from parity.recipes import recipe_for
 
     recipe = dataclasses.replace(
         recipe_for("muon", "tiny"), layers=2, dim=32, head_dim=16, context=32, batch_tokens=128
@@ -154,8 +154,8 @@ def test_what_is_computed_again_for_the_gradient_is_the_same_and_takes_more_prod
     grads, flops = [], []
     for program in (kept, again):
         state = program.load(canonical.initial_weights(recipe, 0))
-        grads.append(program.fetch(program.loss_and_grads(state, program.place(*batch)))[1])
-        flops.append(count(program._grads, state["weights"], state["step"], *program.place(*batch)))
+        grads.append(program.fetch(program.loss_and_grads(state, program.put_global_batch(*batch)))[1])
+        flops.append(count(program._grads, state["weights"], state["step"], *program.put_global_batch(*batch)))
     assert flops[1] > 1.1 * flops[0]
     for name, grad in grads[0].items():  # float32, the same operations, perhaps fused in another way
         np.testing.assert_allclose(grads[1][name], grad, rtol=0, atol=1e-5 * max(1.0, np.abs(grad).max()))

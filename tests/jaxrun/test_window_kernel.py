@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrun.window_kernel import seen, window_attention
+from jaxrun.kernels.window_pallas import seen, window_attention
 
 SHAPES = [(1, 256, 2, 32, 16), (2, 256, 2, 64, 64), (1, 512, 1, 128, 128), (1, 512, 1, 32, 256)]  # B, T, H, K, block
 WINDOWS = (0, 1, 2, 3, 2**31 - 1)

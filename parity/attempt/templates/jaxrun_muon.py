@@ -16,7 +16,7 @@ from jaxrun import model, optim
 from jaxrun.attention import causal_attention, rotary
 from jaxrun.program import JaxProgram, keep_compiled
 from jaxrun.sharding import pick_devices
-from parity.recipe import Muon
+from parity.recipes import Muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Mine(Muon):
 
     name: ClassVar[str] = "mine"
 
-    def rates(self, step: int) -> dict[str, float]:
+    def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rate of every optimizer group at a step."""
         fraction = min(1.0, (1 - step / self.steps) / self.cooldown)
         peaks = {"embed": self.embed_rate, "head": self.head_rate, "vector": self.vector_rate, "matrix": self.muon_rate}
@@ -98,11 +98,11 @@ class Model(nnx.Module):
 def make_optimizer(recipe: Mine):
     """An optax transform of {name: gradient}: Muon on the blocks' matrices, AdamW on the rest."""
     groups = {
-        group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
+        group: optim.adamw(optim.learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.adam_decay)
         for group in ("embed", "head", "vector")
     }
     groups["matrix"] = optim.muon(
-        optim.rates(recipe, "matrix"),
+        optim.learning_rates(recipe, "matrix"),
         recipe.muon_decay,
         recipe.momentum,
         recipe.newton_schulz_steps,
@@ -114,7 +114,7 @@ def make_optimizer(recipe: Mine):
 
 def make_recipe(base: Muon) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine.derived(base)
+    return Mine.from_base(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:

@@ -17,7 +17,7 @@ from jaxrun import model, optim
 from jaxrun.attention import NEGATIVE, causal_attention
 from jaxrun.program import JaxProgram, keep_compiled
 from jaxrun.sharding import pick_devices
-from parity.recipe import NanoGPT
+from parity.recipes import NanoGPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Mine(NanoGPT):
 
     name: ClassVar[str] = "mine"
 
-    def rates(self, step: int) -> dict[str, float]:
+    def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rate of every optimizer group at a step: a linear rise, then a cosine."""
         if step < self.warmup_steps:
             rate = self.peak_rate * (step + 1) / self.warmup_steps
@@ -104,7 +104,7 @@ def make_optimizer(recipe: Mine):
     """An optax transform of {name: gradient}: clipping, then AdamW with decay on tensors of two or more dimensions."""
     decays = {"decay": recipe.weight_decay, "no_decay": 0.0}
     groups = {
-        group: optim.adamw(optim.rates(recipe, group), recipe.betas, recipe.adam_eps, decay)
+        group: optim.adamw(optim.learning_rates(recipe, group), recipe.betas, recipe.adam_eps, decay)
         for group, decay in decays.items()
     }
     return optax.chain(optim.clip_by_global_norm(recipe.clip_norm), optim.by_group(groups, optim.group_of(recipe)))
@@ -112,7 +112,7 @@ def make_optimizer(recipe: Mine):
 
 def make_recipe(base: NanoGPT) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine.derived(base)
+    return Mine.from_base(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:

@@ -7,7 +7,7 @@ tokens.
 import numpy as np
 
 from jaxrun import optim
-from parity.recipe import Muon
+from parity.recipes import Muon
 
 
 def rates(recipe: Muon, peak: float) -> np.ndarray:

@@ -10,8 +10,7 @@ from typing import ClassVar
 from jaxrun import model, optim
 from jaxrun.program import JaxProgram, keep_compiled
 from jaxrun.sharding import pick_devices
-from parity import schedules
-from parity.recipe import Record11
+from parity.recipes import Record11, schedules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,11 @@ class Mine(Record11):
         "cap": "TanhCap",
     }
 
-    def momenta(self, step: int) -> float:
+    def momentum_at(self, step: int) -> float:
         """Muon's momentum at a step."""
         return schedules.warmed(step, self.momentum_steps, self.momentum_start, self.momentum)
 
-    def rates(self, step: int) -> dict[str, float]:
+    def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rate of every optimizer group at a step."""
         fraction = schedules.cooldown(step, self.steps, self.cooldown)
         peaks = {"embed": self.embed_rate, "head": self.head_rate, "scalar": self.scalar_rate, "matrix": self.muon_rate}
@@ -57,7 +56,7 @@ def make_optimizer(recipe: Mine):
 
 def make_recipe(base: Record11) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine.derived(base)
+    return Mine.from_base(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> JaxProgram:

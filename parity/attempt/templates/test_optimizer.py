@@ -8,7 +8,7 @@ import numpy as np
 
 from parity.attempt.record import read_declaration
 from parity.program import build
-from parity.recipe import recipe_for
+from parity.recipes import recipe_for
 
 FOLDER = Path(__file__).parent
 SMALL = {"layers": 2, "dim": 32, "head_dim": 16, "context": 32, "batch_tokens": 128, "steps": 10}
@@ -25,7 +25,7 @@ def test_two_steps_change_the_weights_and_give_finite_losses(monkeypatch):
     assert before.keys() == recipe.parameters().keys()
     tokens = np.random.default_rng(0).integers(0, recipe.tokenizer_size, (4, recipe.context + 1), np.int32)
     for _ in range(2):
-        batch = program.place(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
+        batch = program.put_global_batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
         state, metrics = program.step(state, batch)
         assert np.isfinite(program.fetch(metrics["loss"]))
     after = program.export(state)

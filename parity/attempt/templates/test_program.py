@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity import own
+from parity import user_program
 from parity.attempt.record import read_declaration
-from parity.recipe import recipe_for
+from parity.recipes import recipe_for
 
 FOLDER = Path(__file__).parent
 SMALL = {
@@ -27,8 +27,8 @@ SMALL = {
 def program():
     base = recipe_for(read_declaration(FOLDER / "declaration.json").recipe, "tiny")
     base = dataclasses.replace(base, **{name: value for name, value in SMALL.items() if hasattr(base, name)})
-    module = own.load(FOLDER / "program.py")
-    return own.build(module, own.make_recipe(module, base), device="cpu", devices=1)
+    module = user_program.load(FOLDER / "program.py")
+    return user_program.build(module, user_program.make_recipe(module, base), device="cpu", devices=1)
 
 
 def test_weights_have_the_names_and_shapes_of_the_recipe(program):
@@ -42,7 +42,7 @@ def test_two_steps_change_the_weights_and_give_finite_losses(program):
     rows = recipe.batch_tokens // recipe.context
     tokens = np.random.default_rng(0).integers(0, recipe.tokenizer_size, (rows, recipe.context + 1), np.int32)
     for _ in range(2):
-        batch = program.place(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
+        batch = program.put_global_batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
         state, metrics = program.step(state, batch)
         assert np.isfinite(program.fetch(metrics["loss"]))
     after = program.export(state)

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from parity.recipe import Muon
-from torchref import distributed, model, optim
+from parity.recipes import Muon
+from torchref import model, optim, sharding
 from torchref.attention import causal_attention, rotary
 from torchref.program import TorchProgram
 
@@ -24,7 +24,7 @@ class Mine(Muon):
 
     name: ClassVar[str] = "mine"
 
-    def rates(self, step: int) -> dict[str, float]:
+    def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rate of every optimizer group at a step."""
         fraction = min(1.0, (1 - step / self.steps) / self.cooldown)
         peaks = {"embed": self.embed_rate, "head": self.head_rate, "vector": self.vector_rate, "matrix": self.muon_rate}
@@ -111,16 +111,16 @@ def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
         recipe.newton_schulz,
         model.torch_dtype(recipe.dtypes.newton_schulz),
     )
-    rates = {group: optim.rates(recipe, group) for group in sorted(set(of.values()))}
+    rates = {group: optim.learning_rates(recipe, group) for group in sorted(set(of.values()))}
     return optim.ByGroup({"adamw": adamw, "muon": muon}, rates)
 
 
 def make_recipe(base: Muon) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine.derived(base)
+    return Mine.from_base(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> TorchProgram:
     """What the harness runs."""
-    chosen = distributed.pick_device(device, devices)
+    chosen = sharding.pick_device(device, devices)
     return TorchProgram(recipe, chosen, lambda weights: make_optimizer(recipe, weights), make_model=Model)

@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from parity.recipe import NanoGPT
-from torchref import distributed, model, optim
+from parity.recipes import NanoGPT
+from torchref import model, optim, sharding
 from torchref.attention import NEGATIVE, causal_attention
 from torchref.program import TorchProgram
 
@@ -25,7 +25,7 @@ class Mine(NanoGPT):
 
     name: ClassVar[str] = "mine"
 
-    def rates(self, step: int) -> dict[str, float]:
+    def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rate of every optimizer group at a step: a linear rise, then a cosine."""
         if step < self.warmup_steps:
             rate = self.peak_rate * (step + 1) / self.warmup_steps
@@ -109,15 +109,17 @@ def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
     of, decays = optim.group_of(recipe), {"decay": recipe.weight_decay, "no_decay": 0.0}
     parts = {group: {name: w for name, w in weights.items() if of[name] == group} for group in decays}
     adamw = optim.adamw(parts, recipe.betas, recipe.adam_eps, decays)
-    return optim.ByGroup({"adamw": adamw}, {group: optim.rates(recipe, group) for group in decays}, recipe.clip_norm)
+    return optim.ByGroup(
+        {"adamw": adamw}, {group: optim.learning_rates(recipe, group) for group in decays}, recipe.clip_norm
+    )
 
 
 def make_recipe(base: NanoGPT) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine.derived(base)
+    return Mine.from_base(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> TorchProgram:
     """What the harness runs."""
-    chosen = distributed.pick_device(device, devices)
+    chosen = sharding.pick_device(device, devices)
     return TorchProgram(recipe, chosen, lambda weights: make_optimizer(recipe, weights), make_model=Model)

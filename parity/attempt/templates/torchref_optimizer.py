@@ -6,7 +6,7 @@ tokens.
 
 import torch
 
-from parity.recipe import Muon
+from parity.recipes import Muon
 from torchref import model, optim
 
 

@@ -7,9 +7,8 @@ docs/techniques.md says which parts there are, and how to write one of your own:
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parity import schedules
-from parity.recipe import Record21
-from torchref import distributed, model, optim
+from parity.recipes import Record21, schedules
+from torchref import model, optim, sharding
 from torchref.program import TorchProgram
 
 
@@ -34,11 +33,11 @@ class Mine(Record21):
         "cap": "SigmoidCap",
     }
 
-    def momenta(self, step: int) -> float:
+    def momentum_at(self, step: int) -> float:
         """Muon's momentum at a step."""
         return schedules.warmed(step, self.momentum_steps, self.momentum_start, self.momentum)
 
-    def rates(self, step: int) -> dict[str, float]:
+    def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rate of every optimizer group at a step."""
         fraction = schedules.cooldown(step, self.steps, self.cooldown, self.final_fraction)
         peaks = {"embed": self.embed_rate, "head": self.head_rate, "scalar": self.scalar_rate, "matrix": self.muon_rate}
@@ -56,10 +55,10 @@ def make_optimizer(recipe: Mine, weights) -> optim.ByGroup:
 
 def make_recipe(base: Record21) -> Mine:
     """The recipe that is run, from the one that the track and the command line give."""
-    return Mine.derived(base)
+    return Mine.from_base(base)
 
 
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> TorchProgram:
     """What the harness runs."""
-    chosen = distributed.pick_device(device, devices)
+    chosen = sharding.pick_device(device, devices)
     return TorchProgram(recipe, chosen, lambda weights: make_optimizer(recipe, weights), make_model=Model)

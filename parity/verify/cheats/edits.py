@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity.verify.cheats.cheat import Cheat
-from parity.verify.cheats.forging import Events, declare, each, events_of, finish, last_evaluation, rewrite
+from parity.verify.cheats.forgery import Events, declare, each, events_of, finish, last_evaluation, rewrite
 
 
 def _edit_line(run: Path) -> None:
@@ -383,7 +383,7 @@ class _Evil:
 
 def _pickled_checkpoint(run: Path) -> None:
     """A PyTorch checkpoint that runs code when it is unpickled, its digests in order."""
-    from parity.data.files import sha256_file
+    from parity.formats.files import sha256_file
 
     folder = run / "checkpoints" / "step-000060"
     path = folder / "state.pt"

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.data.files import replacing
 from parity.data.slices import Slice, prepare
 from parity.errors import InputError, RunFailed, nearest
+from parity.formats.files import replacing
 from parity.verify.attempts import judge_attempt
-from parity.verify.cheats import edits, programs, trained
+from parity.verify.cheats import conditions, edits, programs
 from parity.verify.cheats.cheat import Cheat, Outcome
 from parity.verify.run import Settings, verify_run
 from parity.verify.verdict import Verdict
 
 CHEATS: dict[str, Cheat] = {
-    cheat.name: cheat for cheat in (*edits.CHEATS, *programs.CHEATS, *trained.TRAINED, *trained.ATTEMPTS)
+    cheat.name: cheat for cheat in (*edits.CHEATS, *programs.CHEATS, *conditions.TRAINED, *conditions.ATTEMPTS)
 }
 SMALL = (
     "--track",

@@ -7,7 +7,9 @@ framework.
 from importlib.resources import files
 from pathlib import Path
 
-from parity.verify.cheats.bodies import (
+from parity.verify.cheats.cheat import Cheat
+from parity.verify.cheats.forgery import declare
+from parity.verify.cheats.sources import (
     AFTER_PROBES,
     BATCH_SIZE,
     CLAIMS_DEVICES,
@@ -40,15 +42,13 @@ from parity.verify.cheats.bodies import (
     UNNORMALISED,
     WALKS_FRAMES,
 )
-from parity.verify.cheats.cheat import Cheat
-from parity.verify.cheats.forging import declare
 
 IMPORTS = "\n\nimport hashlib, os, socket, subprocess, sys, time\nimport numpy as np\n"
 CLASS = {
     "jaxrun": "\n\nclass Cheat(JaxProgram):\n{body}\n\ndef build(recipe, *, device='auto', devices=None):\n"
     "    return Cheat(recipe, pick_devices(device, devices), make_optimizer(recipe), Model)\n",
     "torchref": "\n\nclass Cheat(TorchProgram):\n{body}\n\ndef build(recipe, *, device='auto', devices=None):\n"
-    "    return Cheat(recipe, distributed.pick_device(device, devices), lambda w: make_optimizer(recipe, w), make_model=Model)\n",
+    "    return Cheat(recipe, sharding.pick_device(device, devices), lambda w: make_optimizer(recipe, w), make_model=Model)\n",
 }
 
 

@@ -1,0 +1,77 @@
+"""How a fault gets into a backend without a file being edited: its functions are replaced while the fault is planted."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from parity.recipes import Recipe
+
+Change = Callable[[Any], Any]
+Patches = Callable[[str], "list[Patch]"]
+ALL = ("nanogpt", "muon", "record-11", "record-21")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Replaces `name` (of a module, or `Class.name`) by what `change` makes of the original.
+
+    `module` is a file of the backend (`model`), or a module's full name (`parity.data.stream`).
+    """
+
+    module: str
+    name: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One single mistake. `level` is the earliest that can see it, `place` a pattern of where it must be named.
+
+    `recipe` changes the recipe that the program is built from; `patches` are for both backends, or for one of them by name;
+    `only` says why a fault makes sense in some recipes or one backend only; `dtype` is the precision in which it can be seen.
+    """
+
+    name: str
+    says: str
+    level: str
+    place: str
+    recipes: tuple[str, ...] = ALL
+    recipe: Change | None = None
+    patches: Patches | None = None
+    backends: tuple[str, ...] = ("jaxrun", "torchref")
+    only: str = ""
+    dtype: str = "float64"
+
+    def changed(self, recipe: Recipe) -> Recipe:
+        """The recipe that a program with this fault is built from."""
+        return self.recipe(recipe) if self.recipe else recipe
+
+
+def one(module: str, *names: str, change: Change) -> Patches:
+    """Patches of functions of a module, the same in both backends."""
+    return lambda backend: [Patch(module, name, change) for name in names]
+
+
+def by_backend(module: str, *names: str, change: Callable[[str], Change]) -> Patches:
+    """Patches whose change depends on the backend."""
+    return lambda backend: [Patch(module, name, change(backend)) for name in names]
+
+
+@contextmanager
+def planted(fault: Fault, backend: str | None) -> Iterator[None]:
+    """The fault is in the backend's code while this is entered. Programs must be built and used inside."""
+    with ExitStack() as stack:
+        for change in fault.patches(backend) if fault.patches else []:
+            module = change.module if change.module.startswith("parity.") else f"{backend}.{change.module}"
+            target: Any = importlib.import_module(module)
+            *owners, name = change.name.split(".")
+            for owner in owners:
+                target = getattr(target, owner)
+            original = (
+                target.__dict__[name] if isinstance(target, type) and name in vars(target) else getattr(target, name)
+            )
+            stack.enter_context(patch.object(target, name, change.change(original)))
+        yield

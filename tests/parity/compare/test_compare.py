@@ -1,0 +1,221 @@
+"""`python -m parity.compare` on the two backends: all levels hold, and the report says so."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from parity.compare import low_precision
+from parity.compare.levels import LEVELS
+from parity.compare.observation import Result
+from parity.compare.report.html import heat_map
+from parity.compare.report.text import WIDTH
+from parity.recipes import RECIPES, recipe_for
+
+BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
+
+
+@pytest.mark.slow
+def test_nanogpt_is_the_same_experiment_in_both_backends_up_to_its_trajectory(compare):
+    said = compare("--recipe", "nanogpt", "--levels", "1-7")
+    assert said.code == 0 and "HOLDS at all 7 levels" in said.out, said.out
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name == "muon" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+def test_both_backends_are_the_same_experiment_at_levels_1_to_9(compare, recipe, tmp_path):
+    said = compare("--recipe", recipe, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
+    assert (said.code, said.err) == (0, "") and "HOLDS at all 9 levels" in said.out
+    assert max(map(len, said.out.splitlines())) <= WIDTH
+    report = json.loads((tmp_path / "r.json").read_text())
+    results = report["recipes"][recipe]["results"]
+    assert report["exit_code"] == 0 and [r["level"] for r in results] == BY_DEFAULT
+    assert {r["status"] for r in results} == {"holds"}
+    assert all(line["basis"] for r in results for line in r["lines"]), "every line says where its allowance comes from"
+    details = results[BY_DEFAULT.index("gradients")]["details"]["embed.weight"]
+    assert details["found"] < 1e-12 and details["cosine"] == pytest.approx(1.0) and len(details["norms"]) == 2
+    check_page((tmp_path / "r.html").read_text(), recipe)
+
+
+class Page(HTMLParser):
+    """Counts elements, checks that they close, and collects what would be loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.counts, self.loaded = [], {}, []
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.loaded += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_page(text, recipe):
+    page = Page()
+    page.feed(text)
+    assert not page.open and not page.loaded and "http" not in text.replace("http://www.w3.org", "")
+    assert page.counts["polyline"] == 2 and page.counts["circle"] == 40  # two curves of 20 steps
+    parameters = set(re.findall(r"<tr><td><code>([^<]*\.(?:weight|bias))</code>", text))
+    assert {
+        name for name in recipe_for(recipe, "tiny").parameters() if not name.endswith("attn.qkv.bias")
+    } <= parameters
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_heat_map_has_a_row_for_every_weight(recipe):
+    names = list(recipe_for(recipe, "tiny").parameters())
+    seen = Result("gradients", "holds", heat=dict.fromkeys([*names, "all places together", "after clipping"], 0.5))
+    rows = re.findall(r"<tr><td><code>([^<]*)</code>", heat_map([seen]))
+    assert sorted(rows) == sorted(names)
+    assert (
+        rows.index("embed.weight") < rows.index("blocks.0.attn.proj.weight") < rows.index("blocks.1.attn.proj.weight")
+    )
+
+
+def test_float32_holds_against_the_recorded_errors(compare):
+    said = compare("--recipe", "nanogpt", "--dtype", "float32", "--levels", "forward-update")
+    assert said.code == 0, said.out
+
+
+def test_a_fault_in_float32_is_found_where_it_is(compare):
+    said = compare(
+        "--recipe",
+        "nanogpt",
+        "--dtype",
+        "float32",
+        "--levels",
+        "forward",
+        "--plant",
+        "norm-unbiased",
+        "--in",
+        "torchref",
+    )
+    assert said.code == 1 and "place    blocks.0.norm1\n" in said.out and "4 x the recorded error" in said.out
+
+
+def test_a_planted_fault_ends_with_1_and_is_named_with_place_distance_and_reason(compare, tmp_path):
+    said = compare(
+        "--recipe",
+        "nanogpt",
+        "--levels",
+        "1-6",
+        "--plant",
+        "gelu-tanh",
+        "--in",
+        "torchref",
+        "--html",
+        tmp_path / "r.html",
+    )
+    assert said.code == 1
+    assert "FAILS at level 3, forward (mlp)\n  place    blocks.0.mlp.proj:in\n  where    row " in said.out
+    assert re.search(r"how far  \S+, \S+ ulps at the worst place; allowed \S+ \(862 roundings\)", said.out)
+    assert "with the mistake gelu-tanh planted in" in said.out
+    assert said.out.count("not judged, it stands on forward, which fails") == 3
+    assert 'class="finding"' in (tmp_path / "r.html").read_text()
+
+
+def test_with_keep_going_the_levels_behind_a_failure_are_judged_too(compare):
+    said = compare(
+        "--recipe", "nanogpt", "--levels", "forward,loss", "--plant", "gelu-tanh", "--in", "torchref", "--keep-going"
+    )
+    assert said.code == 1 and " 4 loss: FAILS" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "mun"], "unknown recipe 'mun'; did you mean muon?"),
+        (["--scale", "huge"], "unknown scale 'huge'"),
+        (["--levels", "3-99"], "--levels 3-99: expected names or numbers of levels, found '99'"),
+        (["--a", "jaxrum"], "jaxrum: expected a backend or a Python file; did you mean jaxrun?"),
+        (["--steps", "61", "--recipe", "muon"], "--steps 61: expected at most 60"),
+        (["--steps", "0"], "--steps: expected 1 or more, found 0"),
+        (["--plant", "gelu-tan", "--in", "jaxrun"], "unknown fault 'gelu-tan'; did you mean gelu-tanh?"),
+        (["--plant", "gelu-tanh"], "--plant gelu-tanh: expected --in with the side to plant it in"),
+        (
+            ["--plant", "gelu-tanh", "--in", "jaxrun", "--recipe", "muon"],
+            "a fault of nanogpt, found --recipe muon (the others have ReLU squared)",
+        ),
+        (["--plant", "gelu-tanh", "--in", "jaxrun", "--scale", "pocket"], "the catalogue is for --scale tiny"),
+        (["--in", "jaxrun"], "--in jaxrun: expected --plant FAULT with it"),
+        (["--dtype", "float32", "--scale", "small", "--levels", "forward"], "no errors were recorded for"),
+        (["--weights", "w.safetensors"], "--weights: expected --recipe with it"),
+        (["--json", "no/such/x.json"], "no/such/x.json: its folder does not exist"),
+        (["--faults", "--dtype", "float32"], "--dtype: --faults has no use for it"),
+        (["--levels", "5-3"], "expected 5-3 to end behind its beginning"),
+        (["--names", "nanogpt"], "expected --weights FILE with it"),
+        (["--dtype", "float32", "--steps", "5"], "--steps 5: errors in float32 are recorded for 20"),
+        (["--platn", "x"], "unknown option --platn"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_exit_code_2(compare, options, message):
+    said = compare(*options)
+    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
+
+
+def test_weights_of_another_program_are_compared_from(compare, tmp_path):
+    from parity import weights as canonical
+
+    recipe = recipe_for("muon", "tiny")
+    canonical.save(tmp_path / "w.safetensors", canonical.initial_weights(recipe, 5))
+    said = compare("--recipe", "muon", "--levels", "forward,loss", "--weights", tmp_path / "w.safetensors")
+    assert said.code == 0, said.err
+    assert compare("--recipe", "nanogpt", "--levels", "loss", "--weights", tmp_path / "w.safetensors").code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_float64_trajectories_agree_to_1e_10_over_50_steps(compare, recipe):
+    said = compare("--recipe", recipe, "--levels", "trajectory", "--steps", "50")
+    assert said.code == 0 and " 1.0e-10 " in said.out, said.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_layout_gives_the_losses_of_one_device(compare, recipe):
+    said = compare("--recipe", recipe, "--levels", "layout")
+    assert said.code == 0 and "HOLDS at all 1 levels" in said.out, said.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_bfloat16_holds_and_a_bfloat16_fault_does_not(compare, recipe):
+    said = compare("--recipe", recipe, "--dtype", "bfloat16")
+    assert said.code == 0, said.out
+    said = compare(
+        "--recipe",
+        recipe,
+        "--dtype",
+        "bfloat16",
+        "--levels",
+        "forward",
+        "--plant",
+        "attention-scale-missing",
+        "--in",
+        "torchref",
+    )
+    assert said.code == 1 and "p, at least (Holm)" in said.out
+
+
+@pytest.mark.slow
+def test_a_hundred_comparisons_give_no_false_alarm(compare):
+    said = compare("--repeat", "100")
+    assert said.code == 0 and said.out.endswith("100 comparisons, 0 false alarms\n"), said.out
+    assert said.out.count(" holds ") == 100
+
+
+def test_errors_are_recorded_for_every_recipe_in_both_narrow_precisions():
+    for recipe in RECIPES:
+        for precision in ("float32", "bfloat16"):
+            recorded = low_precision.recorded_errors(recipe, "tiny", precision)
+            levels = {key.split("/")[0] for key in recorded}
+            assert levels == {level.name for level in LEVELS.values() if level.numeric}

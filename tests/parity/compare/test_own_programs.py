@@ -1,0 +1,231 @@
+"""Programs that are not ours: the worked example of docs/porting.md, partial programs, and what is wrong with a file."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[3] / "docs" / "porting.md").read_text()
+
+
+def blocks(label):
+    """The fenced blocks of the page below a label."""
+    return re.findall(rf"<!-- {label} -->\n```\w*\n(.*?)```", PAGE, re.DOTALL)
+
+
+def without_numbers(text):
+    """The lines of a report but for measured figures and what they wrap into."""
+    return re.sub(r"[-+]?\d[\d.,e+-]*", "#", text)
+
+
+@pytest.mark.slow
+def test_the_worked_example_finds_both_mistakes_and_then_holds(compare, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nanogpt_linen.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
+    (command,), mends = blocks("command"), blocks("mend")
+    options = command.split()[3:]
+    for label, code, mend in (("first", 1, mends[0]), ("second", 1, mends[1]), ("third", 0, None)):
+        said = compare(*options)
+        assert said.code == code, said.err or said.out
+        assert without_numbers(blocks(label)[0]) in without_numbers(said.out)
+        if mend:
+            subprocess.run(mend, shell=True, check=True)
+
+
+FORWARD_ONLY = """
+import numpy as np
+from parity.program import build as built
+
+class Partial:
+    def __init__(self, recipe):
+        self.whole = built("torchref", recipe, device="cpu")
+    def load(self, weights):
+        return self.whole.load(weights)
+    def put_global_batch(self, inputs, targets):
+        return self.whole.put_global_batch(inputs, targets)
+    def token_losses(self, state, batch):
+        return self.whole.fetch(self.whole.token_losses(state, batch)){change}
+{more}
+def build(recipe):
+    return Partial(recipe)
+"""
+
+
+@pytest.fixture
+def partial(tmp_path):
+    """A file with a program that has losses of tokens alone, changed somehow."""
+
+    def write(change="", more=""):
+        path = tmp_path / "partial.py"
+        path.write_text(FORWARD_ONLY.format(change=change, more=more))
+        return path
+
+    return write
+
+
+def test_levels_without_methods_are_not_judged_and_never_passed(compare, partial):
+    said = compare("--a", partial(), "--recipe", "muon", "--levels", "1-5")
+    assert said.code == 2
+    assert " 1 data: ok" in said.out and " 4 loss: ok" in said.out
+    assert " 2 init: not judged, partial.py has no method init" in said.out
+    assert " 3 forward: not judged, partial.py has no method activations" in said.out
+    assert "holds at 2 levels, 3 NOT JUDGED; to ask for those alone: --levels data,loss" in said.out
+    assert compare("--a", partial(), "--recipe", "muon", "--levels", "data,loss").code == 0
+
+
+def test_two_files_are_compared_with_each_other(compare, partial, tmp_path):
+    right = tmp_path / "right.py"
+    right.write_text(partial().read_text())
+    said = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss")
+    assert said.code == 1 and "partial.py departs from torchref" in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (" * float('nan')", "token losses is nan at [0, 0], expected finite numbers"),
+        ("[:, 1:]", "token losses expected shape (16, 64), found (16, 63)"),
+        (".astype('float32')", "token losses expected float64 at precision float64, found float32"),
+        (".no_such()", "line 13: token_losses raised AttributeError"),
+    ],
+)
+def test_wrong_values_of_a_program_are_one_sentence(compare, partial, change, message):
+    said = compare("--a", partial(change), "--recipe", "muon", "--levels", "loss")
+    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
+    assert str(partial(change)) in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_this_name\n", "line 1: its import raised ModuleNotFoundError"),
+        ("def build(recipe:\n", "line 1: its import raised SyntaxError"),
+        ("x = 1\n", "expected a function build(recipe)"),
+        ("def build(recipe): return 7\n", "expected a program with a method load or init, found int"),
+        ("def build(recipe): raise ValueError('no such size')\n", "line 1: build raised ValueError: no such size"),
+    ],
+)
+def test_a_file_that_is_no_program_is_one_sentence(compare, tmp_path, text, message):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    said = compare("--a", path, "--recipe", "muon")
+    assert said.code == 2 and message in said.err and said.err.count("\n") == 1 and str(path) in said.err
+
+
+GRADIENTS = """
+    def loss_and_grads(self, state, batch):
+        loss, grads = self.whole.loss_and_grads(state, batch)
+        {what}
+        return loss, grads
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("grads.pop('norm_out.weight')", "loss_and_grads lacks norm_out.weight"),
+        ("grads['extra'] = loss", "loss_and_grads has extra, which recipe muon does not know"),
+        ("return loss", "loss_and_grads expected a pair (loss, gradients)"),
+        ("raise SystemExit(0)", "loss_and_grads raised SystemExit"),
+    ],
+)
+def test_gradients_that_are_missing_or_left_over_never_pass(compare, partial, what, message):
+    said = compare("--a", partial(more=GRADIENTS.format(what=what)), "--recipe", "muon", "--levels", "gradients")
+    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
+
+
+def test_torch_tensors_that_still_have_their_graph_are_read(compare, partial):
+    assert (
+        compare(
+            "--a",
+            partial(more=GRADIENTS.format(what="loss.requires_grad_()")),
+            "--recipe",
+            "muon",
+            "--levels",
+            "gradients",
+        ).code
+        == 0
+    )
+
+
+def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
+    for name, factor in (("one", "1"), ("two", "(1 + 1e-9)")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "beside.py").write_text(f"FACTOR = {factor}\n")
+        text = FORWARD_ONLY.format(change=" * beside.FACTOR", more="").replace("import numpy as np", "import beside")
+        (folder / "program.py").write_text(text)
+    said = compare(
+        "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss"
+    )
+    assert said.code == 1 and "seen     a (program.py) " in said.out
+
+
+def test_a_file_that_is_missing_is_one_sentence(compare, tmp_path):
+    said = compare("--a", tmp_path / "none.py")
+    assert (
+        said.code == 2 and "none.py: expected a Python file with a function build(recipe), found none there" in said.err
+    )
+
+
+def test_a_backend_that_is_not_installed_is_one_sentence(compare, monkeypatch):
+    import parity.program as programs
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'jax'", name="jax")
+
+    monkeypatch.setattr(programs.importlib, "import_module", missing)
+    said = compare("--recipe", "muon", "--levels", "loss")
+    assert (
+        said.code == 2 and "backend jaxrun needs the package jax, which is not installed: pip install jax" in said.err
+    )
+
+
+@pytest.mark.slow
+def test_nanogpt_is_transformers_gpt2(tmp_path):
+    """Forward, loss and gradients against an independent implementation, through its own file of weights."""
+    import dataclasses
+
+    import numpy as np
+
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from parity.compare.weight_names import MAPS, read_weights
+    from parity.program import build
+    from parity.recipes import recipe_for
+
+    recipe = dataclasses.replace(recipe_for("nanogpt", "tiny"), gelu="tanh", precision="float64")
+    config = transformers.GPT2Config(
+        vocab_size=512,
+        n_positions=64,
+        n_embd=64,
+        n_layer=4,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        activation_function="gelu_new",
+    )
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(config).double()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    weights = read_weights(tmp_path / "pytorch_model.bin", recipe, "hf-gpt2")
+    tokens = np.random.default_rng(0).integers(0, 512, (4, 65)).astype(np.int32)
+    inputs, targets = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+    logits = theirs(torch.from_numpy(inputs).long()).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).long().flatten())
+    loss.backward()
+    grads = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+    for backend in ("jaxrun", "torchref"):
+        program = build(backend, recipe, device="cpu")
+        state, batch = program.load(weights), program.put_global_batch(inputs, targets)
+        found = program.fetch(program.activations(state, batch)["logits"])
+        np.testing.assert_allclose(found, logits.detach().numpy(), atol=1e-13)  # some thousand roundings of 1e-16
+        ours, our_grads = program.fetch(program.loss_and_grads(state, batch))
+        assert abs(float(ours) - loss.item()) < 1e-13
+        for name, g in our_grads.items():
+            expected = grads[MAPS["hf-gpt2"].source(name)]
+            expected = expected.T if name.endswith(MAPS["hf-gpt2"].transposed) else expected
+            np.testing.assert_allclose(g, expected, atol=1e-13)

@@ -1,0 +1,161 @@
+"""The command `python -m parity.frontier`: what it prints, what it refuses, and its exit codes."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from parity.errors import InputError
+from parity.frontier import ledger
+from parity.frontier.command import COMMANDS, main
+from parity.history import reported
+
+HERE = str(Path(__file__).parent)
+DOCS = Path(__file__).parents[3] / "docs" / "frontier.md"
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command; its exit code, output and error."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_what_is_kept_is_listed_shown_scored_and_checked(said, kept):
+    (entry,) = ledger.load(kept)
+    assert entry.id in said("list", "--ledger", kept)[1]
+    code, out, _ = said("show", "mine", "--ledger", kept)
+    assert code == 0 and "Ada (person)" in out and "track tiny has no target" in out
+    assert said("show", "mine", "--ledger", kept, "--file", "program.py")[1] == "\n".join(entry.data["source"]["lines"])
+    assert json.loads(said("show", "mine", "--ledger", kept, "--json")[1]) == entry.data
+    assert "hypervolume" in said("score", "--ledger", kept)[1]
+    assert json.loads(said("score", "--ledger", kept, "--json")[1])["entries"][0]["id"] == entry.id
+    assert said("check", "--ledger", kept)[:2] == (0, "1 entry holds\n")
+    assert json.loads(said("check", "--ledger", kept, "--json")[1]) == {"entries": 1, "problems": []}
+
+
+def test_an_entry_is_derived_from_its_evidence_anew(said, kept, original, tmp_path):
+    assert said("check", "mine", "--evidence", original, "--ledger", kept)[0] == 0
+    other = Path(shutil.copytree(original, tmp_path / "mine"))
+    verdict = other / "verdict.json"
+    verdict.write_text(verdict.read_text().replace('"isolation": "none"', '"isolation": "much"'))
+    code, out, _ = said("check", "mine", "--evidence", other, "--ledger", kept)
+    assert code == 1 and "runs is not what" in out
+    code, out, _ = said("check", "half batch", "--evidence", original)
+    assert code == 1 and f"it was not made from {original}, which gives " in out and out.count("\n") == 1
+
+
+def test_an_edited_ledger_is_used_for_nothing(said, kept, original, tmp_path):
+    folder = Path(shutil.copytree(kept, tmp_path / "ledger"))
+    path = ledger.paths(folder)[0]
+    path.write_text(path.read_text().replace('"author": "Ada"', '"author": "Eve"'))
+    for command in (
+        ["list"],
+        ["score"],
+        ["show", "mine"],
+        ["site", tmp_path / "site"],
+        ["plot", tmp_path / "a.svg"],
+        ["ablate"],
+        ["cross"],
+    ):
+        code, _, error = said(*command, "--ledger", folder)
+        assert code == 2 and str(path) in error and "restore it" in error and error.count("\n") == 1
+    assert said("add", original, "--ledger", folder)[0] == 2
+    code, out, _ = said("check", "--ledger", folder)
+    assert code == 1 and all(
+        line.startswith(f"{path}: ") and line.endswith("restore it, with git for example") for line in out.splitlines()
+    )
+
+
+def test_a_site_and_a_report_are_written(said, kept, original, tmp_path):
+    (entry,) = ledger.load(kept)
+    code, out, _ = said("site", tmp_path / "site", "--ledger", kept)
+    assert code == 0 and "1 verified entry, and 89 records reported by others" in out
+    assert (tmp_path / "site" / "attempt" / f"{entry.id}.html").is_file()
+    assert "not verified here" in (tmp_path / "site" / "index.html").read_text()
+    code, out, _ = said("report", original, "--out", tmp_path / "report")
+    assert code == 0 and Path(out.strip()).is_file()
+    code, out, _ = said("report", original, "--out", tmp_path / "beside", "--ledger", ledger.OWN, "--json")
+    assert code == 0 and Path(json.loads(out)["page"]).stem == json.loads(out)["id"] == entry.id
+    assert len(list((tmp_path / "beside" / "attempt").iterdir())) == 1 + len(ledger.paths(ledger.OWN))
+    code, out, _ = said("plot", tmp_path / "a.svg", "--track", "tiny", "--ledger", kept, "--json")
+    assert code == 0 and json.loads(out)["entries"] == 1 and Path(json.loads(out)["picture"]).is_file()
+
+
+def test_the_projects_own_ledger_holds_and_its_site_needs_no_arguments(said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, error = said("site")
+    assert code == 0, error
+    assert (tmp_path / "site" / "index.html").is_file() and said("check")[0] == 0
+    assert sum(path.stat().st_size for path in ledger.paths(ledger.OWN)) < 5_000_000
+
+
+def test_the_public_history_is_printed_as_reported_by_others(said):
+    code, out, _ = said("history")
+    assert code == 0 and "not verified here" in out and max(map(len, out.splitlines())) <= 100
+    assert json.loads(said("history", "--json")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ad"], "unknown command 'ad' of python -m parity.frontier; did you mean add?"),
+        (["add"], "expected RUN|ATTEMPT after python -m parity.frontier add, found none"),
+        (["add", HERE], f"{HERE}: it is neither a run (no run.json in it) nor an attempt (no declaration.json)"),
+        (["report", HERE], f"{HERE}: it is neither a run"),
+        (["report"], "expected RUN|ATTEMPT after"),
+        (["show"], "name an entry, such as 20"),
+        (["show", "muon"], "it may be 20"),
+        (["score", "extra"], "unexpected 'extra' after python -m parity.frontier score"),
+        (["cross", "--margin", "abc"], "--margin: expected a number, found 'abc'"),
+        (["score", "--track", "nope"], "known: pocket, pocket-optimizer, small, optimizer, tiny"),
+        (["add", "nowhere"], "expected an attempt's folder or a run directory, found nothing"),
+        (["list", "--ledger", "nowhere"], "expected the folder of a ledger, found nothing"),
+        (["show", "nothing"], "nothing: expected the id of one entry, found none"),
+        (["check", "an-id"], "expected --evidence DIR with an id"),
+        (["score", "--track", "pocketed"], "unknown track 'pocketed'; did you mean pocket?"),
+        (["cross", "a"], "expected two entries, one of each backend, found 1"),
+        (["band", "nowhere"], "expected a run directory, found nothing"),
+        (["site", "x", "--cheats", "nowhere.json"], "expected what python -m parity.verify --cheats --json printed"),
+        (["plot", "x.pdf"], "expected a name that ends in .svg or .png"),
+        (["plot", "--axis", "money"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_sentence(said, arguments, told):
+    code, _, error = said(*arguments)
+    assert code == 2 and told in error and error.count("\n") == 1, error
+
+
+def test_the_histories_tables_need_a_document(tmp_path):
+    with pytest.raises(InputError, match="expected docs/history.md, found nothing that can be read"):
+        reported.main([str(tmp_path / "missing.md")])
+
+
+def test_the_study_in_the_docs_is_what_the_command_beside_it_prints(said):
+    text = DOCS.read_text()
+    command = re.search(r'^python -m parity\.frontier (ablate .*")$', text, re.MULTILINE)
+    found = json.loads(said(*shlex.split(command[1]), "--json")[1])
+    assert len(found["effects"]) == 3 and not found["skipped"]
+    for one in found["effects"]:
+        assert f"{one['loss']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] | {one['p_holm']:.2g} |" in text, one
+
+
+def test_help_lists_every_command(said):
+    _, out, _ = said("--help")
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_an_empty_ledger_says_how_to_fill_it(said, tmp_path):
+    assert said("score", "--track", "small")[1].startswith(
+        "track small has no entries yet: python -m parity.frontier add"
+    )
+    for command in ("list", "score", "check"):
+        code, out, _ = said(command, "--ledger", tmp_path)
+        assert code == 0 and "python -m parity.frontier add RUN|ATTEMPT" in out

@@ -1,0 +1,323 @@
+"""No honest run is called a cheat: many kinds of them, made for real, hold at every depth."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from parity.verify.cheats.matrix import SMALL, Workshop
+from parity.verify.cheats.programs import template
+from parity.verify.run import Settings, verify_run
+
+WINDOW = {
+    "jaxrun": (
+        "y_BTHK = causal_attention(q, k, v, self.scale)",
+        """T = q.shape[1]
+        i = jnp.arange(T)
+        near = (i[:, None] >= i) & (i[:, None] < i + 12)
+        scores = jnp.where(near, jnp.einsum("bthk,bshk->bhts", q, k) * self.scale, -1e30)
+        y_BTHK = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1), v)""",
+    ),
+    "torchref": (
+        "y_BTHK = causal_attention(q, k, v, self.scale)",
+        """T = q.shape[1]
+        i = torch.arange(T)
+        near = (i[:, None] >= i) & (i[:, None] < i + 12)
+        scores = (torch.einsum("bthk,bshk->bhts", q, k) * self.scale).masked_fill(~near, -1e30)
+        y_BTHK = torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v)""",
+    ),
+}
+AVERAGED = {
+    "jaxrun": """
+
+def averaged(inner, keep=0.9):
+    def init(weights):
+        return {"inner": inner.init(weights), "mean": jax.tree.map(lambda w: w + 0, weights)}
+
+    def update(grads, state, weights):
+        updates, new = inner.update(grads, state["inner"], weights)
+        mean = {name: keep * m + (1 - keep) * (weights[name] + updates[name]) for name, m in state["mean"].items()}
+        return updates, {"inner": new, "mean": mean}
+
+    return optax.GradientTransformation(init, update)
+
+
+class Averaged(JaxProgram):
+    def _mean(self, state):
+        return {**state, "weights": state["optimizer"]["mean"]}
+
+    def token_losses(self, state, batch):
+        return super().token_losses(self._mean(state), batch)
+
+    def log_probs(self, state, inputs_BT, positions=None):
+        return super().log_probs(self._mean(state), inputs_BT, positions)
+
+    def export(self, state):
+        return super().export(self._mean(state))
+
+
+def build(recipe, *, device="auto", devices=None):
+    return Averaged(recipe, pick_devices(device, devices), averaged(make_optimizer(recipe)), Model)
+""",
+    "torchref": """
+from contextlib import contextmanager
+
+import torch
+
+
+class Mean(torch.optim.Optimizer):
+    def __init__(self, weights, keep=0.9):
+        super().__init__([{"params": list(weights.values()), "name": "mean"}], {"lr": 0.0, "keep": keep})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for w in self.param_groups[0]["params"]:
+            mean = self.state[w].setdefault("mean", w.detach().clone())
+            mean.lerp_(w, 1 - self.param_groups[0]["keep"])
+
+
+class Averaged(TorchProgram):
+    @contextmanager
+    def _averaged(self, state):
+        part, kept = state.optimizer.parts["mean"], []
+        with torch.no_grad():
+            for w in state.model.parameters():
+                kept.append(w.detach().clone())
+                w.copy_(part.state[w]["mean"] if "mean" in part.state.get(w, {}) else w)
+        yield
+        with torch.no_grad():
+            for w, before in zip(state.model.parameters(), kept):
+                w.copy_(before)
+
+    def token_losses(self, state, batch):
+        with self._averaged(state):
+            return super().token_losses(state, batch)
+
+    def log_probs(self, state, inputs_BT, positions=None):
+        with self._averaged(state):
+            return super().log_probs(state, inputs_BT, positions)
+
+    def export(self, state):
+        with self._averaged(state):
+            return {name: w.copy() for name, w in super().export(state).items()}
+
+
+def with_mean(recipe, weights):
+    found = make_optimizer(recipe, weights)
+    found.parts["mean"] = Mean(weights)
+    found.tables["mean"] = found.tables["matrix"] * 0
+    return found
+
+
+def build(recipe, *, device="auto", devices=None):
+    chosen = sharding.pick_device(device, devices)
+    return Averaged(recipe, chosen, lambda weights: with_mean(recipe, weights), make_model=Model)
+""",
+}
+OPTIMIZERS = {
+    "jaxrun": {
+        "adam": "import optax\ndef make(recipe):\n    return optax.adam(3e-3)\n",
+        "lion": "import optax\ndef make(recipe):\n    return optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4))\n",
+    },
+    "torchref": {
+        "adam": "import torch\ndef make(recipe, w):\n    return torch.optim.Adam(w.values(), lr=3e-3)\n",
+        "lion": "import torch\ndef make(recipe, w):\n    o = torch.optim.SGD(w.values(), lr=1e-3, momentum=0.9)\n"
+        "    return o, torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, 60)\n",
+    },
+}
+SLOW_DISK = """
+import os, sys, time
+_fsync, _write = os.fsync, os.write
+os.fsync = lambda fd: (time.sleep(0.15), _fsync(fd))[1]
+os.write = lambda fd, data: (time.sleep(0.002), _write(fd, data))[1]
+from parity.harness.train import main
+sys.exit(main(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@dataclass(frozen=True)
+class Honest:
+    """One kind of honest run. `program` changes the template's text; `how` makes the run where a plain start does not."""
+
+    name: str
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    program: Callable[[str], str] | None = None
+    optimizer: str | None = None
+    how: str = ""
+    backends: tuple[str, ...] = ("jaxrun", "torchref")
+
+
+def windowed(backend: str) -> str:
+    text = template(backend).replace(*WINDOW[backend])
+    return (
+        text
+        if backend == "jaxrun"
+        else text.replace("import torch.nn.functional", "import torch\nimport torch.nn.functional")
+    )
+
+
+def averaged(backend: str) -> str:
+    return (
+        template(backend).replace("import jax.numpy as jnp", "import jax.numpy as jnp\nimport optax")
+        + AVERAGED[backend]
+    )
+
+
+VARIATIONS = (
+    Honest("muon"),
+    Honest("nanogpt", ("--recipe", "nanogpt")),
+    Honest("muon-bfloat16", ("--precision", "bfloat16")),
+    Honest("nanogpt-bfloat16", ("--recipe", "nanogpt", "--precision", "bfloat16")),
+    Honest("muon-float64", ("--precision", "float64")),
+    Honest("nanogpt-float64", ("--recipe", "nanogpt", "--precision", "float64")),
+    Honest("larger-batch", ("--batch-tokens", "2048", "--steps", "30")),
+    Honest("longer-rows", ("--context", "128", "--batch-tokens", "1024")),
+    Honest("more-checkpoints", ("--checkpoints", "13", "--val-every", "7")),
+    Honest("deeper", ("--layers", "3", "--steps", "24")),
+    Honest("seed-7", ("--seed", "7")),
+    Honest("padded-vocabulary", ("--recipe", "nanogpt", "--vocab-size", "520")),
+    Honest("tanh-gelu", ("--recipe", "nanogpt", "--gelu", "tanh")),
+    Honest("own-adam", optimizer="adam"),
+    Honest("own-lion", optimizer="lion"),
+    Honest("own-program", program=template),
+    Honest("sliding-window", program=windowed),
+    Honest("weight-averaging", program=averaged),
+    Honest("interrupted", how="interrupted"),
+    Honest("killed", how="killed"),
+    Honest("interrupted-own", program=template, how="interrupted"),
+    Honest("slow-disk", how="slow-disk"),
+    Honest("busy-machine", how="busy"),
+    Honest(
+        "two-devices",
+        ("--devices", "2"),
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        backends=("jaxrun",),
+    ),
+    Honest("compiled", ("--compile", "--steps", "20"), backends=("torchref",)),
+    Honest("other-seed-and-dtype", ("--seed", "3", "--precision", "bfloat16", "--layers", "2")),
+)
+
+
+def make(shop: Workshop, honest: Honest, backend: str, folder: Path) -> Path:
+    """Makes the run; the directory."""
+    args = list(honest.args)
+    if honest.program:
+        file = folder / "program.py"
+        file.write_text(honest.program(backend))
+        args += ["--program", str(file)]
+    env = dict(honest.env)
+    if honest.optimizer:
+        (folder / "my_optimizer.py").write_text(OPTIMIZERS[backend][honest.optimizer])
+        args += ["--optimizer", "my_optimizer:make"]
+        env["PYTHONPATH"] = str(folder)
+    if honest.how in ("interrupted", "killed"):
+        return _cut_off(shop, backend, folder, args, signal.SIGINT if honest.how == "interrupted" else signal.SIGKILL)
+    if honest.how == "slow-disk":
+        command = [
+            sys.executable,
+            "-c",
+            SLOW_DISK,
+            backend,
+            *SMALL,
+            "--data-dir",
+            str(shop.data_dir),
+            "--runs",
+            str(folder),
+            "--name",
+            "run",
+        ]
+        subprocess.run(command, check=True, cwd=shop.folder, capture_output=True, timeout=600)
+        return folder / "tiny" / "run"
+    burners = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 if honest.how == "busy" else 0)
+    ]
+    try:
+        return shop.train(backend, folder, "run", *args, env=env)
+    finally:
+        for burner in burners:
+            burner.kill()
+
+
+def _cut_off(shop: Workshop, backend: str, folder: Path, args: list[str], how: signal.Signals) -> Path:
+    """A run that is stopped twice on its way and gone on with."""
+    path = folder / "tiny" / "run"
+    start = [
+        sys.executable,
+        "-m",
+        f"{backend}.train",
+        *SMALL,
+        "--steps",
+        "400",
+        "--data-dir",
+        str(shop.data_dir),
+        "--runs",
+        str(folder),
+        "--name",
+        "run",
+        *args,
+    ]
+    resume = [
+        sys.executable,
+        "-m",
+        f"{backend}.train",
+        "--resume",
+        str(path),
+        "--data-dir",
+        str(shop.data_dir),
+        "--samples",
+        "0",
+    ]
+    for i, command in enumerate((start, resume)):
+        process = subprocess.Popen(command, cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _wait_for(path / "log.jsonl", b'"step":%d,' % (130 + 120 * i), process)
+        process.send_signal(how)
+        process.wait(120)
+    subprocess.run(resume, check=True, cwd=shop.folder, capture_output=True, timeout=600)
+    return path
+
+
+def _wait_for(log: Path, what: bytes, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        if log.exists() and what in log.read_bytes():
+            return
+        time.sleep(0.02)
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+PAIRS = [(variation, backend) for variation in VARIATIONS for backend in variation.backends]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory, commands) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("honest"), commands.data)
+
+
+def judged(shop: Workshop, variation: Honest, backend: str):
+    path = make(shop, variation, backend, fresh(shop.folder / f"{variation.name}-{backend}"))
+    verdict = verify_run(path, Settings("cross", shop.data_dir, device="cpu"))
+    assert verdict.status == "holds", verdict.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variation", "backend"), PAIRS, ids=[f"{variation.name}-{backend}" for variation, backend in PAIRS]
+)
+def test_every_honest_run_holds(shop: Workshop, variation: Honest, backend: str):
+    judged(shop, variation, backend)
+
+
+def test_there_are_at_least_thirty_kinds():
+    assert len(PAIRS) >= 30

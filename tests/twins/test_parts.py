@@ -1,0 +1,439 @@
+"""The parts of records 11 and 21 in both backends: each against its formula, and how a model puts them together."""
+
+import dataclasses
+import functools
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from parity import weights as canonical
+from parity.program import build
+from parity.recipes import RMS_EPS, recipe_for
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+CLOSE = {"rtol": 1e-13, "atol": 1e-14}  # a handful of float64 operations on numbers of order 1
+
+
+def recipe_of(name, **fields):
+    return dataclasses.replace(recipe_for(name, "tiny"), **({"precision": "float64"} | fields))
+
+
+@pytest.fixture(scope="module")
+def pieces(pieces):
+    """With layers and parts, and a module's weights and a function's gradients in either backend."""
+    layers, parts = (importlib.import_module(f"{pieces.name}.{name}") for name in ("layers", "parts"))
+
+    def fill(module, **weights):
+        """A module with these weights; a__b stands for a.b."""
+        for name, value in weights.items():
+            *owners, last = name.split("__")
+            owner = functools.reduce(getattr, owners, module)
+            if pieces.name == "jaxrun":
+                getattr(owner, last)[...] = pieces.put(value)
+            else:
+                getattr(owner, last).data = pieces.put(value)
+        return module
+
+    def gradients(function, *arrays):
+        """Of the function's sum by each of its arguments."""
+        if pieces.name == "jaxrun":
+            import jax
+
+            found = jax.grad(lambda *x: function(*x).sum(), tuple(range(len(arrays))))(*map(pieces.put, arrays))
+        else:
+            import torch
+
+            given = [pieces.put(x).requires_grad_() for x in arrays]
+            found = torch.autograd.grad(function(*given).sum(), given)
+        return [pieces.get(g) for g in found]
+
+    return SimpleNamespace(
+        name=pieces.name,
+        attention=pieces.attention,
+        layers=layers,
+        parts=parts,
+        put=pieces.put,
+        get=pieces.get,
+        dtype=pieces.dtype,
+        fill=fill,
+        gradients=gradients,
+    )
+
+
+def normed(x):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + RMS_EPS)
+
+
+# Parts by themselves
+
+
+def test_times_is_a_product_and_its_factors_gradient_a_sum(pieces, rng):
+    x, factor = rng.standard_normal((2, 3, 8)), np.array(0.7)
+    np.testing.assert_allclose(pieces.get(pieces.layers.times(pieces.put(x), pieces.put(factor))), 0.7 * x, **CLOSE)
+    dy = rng.standard_normal(x.shape)
+    dx, dfactor = pieces.gradients(lambda x, factor: pieces.put(dy) * pieces.layers.times(x, factor), x, factor)
+    np.testing.assert_allclose(dx, 0.7 * dy, **CLOSE)
+    np.testing.assert_allclose(dfactor, (x * dy).sum(), rtol=1e-12)
+    assert dfactor.shape == ()
+
+
+def test_the_gradient_of_a_narrow_factor_is_summed_wide(pieces):
+    ones, factor = (pieces.put(np.ones(shape), "bfloat16") for shape in ((10, 100), ()))
+    if pieces.name == "jaxrun":
+        import jax
+
+        found = jax.grad(lambda f: pieces.layers.times(ones, f).sum())(factor)
+    else:
+        factor.requires_grad_()
+        pieces.layers.times(ones, factor).sum().backward()
+        found = factor.grad
+    assert pieces.get(found) == 1000  # which bfloat16 has; a sum in bfloat16 would stop at 256
+
+
+def test_the_input_residual_is_its_formula(pieces, rng):
+    x, x0 = rng.standard_normal((2, 2, 3, 64))
+    part = pieces.fill(pieces.parts.InputResidual(recipe_of("record-11")), weight=np.array([0.9, -0.3]))
+    np.testing.assert_allclose(pieces.get(part(pieces.put(x), pieces.put(x0))), 0.9 * x - 0.3 * x0, **CLOSE)
+
+
+def test_first_values_are_mixed_with_the_first_blocks(pieces, rng):
+    v, v1 = rng.standard_normal((2, 2, 3, 4, 16))
+    part = pieces.fill(pieces.parts.FirstValues(recipe_of("record-11"), 1), weight=np.array([0.2]))
+    for first, expected in ((v1, 0.8 * v + 0.2 * v1), (None, v)):
+        flow = pieces.parts.Flow(first_BTHK=None if first is None else pieces.put(first))
+        np.testing.assert_allclose(pieces.get(part(pieces.put(v), flow)), expected, **CLOSE)
+
+
+def test_value_embeddings_are_added_to_v(pieces, rng):
+    v, e = rng.standard_normal((2, 3, 4, 16)), rng.standard_normal((2, 3, 64))
+    part = pieces.fill(pieces.parts.ValueEmbeddings(recipe_of("record-21"), 0), weight=np.array([0.4, -0.7]))
+    for value, expected in ((e, 0.4 * v - 0.7 * e.reshape(v.shape)), (None, 0.4 * v)):
+        flow = pieces.parts.Flow(value_BTD=None if value is None else pieces.put(value))
+        np.testing.assert_allclose(pieces.get(part(pieces.put(v), flow)), expected, **CLOSE)
+
+
+def test_each_skip_has_a_factor_of_its_own(pieces, rng):
+    x, y = rng.standard_normal((2, 2, 3, 64))
+    part = pieces.fill(pieces.parts.UNet(recipe_of("record-11")), weight=np.array([0.5, -2.0]))
+    for i, w in enumerate((0.5, -2.0)):
+        np.testing.assert_allclose(pieces.get(part(pieces.put(x), pieces.put(y), i)), x + w * y, **CLOSE)
+
+
+def test_a_stack_gives_a_product_with_each_of_its_matrices(pieces, rng):
+    x, stack = rng.standard_normal((2, 5, 64)), rng.standard_normal((3, 64, 64))
+    part = pieces.fill(pieces.parts.StackedQKV(recipe_of("record-21"), 0), qkv__weight=stack)
+    for found, matrix in zip(part.project(pieces.put(x)), stack, strict=True):
+        np.testing.assert_allclose(pieces.get(found), x @ matrix.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "formula"),
+    [
+        ("record-11", "TanhCap", lambda z: 30 * np.tanh(z / 30)),
+        ("record-21", "SigmoidCap", lambda z: 30 / (1 + np.exp(-z / 7.5))),
+        ("muon", "RationalCap", lambda z: 15 * z / np.sqrt(z * z + 225)),
+    ],
+)
+def test_a_cap_is_its_formula_and_so_is_its_gradient(pieces, rng, name, part, formula):
+    z, h = np.append(20 * rng.standard_normal(40), [0.0, 300.0, -300.0]), 1e-5
+    cap = getattr(pieces.parts, part)(recipe_of(name))
+    np.testing.assert_allclose(pieces.get(cap(pieces.put(z))), formula(z), rtol=1e-13, atol=1e-13)
+    (slope,) = pieces.gradients(cap, z)
+    np.testing.assert_allclose(slope, (formula(z + h) - formula(z - h)) / (2 * h), atol=1e-9)  # h^2, and 1e-16 30 / h
+
+
+def test_the_cap_by_tanh_is_rounded_to_bfloat16_before_it_is_widened(pieces, rng):
+    cap = pieces.parts.TanhCap(recipe_of("record-11", precision="bfloat16"))
+    scores = canonical.round_to(10 * rng.standard_normal(200), "bfloat16")
+    found = cap(pieces.put(scores, "bfloat16"))
+    assert "float32" in str(found.dtype)
+    exact = 30 * np.tanh(scores.astype(np.float64) / 30)
+    # float32's own rounding may turn a tie: at most one step of bfloat16, and almost nowhere
+    apart = pieces.get(found) != canonical.round_to(exact, "bfloat16")
+    assert apart.mean() < 0.02 and np.array_equal(pieces.get(found), canonical.round_to(pieces.get(found), "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "base", "count"),
+    [("record-11", "FullRotary", 10_000.0, 8), ("record-21", "HalfRotary", 1024.0, 4)],
+)
+def test_rotary_turns_normed_heads_by_the_records_angles(pieces, rng, name, part, base, count):
+    """K = 16: eight pairs (i, i + 8), of which the half-truncated one turns four."""
+    x = rng.standard_normal((2, 40, 3, 16))
+    frequency = [base ** (-2 * i / 16) if count == 8 else base ** (-i / 3) if i < 4 else 0.0 for i in range(8)]
+    cos, sin = (f(np.arange(40)[:, None, None] * np.array(frequency)) for f in (np.cos, np.sin))
+    x1, x2 = np.split(normed(x), 2, axis=-1)
+    expected = np.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], -1)
+    found = pieces.get(getattr(pieces.parts, part)(recipe_of(name))(pieces.put(x)))
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-12, atol=1e-12
+    )  # positions up to 39 enlarge an error of the frequency
+
+
+def test_record_11s_cosines_and_sines_are_bfloat16(pieces):
+    recipe = recipe_of("record-11", precision="bfloat16")
+    x = np.concatenate([np.ones((1, 50, 1, 8)), np.zeros((1, 50, 1, 8))], -1)  # gives the cosines and minus the sines
+    found = pieces.get(
+        pieces.attention.rotary(
+            pieces.put(x, "float32"),
+            10_000.0,
+            pieces.dtype("float32"),
+            full=True,
+            tables=pieces.dtype(recipe.dtypes.tables),
+        )
+    )
+    angle = np.arange(50)[:, None] * 10_000.0 ** (-np.arange(8) / 8)
+    for part, exact in ((found[0, :, 0, :8], np.cos(angle)), (found[0, :, 0, 8:], -np.sin(angle))):
+        assert np.array_equal(part, canonical.round_to(part, "bfloat16"))
+        np.testing.assert_allclose(part, exact, rtol=2**-8, atol=1e-5)
+
+
+def test_norm_has_no_weights_and_is_its_formula(pieces, rng):
+    recipe = recipe_of("record-21")
+    x = rng.standard_normal((2, 3, 64))
+    np.testing.assert_allclose(
+        pieces.get(pieces.layers.Norm(recipe.norm_eps, recipe.dtypes)(pieces.put(x))), normed(x), **CLOSE
+    )
+
+
+# Documents and windows
+
+
+def test_a_document_starts_with_the_end_of_text(pieces):
+    tokens = np.array([[3, 9, 1, 1, 9, 9, 2], [9, 0, 0, 0, 0, 0, 9]])
+    found = pieces.get(pieces.parts.documents(pieces.put(tokens), 9))
+    assert found.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
+
+
+def seen_by(pieces, documents, window):
+    """What both backends' parts are told, the window as an array of theirs."""
+    most = () if pieces.name == "jaxrun" else ((window, -(-window // 2)),)
+    return pieces.parts.Seen(pieces.put(documents), pieces.put(np.array(window, np.int32)), *most)
+
+
+def naive_window(q, k, v, scale, documents, window, block):
+    y = np.empty_like(v)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        seen = [
+            s for s in range(t + 1) if documents[b, s] == documents[b, t] and s // block > t // block - max(1, window)
+        ]
+        scores = k[b, seen, h] @ q[b, t, h] * scale
+        probs = np.exp(scores - scores.max())
+        y[b, t, h] = probs / probs.sum() @ v[b, seen, h]
+    return y
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 14])
+def test_long_and_short_windows_are_of_blocks_within_a_document(pieces, rng, window):
+    recipe = recipe_of("record-21", context=64, val_context=64, window=54)
+    q, k, v = rng.standard_normal((3, 2, 64, 2, 16))
+    documents = np.cumsum(rng.random((2, 64)) < 0.05, axis=1).astype(np.int32)
+    for index, own in ((0, window), (1, window // 2)):  # the first block is long, the second short
+        part = pieces.parts.DocumentWindow(recipe, index)
+        found = pieces.get(part(*map(pieces.put, (q, k, v)), 0.3, seen_by(pieces, documents, window)))
+        np.testing.assert_allclose(found, naive_window(q, k, v, 0.3, documents, own, 4), **CLOSE)
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_the_window_of_a_state_is_that_of_its_step(backend):
+    pytest.importorskip("jax" if backend == "jaxrun" else "torch")
+    recipe = recipe_of("record-21", precision="float32", layers=2)
+    program = build(backend, recipe, device="cpu")
+    assert program.schedules()["window"].tolist() == [recipe.attention_window(step) for step in range(recipe.steps + 1)]
+    assert list(program.schedules()["momentum"]) == [recipe.momentum_at(step) for step in range(recipe.steps)]
+    tokens = np.random.default_rng(0).integers(0, 500, (2, 8, recipe.context)).astype(np.int32)
+    noise = np.random.default_rng(1)
+    start = {
+        name: w + 0.1 * noise.standard_normal(w.shape).astype(w.dtype)
+        for name, w in canonical.initial_weights(recipe, 0).items()
+    }
+    losses = []
+    for step in (0, 30, 60, 61):
+        batch = program.put_global_batch(*tokens)
+        losses.append(
+            np.array(program.fetch(program.token_losses(program.with_step(program.load(start), step), batch)))
+        )
+    assert not np.array_equal(losses[0], losses[1]) and not np.array_equal(losses[1], losses[2])
+    assert np.array_equal(losses[2], losses[3]), "behind the last step the window stays"
+
+
+# 8 bits
+
+
+SCALES = (2.0, 2.0**9, 2.0**19)
+
+
+def eights(rng, *shape):
+    """x, W, dy whose 8-bit forms have sums that float32 holds exactly, so that no order of a sum counts. All are bfloat16."""
+    B, T, D, V = shape
+    wide = [
+        rng.integers(-1024, 1025, (B, T, D)) / 256,
+        rng.integers(-512, 513, (V, D)) / 2**14,
+        rng.integers(-256, 257, (B, T, V)) / 16 * T / 2**19,
+    ]
+    return [canonical.round_to(x, "bfloat16") for x in wide]
+
+
+def rounded(x, scale, name):
+    import ml_dtypes
+
+    return (x.astype(np.float32) * np.float32(scale)).astype(getattr(ml_dtypes, name)).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits_are_those_of_ml_dtypes(pieces, rng, name):
+    random, ties = (
+        rng.standard_normal(1000) * 10.0 ** rng.uniform(-6, 1.5, 1000),
+        [0.0, 2.0**-10, 2.0**-17, 3 * 2.0**-10],
+    )
+    x = canonical.round_to(np.concatenate([random, np.arange(-64, 64) / 64, ties]), "bfloat16")
+    kind = getattr(pieces.layers.jnp if pieces.name == "jaxrun" else pieces.layers.torch, name)
+    for scale in (1.0, 2.0):
+        found = pieces.layers.eight_bits(pieces.put(x, "bfloat16"), scale, kind)
+        found = np.asarray(found).astype(np.float64) if pieces.name == "jaxrun" else found.double().numpy()
+        assert np.array_equal(found, rounded(x, scale, name))
+
+
+def test_the_product_in_8_bits_and_its_gradients_are_their_formulas_to_the_last_bit(pieces, rng):
+    T = 16
+    x, weight, dy = eights(rng, 2, T, 64, 48)
+    x8, w8, dy8 = (
+        rounded(x, SCALES[0], "float8_e4m3fn"),
+        rounded(weight, SCALES[1], "float8_e4m3fn"),
+        rounded(dy, SCALES[2] / T, "float8_e5m2"),
+    )
+    given = [pieces.put(a, dtype) for a, dtype in ((x, "bfloat16"), (weight, "float32"), (dy, "bfloat16"))]
+    if pieces.name == "jaxrun":
+        import jax
+
+        y, back = jax.vjp(lambda x, w: pieces.layers.fp8_product(x, w, SCALES, 1 / T), *given[:2])
+        dx, dweight = back(given[2])
+    else:
+        y = pieces.layers.fp8_product(given[0].requires_grad_(), given[1].requires_grad_(), SCALES, 1 / T)
+        y.backward(given[2])
+        dx, dweight = given[0].grad, given[1].grad
+    scale = SCALES[2] / T
+    expected = (
+        x8 @ w8.T / (SCALES[0] * SCALES[1]),
+        dy8 @ w8 / (scale * SCALES[1]),
+        np.einsum("btv,btd->vd", dy8, x8) / (scale * SCALES[0]),
+    )
+    for found, exact, dtype in zip((y, dx, dweight), expected, ("bfloat16", "bfloat16", "float32"), strict=True):
+        assert dtype in str(found.dtype)
+        assert np.array_equal(pieces.get(found), canonical.round_to(exact, dtype))
+    assert (x8 != 2 * x).any() and (w8 != 512 * weight).any() and (dy8 != scale * dy).any(), "something was rounded"
+
+
+def test_only_training_at_bfloat16_has_the_head_in_8_bits(pieces, rng):
+    x = rng.standard_normal((2, 128, 64))
+    weight = canonical.round_to(0.05 * rng.standard_normal((512, 64)), "bfloat16")
+    reduction = () if pieces.name == "jaxrun" else ("mean",)
+    for precision, fp8, rounds in (("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)):
+        recipe = recipe_of("record-21", precision=precision, fp8=fp8)
+        head = pieces.fill(pieces.parts.FP8Head(recipe), weight=weight.astype(np.float32))
+        given = pieces.put(x, "bfloat16" if precision == "bfloat16" else "float32")
+        plain, training = pieces.get(head(given, None)), pieces.get(head.training_scores(given, None, *reduction))
+        assert np.array_equal(plain, training) != rounds
+        # e4m3 is off by up to 2^-4 of each factor: 64 products of 1 and 0.05, at random, give 0.4 x 2^-4 x sqrt(2) x 2^-1 or so
+        np.testing.assert_allclose(training, plain, rtol=0, atol=0.15)
+
+
+def test_both_backends_round_the_same_gradient_to_8_bits(rng):
+    """jaxrun takes the gradient of the losses' sum and torchref that of their mean: the scale accounts for it."""
+    jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
+    import jaxrun.parts
+    import torchref.parts
+
+    recipe = recipe_of("record-21", precision="bfloat16", context=32, val_context=32, window=32)
+    x, weight, dy = eights(rng, 4, 32, 64, 512)
+    found = []
+    head = jaxrun.parts.FP8Head(recipe)
+    head.weight[...] = jax.numpy.asarray(weight, jax.numpy.float32)
+    y, back = jax.vjp(lambda x: head.training_scores(x, None), jax.numpy.asarray(x, jax.numpy.bfloat16))
+    found.append(
+        (np.asarray(y, np.float64), np.asarray(back(jax.numpy.asarray(dy, jax.numpy.bfloat16))[0], np.float64) / 128)
+    )
+    for reduction, size in (("mean", 128), ("sum", 1)):
+        head = torchref.parts.FP8Head(recipe)
+        head.weight.data = torch.from_numpy(weight)
+        given = torch.from_numpy(x).bfloat16().requires_grad_()
+        y = head.training_scores(given, None, reduction)
+        y.backward(torch.from_numpy(dy / size).bfloat16())
+        found.append((y.detach().double().numpy(), given.grad.double().numpy() * size / 128))
+    for y, dx in found[1:]:
+        assert np.array_equal(y, found[0][0]) and np.array_equal(dx, found[0][1])
+    assert np.abs(found[0][1]).max() > 0
+
+
+# Together
+
+
+@pytest.fixture(
+    scope="module", params=[(b, r) for r in ("record-11", "record-21") for b in ("jaxrun", "torchref")], ids="-".join
+)
+def shown(request, x64):
+    """A recipe of six blocks, its weights, and all activations of a batch."""
+    backend, name = request.param
+    pytest.importorskip("jax" if backend == "jaxrun" else "torch")
+    more = {"value_embeddings": 2, "val_context": 32, "window": 16} if name == "record-21" else {}
+    recipe = recipe_of(name, layers=6, dim=32, context=32, batch_tokens=64, **more)
+    rng = np.random.default_rng(5)
+    weights = {key: w + 0.3 * rng.standard_normal(w.shape) for key, w in canonical.initial_weights(recipe, 0).items()}
+    program = build(backend, recipe, device="cpu")
+    tokens = rng.integers(0, 512, (2, 2, 32)).astype(np.int32)
+    state = program.with_step(program.load(weights), recipe.steps)
+    return recipe, weights, program.fetch(program.activations(state, program.put_global_batch(*tokens)))
+
+
+def test_the_last_output_of_the_first_half_is_the_first_that_is_added(shown):
+    recipe, weights, found = shown
+    for i in range(3):
+        again = f"#{i + 1}" if i else ""
+        block = found[f"blocks.{2 + i}"]
+        np.testing.assert_allclose(found[f"skips:in{again}"], block, rtol=0, atol=0, err_msg="behind the block before")
+        expected = block + weights["skips.weight"][i] * found[f"blocks.{2 - i}"]
+        np.testing.assert_allclose(found[f"skips{again}"], expected, rtol=1e-13, atol=1e-12)
+        np.testing.assert_allclose(found[f"blocks.{3 + i}:in"], found[f"skips{again}"], rtol=0, atol=0)
+
+
+def test_every_block_begins_with_the_stream_and_the_normed_embedding(shown):
+    _, weights, found = shown
+    np.testing.assert_allclose(found["norm_in"], normed(found["embed"]), rtol=1e-12, atol=1e-13)
+    for i in range(6):
+        l0, l1 = weights[f"blocks.{i}.lambdas.weight"]
+        expected = l0 * found[f"blocks.{i}:in"] + l1 * found["norm_in"]
+        np.testing.assert_allclose(found[f"blocks.{i}.lambdas"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_and_the_last_blocks_have_value_embeddings_in_the_same_order(shown):
+    recipe, weights, found = shown
+    if recipe.name == "record-11":
+        pytest.skip("record-11 mixes v with the first block's")
+    of = {0: 0, 1: 1, 4: 0, 5: 1}
+    assert recipe.value_embedding_of == of and recipe.bare == 3
+    for i in (0, 1, 2, 4, 5):
+        a0, a1 = weights[f"blocks.{i}.attn.lambdas.weight"]
+        v = found[f"blocks.{i}.attn.lambdas:in"]
+        e = found[f"value_embeds.{of[i]}"].reshape(v.shape) if i in of else 0
+        np.testing.assert_allclose(found[f"blocks.{i}.attn.lambdas"], a0 * v + a1 * e, rtol=1e-12, atol=1e-12)
+        assert np.array_equal(found[f"blocks.{i}.attn:v"], found[f"blocks.{i}.attn.lambdas"])
+
+
+def test_v_is_mixed_with_the_first_blocks_own(shown):
+    recipe, weights, found = shown
+    if recipe.name == "record-21":
+        pytest.skip("record-21 has value embeddings")
+    first = found["blocks.0.attn.lambdas:in"]
+    for i in range(6):
+        (a,) = weights[f"blocks.{i}.attn.lambdas.weight"]
+        expected = (1 - a) * found[f"blocks.{i}.attn.lambdas:in"] + a * first
+        np.testing.assert_allclose(found[f"blocks.{i}.attn.lambdas"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_bare_block_has_an_mlp_alone(shown):
+    recipe, _, found = shown
+    inside = {name.split(".")[2].split(":")[0] for name in found if name.startswith("blocks.3.")}
+    assert inside == ({"lambdas", "norm2", "mlp"} | (set() if recipe.name == "record-21" else {"norm1", "attn"}))
