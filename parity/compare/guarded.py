@@ -52,9 +52,9 @@ def _problem(name: str, value: Any, recipe: Recipe) -> str | None:
             or "loss" not in value[1]
         ):
             return f"expected a pair (state, metrics with `loss`), found {type(value).__name__}"
-    elif name in ("activations", "moments", "rates", "orthogonalize") and not isinstance(value, Mapping):
+    elif name in ("activations", "moments", "schedules", "orthogonalize") and not isinstance(value, Mapping):
         return f"expected a mapping from names, found {type(value).__name__}"
-    elif name == "place" and not isinstance(value, tuple | list):
+    elif name == "put_global_batch" and not isinstance(value, tuple | list):
         return f"expected a pair (inputs, targets), found {type(value).__name__}"
     return None
 

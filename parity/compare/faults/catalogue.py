@@ -724,7 +724,7 @@ UPDATE = [
         NANOGPT,
         patches=_one(
             "optim",
-            "rates",
+            "learning_rates",
             parts.table(
                 lambda recipe, rates: (
                     np.append(0.0, rates[:-1])[: recipe.warmup_steps].tolist() + rates[recipe.warmup_steps :].tolist()
@@ -741,7 +741,7 @@ UPDATE = [
         NANOGPT,
         patches=_one(
             "optim",
-            "rates",
+            "learning_rates",
             parts.table(
                 lambda recipe, rates: np.minimum(rates, rates.max() * (1 - np.arange(len(rates)) / len(rates)))
             ),

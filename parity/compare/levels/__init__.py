@@ -219,14 +219,14 @@ def _by_name(side: Side, case: Case, found, what: str) -> dict[str, np.ndarray]:
 LEVELS = {
     level.name: level
     for level in (
-        Level("data", "every batch and every rank's part", ("place",), data, numeric=False),
+        Level("data", "every batch and every rank's part", ("put_global_batch",), data, numeric=False),
         Level("init", "canonical initial weights", ("init", "export"), init, numeric=False),
         Level("forward", "activations in their order", ("load", "activations"), forward),
         Level("loss", "losses of tokens and their reduction", ("load", "token_losses|log_probs"), loss),
         Level("gradients", "gradients before and after clipping", ("load", "loss_and_grads"), gradients),
         Level("update", "the optimizer from equal gradients", ("load", "update", "export"), update),
         Level("trajectory", "steps on real data", ("load", "step", "export"), trajectory),
-        Level("evaluation", "val loss by the harness", ("load", "token_losses", "place"), evaluation),
+        Level("evaluation", "val loss by the harness", ("load", "token_losses", "put_global_batch"), evaluation),
         Level(
             "restore",
             "checkpoint, export, import",

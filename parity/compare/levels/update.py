@@ -19,7 +19,7 @@ def update(side: Side, case: Case) -> Iterator[Seen]:
     state = program.load(case.start)
     if not side.lacks(recipe, ("param_groups",)):
         yield from _memberships(side, case, state)
-    if not side.lacks(recipe, ("rates",)):
+    if not side.lacks(recipe, ("schedules",)):
         for group, table in sorted(program.schedules().items()):
             yield Seen("schedule", group, np.asarray(table, np.float64), axes=("step",))
     if not side.lacks(recipe, ("orthogonalize",)) and hasattr(recipe, "newton_schulz"):

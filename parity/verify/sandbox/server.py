@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.program import with_step
 from parity.verify.sandbox import wire
 
 
