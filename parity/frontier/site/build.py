@@ -11,6 +11,7 @@ from parity.frontier.site import attempt, columns, frontier, index, matrices, su
 from parity.frontier.site.markup import GENERATOR, compact
 
 ASSETS = Path(__file__).with_name("assets")
+STYLE = Path(__file__).parents[2] / "style.css"  # of all pages of the project; the site's own rules follow it
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,150}")
 OWN_BYTES = 4096  # a page of ours says so within so many
 
@@ -35,6 +36,7 @@ def build(board: dict[str, Any], folder: Path, pages: Iterable[dict[str, Any]]) 
     try:
         (folder / "attempt").mkdir(parents=True, exist_ok=True)
         shutil.copytree(ASSETS, folder / "assets", dirs_exist_ok=True)
+        _write(folder / "assets" / "style.css", STYLE.read_text() + (ASSETS / "style.css").read_text())
         _write(folder / "assets" / "curves.js", f"site.curves({compact(columns.curves(board))});\n")
         _write(folder / "index.html", index.page(board))
         _write(folder / "frontier.html", frontier.page(board))
