@@ -1,6 +1,7 @@
-"""The tests that claims rest on, as the tracks state them; all distributions are scipy's.
+"""The statistical tests behind claims, in terms of scipy.stats.
 
-Losses are final val losses in nats per token, one a run. A small p says that the mean is below the target.
+Losses are final val losses in nats per token, one a run. A small p says that the mean is below what it is tested
+against.
 """
 
 import functools
@@ -18,34 +19,30 @@ SIGMA = 0.0013
 """Standard deviation of a final val loss on the public optimization track, in nats."""
 Z_THRESHOLD = 0.004
 """That track's margin times the root of the number of runs, in nats: 3.08 standard deviations, p 0.001."""
-LOSS_PER_STEP = 0.0045 / 100
-"""What a step less is worth there, in nats."""
 ROUNDING = 1e-9  # of figures that are printed with up to 6 decimals
 MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True)
 class Test:
-    """One test: its statistic, one-sided p, numbers of runs, mean (of differences, where two sets are compared) and standard
-    deviation, a 95% interval of the mean where there is one, whether it holds at its level, and a sentence."""
+    """One test of runs, at a level: statistic, one-sided p, number of runs, their mean (of differences, where two sets
+    are compared) and standard deviation, whether the test holds, and a confidence interval of the mean (nan: none)."""
 
-    name: str
     statistic: float
     p: float
     n: int
     mean: float
     sd: float
     holds: bool
-    sentence: str
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] = (math.nan, math.nan)
 
 
 def t_test(losses: Sequence[float], target: float, alpha: float = ALPHA) -> Test:
-    """One-sided one-sample t-test that the mean is below the target (track 1: p < 0.01).
+    """One-sided one-sample t-test that the mean is below the target (track 1: p < 0.01); the interval is the 95% one.
 
-    Raises InputError for fewer than 2 runs, figures that are not finite, and runs that are all the same.
+    Raises InputError for fewer than 2 runs, numbers that are not finite, and runs that are all the same.
     """
-    x = _figures(losses, 2, "losses")
+    x = _array(losses, 2, "losses")
     if not x.std():
         raise InputError(
             f"losses: expected {len(x)} runs that differ, found {x[0]:g} every time: equal runs are one run, and say "
@@ -53,37 +50,17 @@ def t_test(losses: Sequence[float], target: float, alpha: float = ALPHA) -> Test
         )
     mean, error = float(x.mean()), _sd(x) / math.sqrt(len(x))
     statistic, p, (low, high) = _student(mean - target, error, len(x) - 1)
-    holds = p < alpha
-    return Test(
-        "t-test",
-        statistic,
-        p,
-        len(x),
-        mean,
-        _sd(x),
-        holds,
-        f"mean {mean:.4f} of {len(x)} runs is {'' if holds else 'not '}below {target:g} (p {p:.2g})",
-        (low + target, high + target),
-    )
+    return Test(statistic, p, len(x), mean, _sd(x), p < alpha, (low + target, high + target))
 
 
 def z_rule(losses: Sequence[float], target: float) -> Test:
     """The optimization track's rule (target - mean) sqrt(n) >= 0.004: a z-test with a known sigma of 0.0013 nats."""
     from scipy import stats
 
-    x = _figures(losses, 1, "losses")
+    x = _array(losses, 1, "losses")
     scaled = float((target - x.mean()) * math.sqrt(len(x)))
-    holds = scaled >= Z_THRESHOLD - ROUNDING
-    return Test(
-        "z rule",
-        scaled,
-        float(stats.norm.sf(scaled / SIGMA)),
-        len(x),
-        float(x.mean()),
-        _sd(x),
-        holds,
-        f"({target:g} - {x.mean():.5f}) x sqrt({len(x)}) = {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}",
-    )
+    p = float(stats.norm.sf(scaled / SIGMA))
+    return Test(scaled, p, len(x), float(x.mean()), _sd(x), scaled >= Z_THRESHOLD - ROUNDING)
 
 
 def track_test(track: str, losses: Sequence[float], target: float) -> Test:
@@ -92,130 +69,97 @@ def track_test(track: str, losses: Sequence[float], target: float) -> Test:
 
 
 def p_below(track: str, losses: Sequence[float], target: float) -> float | None:
-    """That test's p alone; None where the losses are too few or all the same."""
+    """The p of `track_test` alone, fast enough for every evaluation of every entry; None where no test can be made."""
+    from scipy import special
+
     if track == "optimizer":
         return z_rule(losses, target).p if losses else None
     x = np.asarray(losses, np.float64)
     if len(x) < 2 or not (error := _sd(x) / math.sqrt(len(x))):
         return None
-    return _student(float(x.mean()) - target, error, len(x) - 1)[1]
+    return float(special.stdtr(len(x) - 1, (float(x.mean()) - target) / error))
 
 
 @functools.cache
 def level(track: str) -> float:
     """The p below which a track's test holds."""
-    from scipy import special
-
-    return float(special.ndtr(-Z_THRESHOLD / SIGMA)) * (1 + 1e-6) if track == "optimizer" else ALPHA
-
-
-def pairwise(old: Sequence[float], old_steps: int, new: Sequence[float], new_steps: int) -> Test:
-    """The optimization track's rule against an older result:
-    (old mean - new mean + 0.0045 (old steps - new steps) / 100) / sqrt(1/n_old + 1/n_new) >= 0.004."""
     from scipy import stats
 
-    x, y = _figures(old, 1, "old losses"), _figures(new, 1, "new losses")
-    gain = float(x.mean() - y.mean() + LOSS_PER_STEP * (old_steps - new_steps))
-    scaled = gain / math.sqrt(1 / len(x) + 1 / len(y))
-    holds = scaled >= Z_THRESHOLD - ROUNDING
-    return Test(
-        "pairwise rule",
-        scaled,
-        float(stats.norm.sf(scaled / SIGMA)),
-        len(y),
-        gain,
-        _sd(y),
-        holds,
-        f"a gain of {gain:.5f} nats, scaled {scaled:.5f}, {'at least' if holds else 'below'} {Z_THRESHOLD:g}",
-    )
+    return float(stats.norm.sf(Z_THRESHOLD / SIGMA)) * (1 + 1e-6) if track == "optimizer" else ALPHA
 
 
-def welch(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA) -> Test:
-    """Welch's one-sided t-test that the mean of `new` is below that of `old`; `mean` and interval are of new - old."""
-    x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
-    if not x.std() and not y.std():
-        raise InputError(
-            "new and old: expected runs that differ, found the same figure every time: nothing can be tested"
-        )
-    apart, error, freedom = _welch(x, y)
-    statistic, p, interval = _student(apart, error, freedom)
-    return Test(
-        "Welch's t-test",
-        statistic,
-        p,
-        len(x),
-        apart,
-        _sd(x),
-        p < alpha,
-        f"{apart:+.4g} from the old mean, p {p:.2g}",
-        interval,
-    )
+def welch(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA, shift: float = 0.0) -> Test:
+    """Welch's one-sided t-test that the mean of `new` is below the mean of `old` + `shift`.
+
+    Mean and 95% interval are those of new - old. Raises InputError for fewer than 2 runs in a set, numbers that are not
+    finite, and sets without any spread.
+    """
+    x, y, difference, error, freedom = _difference(new, old)
+    _, _, interval = _student(difference, error, freedom)
+    statistic, p, _ = _student(difference - shift, error, freedom)
+    return Test(statistic, p, len(x), difference, _sd(x), p < alpha, interval)
 
 
 def equivalent(new: Sequence[float], old: Sequence[float], margin: float, alpha: float = 0.05) -> Test:
-    """Two one-sided Welch tests that the means differ by less than `margin` either way; p is the larger of the two, the interval
-    that of 1 - 2 alpha, which lies within the margin where the test holds (Schuirmann, J. Pharmacokin. Biopharm. 15 (1987) 657)."""
-    x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
+    """Two one-sided Welch tests that the means differ by less than `margin` either way.
+
+    p is the larger of the two. The interval is that of 1 - 2 alpha: it lies within the margin where the test holds
+    (Schuirmann, J. Pharmacokin. Biopharm. 15 (1987) 657). Raises InputError as `welch`, and for a margin not above 0.
+    """
     if not margin > 0:
         raise InputError(
             f"margin: expected a positive number of nats, found {margin}: choose the smallest difference that matters"
         )
-    apart, error, freedom = _welch(x, y)
-    if not error:
-        raise InputError(
-            "new and old: expected runs that differ, found the same figure every time: nothing can be tested"
-        )
-    p = max(_student(apart - margin, error, freedom)[1], _student(-apart - margin, error, freedom)[1])
-    _, _, interval = _student(apart, error, freedom, 1 - 2 * alpha)
-    said = f"{apart:+.4g} apart, {'within' if p < alpha else 'not shown to be within'} {margin:g} (p {p:.2g})"
-    return Test(
-        "equivalence by two one-sided t-tests", apart / error, p, len(x), apart, _sd(x), p < alpha, said, interval
-    )
+    x, _, difference, error, freedom = _difference(new, old)
+    p = max(_student(side - margin, error, freedom)[1] for side in (difference, -difference))
+    statistic, _, interval = _student(difference, error, freedom, 1 - 2 * alpha)
+    return Test(statistic, p, len(x), difference, _sd(x), p < alpha, interval)
 
 
 def ratio(new: Sequence[float], old: Sequence[float]) -> tuple[float, float, float]:
     """Geometric mean of new / old over pairs, with its 95% interval by Student's t on the logarithms."""
-    x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
+    x, y = _array(new, 2, "new"), _array(old, 2, "old")
     if len(x) != len(y) or (x <= 0).any() or (y <= 0).any():
         raise InputError(
-            f"new and old: expected pairs of positive numbers, found {len(x)} and {len(y)}: run both in turns"
+            f"new and old: expected pairs of positive numbers, found {len(x)} and {len(y)}: run both interleaved"
         )
     logs = np.log(x / y)
     mean, error = float(logs.mean()), _sd(logs) / math.sqrt(len(x))
-    _, _, (low, high) = _student(mean, error, len(x) - 1) if error else (0, 0, (mean, mean))
+    low, high = _student(mean, error, len(x) - 1)[2] if error else (mean, mean)
     return math.exp(mean), math.exp(low), math.exp(high)
 
 
 def paired(new: Sequence[float], old: Sequence[float], alpha: float = ALPHA) -> Test:
-    """One-sided paired t-test that `new` is below `old`, run by run; `mean` and interval are of new - old."""
-    x, y = _figures(new, 2, "new"), _figures(old, 2, "old")
+    """One-sided paired t-test that `new` is below `old`, run by run; mean and 95% interval are those of new - old."""
+    x, y = _array(new, 2, "new"), _array(old, 2, "old")
     if len(x) != len(y):
         raise InputError(f"new and old: expected pairs, found {len(x)} and {len(y)} runs: run the baseline as often")
-    found = t_test(x - y, 0.0, alpha)
-    return Test(
-        "paired t-test",
-        found.statistic,
-        found.p,
-        found.n,
-        found.mean,
-        found.sd,
-        found.holds,
-        f"{found.mean:+.4g} on average of {found.n} pairs, p {found.p:.2g}",
-        found.interval,
-    )
+    return t_test((x - y).tolist(), 0.0, alpha)
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> tuple[list[float], list[bool]]:
-    """Adjusted p-values in the order given, and which hold at `alpha` (Holm, Scandinavian J. Statistics 6 (1979) 65)."""
-    p = _figures(p_values, 1, "p-values")
-    if (p < 0).any() or (p > 1).any():
-        raise InputError(
-            f"p-values: expected numbers from 0 to 1, found {p.min():g} to {p.max():g}: give probabilities"
-        )
+    """p-values adjusted by Holm's method, in the order given, and which of them are below `alpha`.
+
+    Holm, Scandinavian J. Statistics 6 (1979) 65. Raises InputError for what is no list of probabilities.
+    """
+    p = _probabilities(p_values)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist(), (adjusted < alpha).tolist()
+
+
+def holm_levels(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
+    """The level that Holm's method compares each p-value with: alpha / (number of tests not yet rejected).
+
+    From the first p-value above its level on, all larger ones have that same level.
+    """
+    p = _probabilities(p_values)
+    order = np.argsort(p, kind="stable")
+    levels = alpha / np.arange(len(p), 0, -1)
+    if (above := np.flatnonzero(p[order] > levels)).size:
+        levels[above[0] :] = levels[above[0]]
+    return levels[np.argsort(order)].tolist()
 
 
 def power(n: int, margin: float, sd: float, alpha: float = ALPHA) -> float:
@@ -224,10 +168,10 @@ def power(n: int, margin: float, sd: float, alpha: float = ALPHA) -> float:
 
     if n < 2 or not sd > 0 or not math.isfinite(margin):
         raise InputError(
-            f"power: expected 2 or more runs, a positive sd and a margin, found n {n}, sd {sd}, margin {margin}: choose others"
+            f"power: expected 2 or more runs, a positive sd and a margin, found n {n}, sd {sd}, margin {margin}: "
+            "choose others"
         )
-    critical = stats.t.isf(alpha, n - 1)
-    return float(stats.nct.sf(critical, n - 1, margin / sd * math.sqrt(n)))
+    return float(stats.nct.sf(stats.t.isf(alpha, n - 1), n - 1, margin / sd * math.sqrt(n)))
 
 
 def runs_needed(margin: float, sd: float, alpha: float = ALPHA, wanted: float = 0.8) -> int:
@@ -244,44 +188,47 @@ def runs_needed(margin: float, sd: float, alpha: float = ALPHA, wanted: float = 
     )
 
 
-def resolvable(n: int, sd: float, alpha: float = ALPHA, wanted: float = 0.8) -> float:
-    """The smallest margin, in the unit of `sd`, that n runs show with probability `wanted`."""
-    from scipy import optimize
-
-    high = sd
-    while power(n, high, sd, alpha) < wanted:
-        high *= 2
-    return float(optimize.brentq(lambda margin: power(n, margin, sd, alpha) - wanted, 0.0, high))
-
-
-def _figures(values: Sequence[float], least: int, what: str) -> np.ndarray:
+def _array(values: Sequence[float], least: int, name: str) -> np.ndarray:
     x = np.asarray(list(values), np.float64)
     if len(x) < least:
-        raise InputError(f"{what}: expected at least {least}, found {len(x)}: make more runs")
+        raise InputError(f"{name}: expected at least {least}, found {len(x)}: make more runs")
     if not np.isfinite(x).all():
         raise InputError(
-            f"{what}: expected finite numbers, found {x[~np.isfinite(x)][0]}: a run that diverged cannot be averaged away"
+            f"{name}: expected finite numbers, found {x[~np.isfinite(x)][0]}: a run that diverged cannot be averaged "
+            "away"
         )
     return x
 
 
-def _welch(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Difference of means, its standard error, and the Welch-Satterthwaite degrees of freedom."""
+def _probabilities(p_values: Sequence[float]) -> np.ndarray:
+    p = _array(p_values, 0, "p-values")
+    if (p < 0).any() or (p > 1).any():
+        raise InputError(
+            f"p-values: expected numbers from 0 to 1, found {p.min():g} to {p.max():g}: give probabilities"
+        )
+    return p
+
+
+def _difference(new: Sequence[float], old: Sequence[float]) -> tuple[np.ndarray, np.ndarray, float, float, float]:
+    """Both sets, the difference of their means, its standard error, and Welch-Satterthwaite's degrees of freedom."""
+    x, y = _array(new, 2, "new"), _array(old, 2, "old")
     a, b = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
-    freedom = (a + b) ** 2 / (a**2 / (len(x) - 1) + b**2 / (len(y) - 1)) if a + b else 1.0
-    return float(x.mean() - y.mean()), math.sqrt(a + b), float(freedom)
+    if not a + b:
+        raise InputError(
+            "new and old: expected runs that differ, found the same figure every time: nothing can be tested"
+        )
+    freedom = (a + b) ** 2 / (a**2 / (len(x) - 1) + b**2 / (len(y) - 1))
+    return x, y, float(x.mean() - y.mean()), math.sqrt(a + b), float(freedom)
 
 
 def _student(
-    value: float, error: float, freedom: float, level: float = 0.95
+    value: float, error: float, freedom: float, confidence: float = 0.95
 ) -> tuple[float, float, tuple[float, float]]:
-    """Student's t of a value, its lower tail, and the interval of a level. scipy's special functions are what its tests call, and take
-    a hundredth of their time, which counts over thousands of entries."""
-    from scipy import special
+    """Student's t of a value with a standard error, its lower tail, and the value's confidence interval."""
+    from scipy import stats
 
-    statistic = value / error
-    half = float(special.stdtrit(freedom, 0.5 + level / 2)) * error
-    return statistic, float(special.stdtr(freedom, statistic)), (value - half, value + half)
+    low, high = stats.t.interval(confidence, freedom, value, error)
+    return value / error, float(stats.t.cdf(value / error, freedom)), (float(low), float(high))
 
 
 def _sd(x: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import pytest
 from parity.errors import InputError
 from parity.history.public_log import main_logs, read_log, read_logs
 
-spec = importlib.util.spec_from_file_location("fuzzing", Path(__file__).with_name("test_fuzz.py"))
+spec = importlib.util.spec_from_file_location("fuzzing", Path(__file__).parents[1] / "verify" / "test_fuzz.py")
 fuzzing = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fuzzing)
 
