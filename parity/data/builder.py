@@ -8,7 +8,7 @@ import numpy as np
 from parity.data.manifest import FILE_NAME, Manifest, Part, ShardInfo
 from parity.data.shards import CHUNK_TOKENS, check_tokens, open_shard, write_shard
 from parity.errors import InputError
-from parity.formats.files import replacing, sha256_bytes, sha256_file
+from parity.formats.files import sha256_bytes, sha256_file, write_file
 
 TOKEN_BYTES_FILE = "token_bytes.npy"
 # A part for evaluation is whole rows of any usual length.
@@ -19,8 +19,7 @@ def save_token_bytes(folder: Path, token_bytes: np.ndarray) -> str:
     """Writes the table of bytes per token and returns the file's SHA-256."""
     buffer = io.BytesIO()
     np.save(buffer, token_bytes, allow_pickle=False)
-    with replacing(folder / TOKEN_BYTES_FILE) as file:
-        file.write(buffer.getvalue())
+    write_file(folder / TOKEN_BYTES_FILE, buffer.getvalue())
     return sha256_bytes(buffer.getvalue())
 
 

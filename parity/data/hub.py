@@ -7,7 +7,7 @@ from typing import Any
 
 from parity.data.progress import Progress
 from parity.errors import InputError
-from parity.formats.files import CHUNK_BYTES, cannot_write, sha256_file, sync_folder
+from parity.formats.files import CHUNK_BYTES, cannot_write, sha256_file, sync
 
 # huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download keeps
 # nothing of a file whose process was stopped (seen in 2.4), and a shard has 200 MB.
@@ -37,7 +37,7 @@ def hub_fetch(repository: str, file: str, path: Path, progress: Progress) -> Non
                 "damaged: run the command again"
             )
         partial.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -1,6 +1,5 @@
 """The manifest that pins a slice: every file with its size and SHA-256, where it is from, and how it was tokenised."""
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from parity.errors import InputError
-from parity.formats.files import replacing, sha256_bytes
+from parity.formats import schemas
+from parity.formats.files import sha256_bytes, write_file
 
-SCHEMA_VERSION = 1
+SCHEMA, SCHEMA_VERSION = "manifest.v1", 1
 FILE_NAME = "manifest.json"
-SCHEMA_PATH = Path(__file__).parents[1] / "formats" / "schemas" / "manifest.v1.json"
 
 
 @dataclass(frozen=True)
@@ -87,46 +86,13 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Writes the manifest as JSON, whole or not at all. Raises InputError where it cannot be written."""
-        with replacing(Path(path)) as file:
-            file.write((json.dumps(self.to_json(), indent=1) + "\n").encode())
+        write_file(Path(path), (json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @staticmethod
     def load(path: Path) -> "Manifest":
         """Reads and validates a manifest. Raises InputError for one missing, unreadable, of another version or form."""
-        path = Path(path)
-        mend = f"prepare the slice again: python -m parity.data prepare {path.parent.name}"
-        try:
-            values = json.loads(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"{path}: expected the manifest of a slice, found: {error.strerror}; {mend}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: expected JSON, found something else ({error}); delete it and {mend}") from error
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"{path}: expected a manifest of version {SCHEMA_VERSION}, found version {version}; delete it, {mend}"
-            )
-        reason = _invalid(values)
-        if reason:
-            reason = reason if len(reason) <= 300 else reason[:297] + "..."
-            raise InputError(f"{path}: expected a manifest as {SCHEMA_PATH.name} describes it, found: {reason}; {mend}")
+        remedy = f"delete it and prepare the slice again: python -m parity.data prepare {Path(path).parent.name}"
+        values = schemas.read(Path(path), SCHEMA, "the manifest of a slice", remedy)
         values["shards"] = tuple(ShardInfo(**shard) for shard in values["shards"])
         values["parts"] = {name: Part(**part) for name, part in values["parts"].items()}
         return Manifest(**values)
-
-
-@functools.cache
-def _validator() -> Any:
-    import fastjsonschema
-
-    return fastjsonschema.compile(json.loads(SCHEMA_PATH.read_text()))
-
-
-def _invalid(values: Any) -> str | None:
-    import fastjsonschema
-
-    try:
-        _validator()(values)
-    except fastjsonschema.JsonSchemaValueException as error:
-        return error.message
-    return None

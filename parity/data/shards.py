@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from parity.errors import InputError
-from parity.formats.files import replacing
+from parity.formats.files import atomic_file
 
 MAGIC = 20240520
 VERSION = 1
@@ -25,7 +25,7 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
         raise TypeError(f"a shard is one row of uint16 tokens, not {tokens.dtype} of shape {tokens.shape}")
     header = np.zeros(256, "<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
-    with replacing(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         file.write(header.tobytes())
         for start in range(0, len(tokens), CHUNK_TOKENS):
             file.write(tokens[start : start + CHUNK_TOKENS].astype("<u2", copy=False).tobytes())

@@ -1,9 +1,11 @@
-"""Files that are either whole or absent: temporary names, digests, and what to say when the disk is full."""
+"""Files and folders that are either whole or absent, on the disk itself, with a sentence for a full disk."""
 
 import contextlib
 import errno
 import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,27 +14,28 @@ from parity.errors import InputError
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_ERRORS = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
-    """The sentence for a file that could not be written: the disk full, no permission, or what the system says."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    """The sentence for a file that could not be written: the disk is full, no permission, or the system's reason."""
+    if error.errno in DISK_FULL:
         return InputError(
-            f"{path}: the disk is full or a size limit was reached while writing it (expected room for the whole file, "
-            f"found: {error.strerror}); free some space or choose another place with --data-dir, then run the command "
-            "again: what was finished is kept"
+            f"{path}: the disk is full or a size limit was reached while writing it ({error.strerror}), and nothing of "
+            "it was kept: free some space, or choose another place (of slices: --data-dir), then run the command again"
         )
     return InputError(
-        f"{path}: cannot be written (expected a folder one may write to, found: {error.strerror or error}); "
-        "choose another place with --data-dir"
+        f"{path}: cannot be written ({error.strerror or error}), and nothing of it was kept: check the permissions of "
+        "its folder, or choose another place (of slices: --data-dir)"
     )
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a binary file that becomes `path`, whole and on the disk, when the block ends well, and is removed if not.
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path`, whole and on the disk, when the block ends well, and is removed if not.
 
-    Raises InputError where the disk is full or the folder cannot be written.
+    Raises InputError where the disk is full or the folder cannot be written; an old file is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -43,17 +46,51 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        # Still there only if something failed.
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # still there only if something failed
 
 
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's entries on the disk, so that a rename in it outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, which becomes `path` when the block ends well and is removed when it fails.
+
+    Its files are on the disk itself before the rename. One writer at a time: what a killed one left is removed.
+
+    Raises InputError where `path` exists or its files cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    if path.exists():
+        raise InputError(f"{path} exists and is never overwritten: remove it, or choose another place")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for inner in sorted(temporary.rglob("*"), reverse=True):
+            sync(inner)
+        sync(temporary)
+        os.rename(temporary, path)
+        sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise cannot_write(path, error) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Puts a file, or a folder's entries, on the disk itself, so that they outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -61,9 +98,39 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes what a killed builder left half-written; call it only while holding the folder's lock."""
+    """Removes what a killed writer left half-written; call it only while holding the folder's lock."""
     for path in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may still write at `path`, or at the nearest folder above it that exists."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def read_bounded(path: Path, max_bytes: int, *, plain: bool = False) -> bytes:
+    """The bytes of a file. Raises InputError for more than `max_bytes` and, with `plain`, as `check_plain`; OSError."""
+    if plain:
+        check_plain(path)
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise InputError(
+            f"{path}: expected at most {max_bytes:,} bytes, found more: it is not what this project writes"
+        )
+    return data
+
+
+def check_plain(path: Path) -> None:
+    """Raises InputError for a link, pipe or device, which an untrusted folder may hold; OSError for no file."""
+    mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(
+            f"{path}: expected a plain file, found a link or another kind: it is not what this project writes"
+        )
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -72,6 +139,6 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal, read in pieces."""
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

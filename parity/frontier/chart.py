@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import MOST_NAMED, InputError
-from parity.formats.files import replacing
+from parity.formats.files import atomic_file
 from parity.frontier.entry import Entry
 from parity.frontier.scores import frontier, points
 from parity.track import Track, track_for
@@ -131,7 +131,7 @@ def _save(figure: Any, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    with rc_context({"svg.hashsalt": "jaxrun"}), replacing(path) as file:  # one ledger, one picture, byte for byte
+    with rc_context({"svg.hashsalt": "jaxrun"}), atomic_file(path) as file:  # one ledger, one picture, byte for byte
         if path.suffix == ".png":
             FigureCanvasAgg(figure).print_png(file)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 
 from parity import statistics
 from parity.errors import InputError
-from parity.formats.files import replacing
+from parity.formats.files import atomic_file
 from parity.formats.strict_json import fault
 
 SCHEMA = "entry.v1"
@@ -214,7 +214,7 @@ def read(path: Path) -> Entry:
 
 def write(entry: Entry, path: Path) -> None:
     """Writes an entry, whole or not at all."""
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.write(text(entry.data).encode())
 
 
@@ -285,8 +285,6 @@ def _refuse(word: str) -> None:
 
 @functools.cache
 def _check() -> Callable[[Any], str]:
-    from parity.formats.strict_json import schema_check
+    from parity.formats import schemas
 
-    return schema_check(
-        json.loads((Path(__file__).parents[1] / "formats" / "schemas" / "entry.v1.json").read_text(encoding="utf-8"))
-    )
+    return schemas.check_for("entry.v1")

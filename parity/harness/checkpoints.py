@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import InputError
-from parity.formats.files import sha256_file
+from parity.formats.files import atomic_folder, free_bytes, sha256_file
 from parity.harness.processes import Team
-from parity.harness.rundir import RunDir, atomic_directory, free_bytes
+from parity.harness.rundir import RunDir
 from parity.program import Program
 
 SCHEMA = "checkpoint.v1"
@@ -30,7 +30,7 @@ def save(
         team.gather("saved")
         return path, digest
     _check_room(rundir)
-    with atomic_directory(path) as partial:
+    with atomic_folder(path) as partial:
         try:
             program.save(state, partial)
         except (RuntimeError, ValueError):

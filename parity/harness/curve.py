@@ -30,7 +30,7 @@ def draw_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from parity.formats.files import replacing
+    from parity.formats.files import atomic_file
 
     figure = Figure(figsize=[pixels / DPI for pixels in SIZE_PIXELS], dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -58,7 +58,7 @@ def draw_curve(
         step, loss = points[1][-1]
         axes.annotate(f"{loss:.3f}", (step, loss), xytext=(0, 8), textcoords="offset points", ha="center", color=VAL)
     _enlarge_end(axes, draw, points[0] + points[1], [level[0] for level in levels])
-    with replacing(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         FigureCanvasAgg(figure).print_png(file)
 
 

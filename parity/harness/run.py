@@ -22,6 +22,7 @@ from parity.data import slices
 from parity.data.progress import Progress
 from parity.data.stream import check_plan, spans
 from parity.errors import InputError
+from parity.formats import source_zip
 from parity.formats.files import sha256_file
 from parity.harness import fingerprint, rundir
 from parity.harness.clock import TrainingClock
@@ -488,7 +489,7 @@ def _pack(path: Path, backend: str, options: Options) -> str:
     """Packs the code that runs; returns its digest."""
     root = Path(parity.__file__).parents[1]
     files = [Path(file) for file in (options.program, _own_file(options.optimizer)) if file]
-    return rundir.pack_source(path, [root / "parity", root / backend], files)
+    return source_zip.pack(path, [root / "parity", root / backend], files)
 
 
 def _keep_changed_source(run: Run, source_sha256: str) -> None:

@@ -220,7 +220,8 @@ def _mean_seconds(runs: Sequence[Run]) -> float:
 
 
 def _read(folder: Path, name: str, part: str) -> Any:
-    from parity.formats.strict_json import decode, fault, schema_check
+    from parity.formats import schemas
+    from parity.formats.strict_json import decode, fault
 
     path = folder / name
     try:
@@ -232,7 +233,7 @@ def _read(folder: Path, name: str, part: str) -> Any:
         ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"public history: {path}: expected JSON, found {fault(error)}: install jaxrun again") from None
-    if problem := schema_check(schema)(value):
+    if problem := schemas.check(schema)(value):
         raise InputError(f"public history: {path}: {problem}: install jaxrun again")
     return value
 

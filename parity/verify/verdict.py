@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from parity.formats.files import replacing
+from parity.formats.files import atomic_file
 
 SCHEMA = "verdict.v1"
 DEPTHS = ("log", "data", "probe", "recompute", "replay", "cross")
@@ -102,7 +102,7 @@ class Verdict:
 
     def write(self, path: Path) -> None:
         """Writes verdict.json, whole or not at all; InputError where it cannot be written."""
-        with replacing(path) as file:
+        with atomic_file(path) as file:
             file.write((json.dumps(self.to_json(), indent=1, default=str) + "\n").encode())
 
     def table(self) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from parity.data.slices import Slice, prepare
 from parity.errors import InputError, RunFailed, nearest
-from parity.formats.files import replacing
+from parity.formats.files import atomic_file
 from parity.verify.attempts import judge_attempt
 from parity.verify.cheats import conditions, edits, programs
 from parity.verify.cheats.cheat import Cheat, Outcome
@@ -260,7 +260,7 @@ def show_cheats(only: tuple[str, ...], data_dir: Path | None, html: Path | None,
     if html is not None:
         from parity.verify.cheats.page import page
 
-        with replacing(html) as file:
+        with atomic_file(html) as file:
             file.write(page(found).encode())
     if as_json:
         print(json.dumps([to_json(one) for one in found]))

@@ -71,7 +71,7 @@ def rechained(path: Path, change: Callable[[list[dict]], None]) -> None:
         ({"runs": 10**4000}, "runs must be smaller"),
         ({"author": ""}, "author must be longer"),
         ({"autor": "x"}, "unknown field 'autor'; did you mean author?"),
-        ({"schema": "declaration.v2"}, "schema must be same as const definition: declaration.v1"),
+        ({"schema": "declaration.v2"}, "expected schema to be 'declaration.v1'"),
         ({"techniques": ["a", 1]}, "techniques[1] must be string"),
         ({"claim": {}}, "claim: expected the field val_loss_below"),
         ({"claim": None}, "claim must be object"),

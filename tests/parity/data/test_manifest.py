@@ -39,7 +39,7 @@ def test_the_digest_changes_with_any_field_and_not_with_the_order_or_spaces_of_t
 def test_another_version_is_refused(path, version):
     change(path, schema_version=version)
     with pytest.raises(
-        InputError, match=f"{path}: expected a manifest of version 1, found version {version}.*prepare synthetic"
+        InputError, match=f"{path}: expected schema_version to be 1, found {json.dumps(version)}: .*prepare synthetic"
     ):
         Manifest.load(path)
 
@@ -58,18 +58,20 @@ def test_another_version_is_refused(path, version):
 )
 def test_a_manifest_of_another_form_is_refused(path, fields):
     change(path, **fields)
-    with pytest.raises(InputError, match=f"{path}: expected a manifest as manifest.v1.json describes it, found: data"):
+    with pytest.raises(InputError, match=f"{path}: .*(found|unknown field) .*: delete it and prepare"):
         Manifest.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
 def test_an_unreadable_manifest_is_refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"{path}: expected .*found.*python -m parity.data prepare synthetic"):
+    with pytest.raises(InputError, match=f"{path}: .*found.*python -m parity.data prepare synthetic"):
         Manifest.load(path)
 
 
 def test_a_missing_manifest_is_refused(path):
     path.unlink()
-    with pytest.raises(InputError, match=f"{path}: expected the manifest of a slice, found: No such file"):
+    with pytest.raises(
+        InputError, match=f"{path}: expected the manifest of a slice, found none that can be read .No such file"
+    ):
         Manifest.load(path)

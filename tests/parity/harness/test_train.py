@@ -17,8 +17,8 @@ from parity import weights
 from parity.data.slices import Slice
 from parity.data.stream import span_digest, spans
 from parity.data.synthetic import entropy_nats
+from parity.formats import chain_log, run_log, schemas
 from parity.harness.evaluation import evaluate
-from parity.harness.runlog import schema_check, validate
 from parity.recipes import from_fields
 
 OTHER = {"jaxrun": "torchref", "torchref": "jaxrun"}
@@ -64,7 +64,7 @@ def test_the_run_directory_holds_the_evidence_and_nothing_half_written(run):
 
 def test_run_json_is_what_its_schema_says_and_tells_what_was_run(run):
     found = facts(run)
-    assert schema_check("run.v1")(found) == ""
+    assert schemas.check_for("run.v1")(found) == ""
     assert (found["track"], found["seed"], found["precision"]) == ("tiny", 0, "float32")
     assert found["recipe"]["fields"]["dim"] == 32
     assert "--steps" in found["command"]
@@ -76,7 +76,7 @@ def test_the_source_is_packed(run):
 
 
 def test_the_log_is_a_whole_chain_of_valid_events(run):
-    assert validate(run.path / "log.jsonl") == len(run.events())
+    assert chain_log.scan(run.path / "log.jsonl", run_log.FORMAT, run_log.field_problem).lines == len(run.events())
     assert (run.events()[0]["event"], run.events()[-1]["event"]) == ("start", "finish")
 
 
