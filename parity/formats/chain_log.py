@@ -225,8 +225,8 @@ class ChainLog:
         with suppress(OSError):  # a torn line that stays is removed by the next event, or by a resume
             self._settle()
         return InputError(
-            f"{self.form.title} {self.path} cannot be written ({error.strerror}); its {self.chain.lines} lines are safe: "
-            f"free some space or check its permissions, and continue with {_resume(self.path, self.form)}"
+            f"{self.form.title} {self.path} cannot be written ({error.strerror}); its {self.chain.lines} lines are "
+            f"safe: free some space or check its permissions, and continue with {_resume(self.path, self.form)}"
         )
 
     def sync(self) -> None:

@@ -69,7 +69,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises InputError where `path` exists or its files cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.partial")
     if path.exists():
         raise InputError(f"{path} exists and is never overwritten: remove it, or choose another place")
     try:

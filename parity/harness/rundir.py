@@ -69,7 +69,7 @@ class RunDir:
         self.release()
 
     def write_run_json(self, run: dict[str, Any]) -> None:
-        """Writes run.json whole or not at all. Raises ValueError for a field out of its schema, InputError on a full disk."""
+        """Writes run.json whole or not at all. Raises ValueError for a wrong field, InputError on a full disk."""
         if problem := schemas.check_for(SCHEMA)(run):
             raise ValueError(f"run.json: {problem}")
         write_file(self.run_json, (json.dumps(run, indent=2, allow_nan=False) + "\n").encode())
