@@ -322,7 +322,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_ends_the_run_and_harms_nothing(
     done = commands.finish(process)
     assert done.code == 2
     # Before, after or within a line of it orbax's own threads may say what they met with.
-    said = rf"error: {re.escape(str(path))}/checkpoints/step-\d{{6}} : the disk is full .* \(File too large\), and nothing of it was kept: free some space"
+    said = rf"error: {re.escape(str(path))}/checkpoints/step-\d{{6}}: the disk is full .* \(File too large\), and nothing of it was kept: free some space"
     assert re.search(said, done.err), done.err
     assert commands.resume(path, backend=backend).code == 0
     assert_same(path, finished(backend).path)
