@@ -1,14 +1,15 @@
 """How much two correct programs may differ in float64: derived from the number of roundings, never tuned.
 
-A value that n roundings lead to, each off by at most u = 2^-53 with a sign that is as good as random, is off by at most
+A value behind n roundings, each off by at most u = 2^-53 with a sign that is as good as random, is off by at most
 lambda sqrt(n) u with probability 1 - 2 exp(-lambda^2 / 2) (Higham and Mary, SIAM J. Sci. Comput. 41 (2019) A2815); two
-programs differ by at most the sum of their errors. lambda = 8 leaves 3e-14 for a chance alarm. n is counted along the
-longest chain of additions and multiplications that leads to a value; errors are relative to the largest value of the array.
+programs differ by at most the sum of their errors. lambda = 8 leaves 3e-14 for a false positive. n is counted along the
+longest chain of additions and multiplications that leads to a value; errors are relative to the array's largest value.
 Where an operation amplifies errors by more than its inputs' relative error, the factor is stated.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from parity.recipes import Recipe
 
@@ -19,7 +20,7 @@ TRAJECTORY = 1e-10
 
 @dataclass(frozen=True)
 class Bound:
-    """An allowance for a relative difference, and the sentence that says where it comes from."""
+    """An allowance for a relative difference, and where it comes from."""
 
     allowed: float
     basis: str
@@ -60,26 +61,23 @@ def gradients(recipe: Recipe, tokens: int) -> Bound:
 
 
 def update(recipe: Recipe, steps: int = 1) -> Bound:
-    """Moments after so many updates from equal gradients: the global norm where the recipe clips, 30 operations a step."""
+    """Moments after so many updates from equal gradients: 30 roundings a step, and the norm where the recipe clips."""
     norm = sum(math.prod(p.shape) for p in recipe.parameters().values()) if hasattr(recipe, "clip_norm") else 0
     return rounding(norm + 30 * steps)
 
 
-def updated(recipe: Recipe, steps: int, group: str, shape: tuple[int, ...], largest: float) -> Bound:
+def updated(recipe: Any, steps: int, group: str, shape: tuple[int, ...], largest: float) -> Bound:
     """A weight of an optimizer group after so many updates from equal gradients; `largest` is its largest element.
 
-    Muon moves it by rate x sqrt(rows / columns) x a matrix with elements of at most 1, whose error is the orthogonalisation's.
+    Muon moves it by rate x sqrt(rows / columns) x a matrix of elements up to 1, whose error is the orthogonalization's.
     """
-    own = update(recipe, steps)
+    bound = update(recipe, steps)
     if group != "matrix":
-        return own
-    turned = orthogonalization(recipe, recipe.newton_schulz_steps)
-    moved = (
-        sum(recipe.learning_rates(step)[group] for step in range(steps))
-        * max(1.0, shape[0] / shape[1]) ** 0.5
-        / largest
-    )
-    return Bound(own.allowed + turned.allowed * moved, f"{turned.basis}, moved by {moved:.2g} of the weight")
+        return bound
+    orthogonal = orthogonalization(recipe, recipe.newton_schulz_steps)
+    rates = sum(recipe.learning_rates(step)[group] for step in range(steps))
+    moved = rates * max(1.0, shape[0] / shape[1]) ** 0.5 / largest
+    return Bound(bound.allowed + orthogonal.allowed * moved, f"{orthogonal.basis}, moved by {moved:.2g} of the weight")
 
 
 def decay(recipe: Recipe) -> Bound:
@@ -91,7 +89,7 @@ def decay(recipe: Recipe) -> Bound:
     return rounding(8, 1 / (min(factors) * min(rates.values())), "a step takes so small a part of a weight")
 
 
-def orthogonalization(recipe: Recipe, step: int) -> Bound:
+def orthogonalization(recipe: Any, step: int) -> Bound:
     """A matrix after so many Newton-Schulz steps, each of which multiplies the smallest singular values by a."""
     slope = recipe.newton_schulz[0]
     return rounding(4 * recipe.dim * (2 + 3 * step), slope**step, f"small singular values grow {slope:g}-fold a step")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from parity.recipes import Recipe, recipe_for
 from parity.track import TRACKS, Track
 from parity.weights import Weights
 
-PADDING = 16  # rows of the head above the vocabulary, so that what is done with them can be seen
+PADDING = 16  # rows of the head above the vocabulary, so that their treatment shows
 ROWS = 16  # of the batch for activations, losses and gradients
-SPREAD = 0.1  # standard deviation of what is added to initial weights: no gain is 1, no bias and no projection 0
+SPREAD = 0.1  # standard deviation of the noise on initial weights: no gain is 1, no bias and no projection 0
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One recipe at one precision on one track. `folder` is for files; `weights` and `first` replace what is made here."""
+    """One recipe, precision and track. `folder` is for files; `weights` and `first` replace `start` and `initial`."""
 
     recipe: Recipe
     track: Track
@@ -33,7 +34,7 @@ class Case:
     weights: Weights | None = None
     first: Weights | None = None
     written: dict[str, Path] = dataclasses.field(default_factory=dict)
-    """weights.safetensors of a real run of each side, by its name; made before the levels that read them."""
+    """weights.safetensors of a real run of each side, by its name; written before the levels that read them."""
 
     @functools.cached_property
     def exact(self) -> "Case":
@@ -44,10 +45,11 @@ class Case:
 
     @functools.cached_property
     def initial(self) -> Weights:
-        """The weights that a trajectory starts with: the recipe's initial ones; those with noise where it has learned factors.
+        """The weights that a trajectory starts with: the recipe's initial ones; `start` where it has learned factors.
 
-        While projections are 0 a norm undoes what factors of the stream do, so that their exact gradient is zero, or of the size of a
-        norm's epsilon, and Adam would make a step of 1e-9 of the rounding that is left of it: no two correct programs agree there.
+        While projections are 0 a norm undoes what factors of the residual stream do, so that their exact gradient is
+        zero, or of the size of a norm's epsilon, and Adam would make a step of 1e-9 of the rounding error: no two
+        correct programs agree there.
         """
         if self.first is not None:
             return self.first
@@ -56,50 +58,51 @@ class Case:
 
     @functools.cached_property
     def start(self) -> Weights:
-        """Weights for all levels below a trajectory: the initial ones with noise, or those that were given.
+        """Weights for all levels below a trajectory: those given, or the initial ones with noise.
 
         They are rounded as the recipe stores them, and the same for its float64 twin.
         """
         if self.weights is not None:
             return self.weights
-        found = canonical.initial_weights(self.recipe, self.seed)
-        for name, w in found.items():
+        weights = canonical.initial_weights(self.recipe, self.seed)
+        for name, w in weights.items():
             noise = canonical.generator(self.seed, f"compare:{name}").standard_normal(w.shape)
-            found[name] = canonical.round_to(w + SPREAD * noise, self.recipe.storage_dtype(name))
-        return found
+            weights[name] = canonical.round_to(w + SPREAD * noise, self.recipe.storage_dtype(name))
+        return weights
 
     @functools.cached_property
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (rows, context): rows of a train batch that the seed chooses; of the targets, the first row
-        is end of text throughout and the second token 0, which some programs take for padding."""
+        """Inputs and targets (rows, context): rows of a train batch that the seed chooses. The first row of targets
+        is end of text throughout and the second row token 0, which some programs take for padding."""
         plan = list(stream.spans(self.slice.train_lengths, self.recipe.plan))
         inputs, targets = stream.read_span(self.slice.train, plan[self.seed % len(plan)])
         inputs, targets = inputs[:ROWS].copy(), targets[:ROWS].copy()
         targets[0], targets[min(1, len(targets) - 1)] = self.recipe.tokenizer_size - 1, 0
         return inputs, targets
 
+    @property
+    def dtype(self) -> type:
+        """The type of arrays that go into a program."""
+        return np.float64 if self.recipe.precision == "float64" else np.float32
+
     def gradients(self, step: int) -> Weights:
-        """Gradients for an update: global norm 3 and 0.3 in turns, their elements over eight orders of magnitude."""
-        dtype = np.float64 if self.recipe.precision == "float64" else np.float32
-        found = {}
+        """Gradients of global norm 3 at even steps and 0.3 at odd ones; elements over eight orders of magnitude."""
+        gradients = {}
         for name, parameter in self.recipe.parameters().items():
             random = canonical.generator(self.seed, f"gradient:{step}:{name}")
-            found[name] = random.standard_normal(parameter.shape) * 10.0 ** random.uniform(-8, 0, parameter.shape)
-        norm = np.sqrt(sum(float(np.sum(g * g)) for g in found.values()))
+            gradients[name] = random.standard_normal(parameter.shape) * 10.0 ** random.uniform(-8, 0, parameter.shape)
+        norm = np.sqrt(sum(float(np.sum(g * g)) for g in gradients.values()))
         factor = (0.3 if step % 2 else 3.0) / norm
-        return {name: (g * factor).astype(np.float32).astype(dtype) for name, g in found.items()}
+        return {name: (g * factor).astype(np.float32).astype(self.dtype) for name, g in gradients.items()}
 
     def matrix(self, rows: int, columns: int, norm: float) -> np.ndarray:
-        """A matrix to orthogonalise, of a Frobenius norm."""
+        """A matrix to orthogonalize, of a Frobenius norm."""
         x = canonical.generator(self.seed, f"matrix:{rows}:{columns}:{norm}").standard_normal((rows, columns))
-        dtype = np.float64 if self.recipe.precision == "float64" else np.float32
-        return (x * (norm / np.linalg.norm(x))).astype(np.float32).astype(dtype)
+        return (x * (norm / np.linalg.norm(x))).astype(np.float32).astype(self.dtype)
 
     def batches(self, start: int = 0, count: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Real train batches in the plan's order."""
-        for i, span in enumerate(stream.spans(self.slice.train_lengths, self.recipe.plan, start)):
-            if count is not None and i >= count:
-                return
+        for span in itertools.islice(stream.spans(self.slice.train_lengths, self.recipe.plan, start), count):
             yield stream.read_span(self.slice.train, span)
 
 

@@ -1,193 +1,154 @@
-"""float32 and bfloat16: errors against the float64 truth, held against those recorded for this project's own code.
+"""bfloat16: errors against float64 over several seeds, tested against recorded ones and against the other side's.
 
-In float32 each side's error may be at most 4 times the recorded one, and the two sides' errors at most 4 times each other
-(beside the ratio that is usual between two backends, which is recorded too).
-In bfloat16 single numbers are held against the recorded error too; all other errors are distributions: several draws
-(seeds) of every line, their typical and their largest error, are compared with the recorded draws and with the other side's.
-Each comparison is a test that the errors are larger, or that the sides' differ, by more than a factor of 1.25: one more
-rounding beside two makes sqrt(3 / 2) = 1.22. Holm's correction (Scandinavian J. Statistics 6 (1979) 65) keeps the false
-alarms of a whole report below 1 in 1,000.
+Single numbers are held against the recorded error as in float32; all other errors are distributions: over several
+seeds the typical and the largest error of every line are compared with the recorded ones and with the other side's.
+Each comparison is a test that the errors are larger, or that the sides' differ, by more than a factor of 1.25: one
+more rounding beside two makes sqrt(3 / 2) = 1.22. Holm's correction keeps the false-positive rate of a whole report
+below 1 in 1,000.
 """
 
-import json
 import math
-from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from parity.compare.judge import FACTOR, Names, judge
-from parity.compare.observation import Finding, Line, Result, Seen, difference, error
+from parity import statistics
+from parity.compare.judge import FACTOR, Sides, judge, root_mean_square
+from parity.compare.observation import Finding, Observation, Result, difference, error
 from parity.errors import InputError
 
-RECORDED = "recorded.json"
-DRAWS = 8  # of a comparison in bfloat16
+SEEDS = 8  # of a comparison
 MARGIN = 1.25
-ALARMS = 1e-3
-SMALLEST = 1e-300  # stands for an error of zero, whose logarithm is none
+FALSE_POSITIVE_RATE = 1e-3
+SMALLEST = 1e-300  # stands for an error of zero, which has no logarithm
 
 
-class Size(NamedTuple):
-    """Natural logarithms of one draw's errors on a line: root mean square over its places, and the largest element's."""
+class LogErrors(NamedTuple):
+    """Logarithms of one seed's errors on a line: root mean square over its locations, and the largest element's."""
 
     typical: float
     largest: float
-    single: bool = (
-        False  # the error of one number: how it is rounded depends on the order of a sum, and so on the machine
-    )
+    single: bool = False  # one number's error: its rounding depends on the order of a sum, and so on the machine
 
 
-class Test(NamedTuple):
-    """One of a report's tests: `ratio` of two sizes of error, `p` that it is beyond the margin only by chance."""
+PerSeed = dict[str, list[LogErrors]]
+"""By "level/line", one for each seed."""
+Sizes = Sequence[Sequence[float]]
+"""Typical and largest error, one pair for each seed."""
+
+
+class RatioTest(NamedTuple):
+    """One of a report's tests: `ratio` of two sizes of error, and `p` that it is beyond the margin only by chance."""
 
     level: str
     line: str
-    what: str
+    comparison: str
     ratio: float
     p: float
 
 
-def recorded_file() -> Path:
-    """The file with the errors that were recorded for unplanted code."""
-    return Path(str(files("parity.compare") / RECORDED))
+def line_errors(level: str, observations: list[Observation], truth: list[Observation]) -> dict[str, list[float]]:
+    """The errors of all locations by "level/line": what is recorded in float32."""
+    errors: dict[str, list[float]] = {}
+    for x, exact in _with_truth(observations, truth):
+        errors.setdefault(f"{level}/{x.line}", []).append(error(x.value, exact, x.scale))
+    return errors
 
 
-def recorded_errors(recipe: str, scale: str, precision: str) -> dict[str, Any] | None:
-    """Errors by "level/line" for a recipe, scale and precision; None where none were recorded."""
-    path = recorded_file()
-    return json.loads(path.read_text()).get(f"{recipe}/{scale}/{precision}") if path.exists() else None
-
-
-def line_errors(level: str, seen: list[Seen], truth: list[Seen]) -> dict[str, list[float]]:
-    """The errors of all places by "level/line": what float32 records."""
-    exact, found = {x.key: x for x in truth}, {}
-    for x in seen:
-        if x.bound is not None and x.key in exact:
-            found.setdefault(f"{level}/{x.line}", []).append(error(x.value, exact[x.key].value, x.scale))
-    return found
-
-
-def sizes(level: str, seen: list[Seen], truth: list[Seen]) -> dict[str, Size]:
-    """Both sizes of error of one draw by "level/line": what bfloat16 records."""
-    exact = {x.key: x for x in truth}
-    squares: dict[str, list[float]] = {}
+def log_errors(level: str, observations: list[Observation], truth: list[Observation]) -> dict[str, LogErrors]:
+    """Both sizes of error of one seed by "level/line": what is recorded in bfloat16."""
     largest: dict[str, float] = {}
-    for x in seen:
-        if x.bound is not None and x.key in exact:
-            key, t = f"{level}/{x.line}", exact[x.key]
-            if x.value.shape != t.value.shape:
-                raise InputError(f"{x.place}: expected shape {t.value.shape}, found {x.value.shape}: mend the program")
-            squares.setdefault(key, []).append(error(x.value, t.value, x.scale) ** 2)
-            largest[key] = max(largest.get(key, 0.0), difference(x.value, t.value, x.scale, "float32").found)
-    single = {f"{level}/{x.line}" for x in seen if x.single}
+    single = {f"{level}/{x.line}" for x in observations if x.single}
+    for x, exact in _with_truth(observations, truth):
+        if x.value.shape != exact.shape:
+            raise InputError(f"{x.location}: expected shape {exact.shape}, found {x.value.shape}: fix the program")
+        key = f"{level}/{x.line}"
+        largest[key] = max(largest.get(key, 0.0), difference(x.value, exact, x.scale, "float32").relative)
     return {
-        key: Size(
-            *(math.log(max(value, SMALLEST)) for value in (math.sqrt(np.mean(squares[key])), largest[key])),
-            key in single,
-        )
-        for key in squares
+        key: LogErrors(_log(root_mean_square(errors)), _log(largest[key]), key in single)
+        for key, errors in line_errors(level, observations, truth).items()
     }
 
 
-def exact_result(level: str, a: list[Seen], b: list[Seen], names: Names) -> Result:
-    """The result of what rounding has no part in."""
-    facts = [[x for x in seen if x.bound is None] for seen in (a, b)]
-    result = judge(level, *facts, names, "bfloat16")
+def _with_truth(observations: list[Observation], truth: list[Observation]) -> Iterator[tuple[Observation, np.ndarray]]:
+    exact = {x.key: x.value for x in truth}
+    return ((x, exact[x.key]) for x in observations if x.bound is not None and x.key in exact)
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, SMALLEST))
+
+
+def exact_result(level: str, a: list[Observation], b: list[Observation], sides: Sides) -> Result:
+    """The result of what does not depend on rounding."""
+    facts_a, facts_b = ([x for x in observations if x.bound is None] for observations in (a, b))
+    result = judge(level, facts_a, facts_b, sides, "bfloat16")
     return result if result.status == "fails" or result.lines else Result(level, "holds")  # the tests are still to come
 
 
-def tests(
-    a: dict[str, list[Size]],
-    b: dict[str, list[Size]],
+def ratio_tests(
+    a: PerSeed,
+    b: PerSeed,
     recorded: dict[str, dict[str, list[list[float]]]],
     names: tuple[str, str],
     backends: tuple[str | None, str | None],
-) -> list[Test]:
-    """Three tests a line and size: each side against the recorded draws, and the two sides against each other."""
-    found = []
-    for key in a:
+) -> list[RatioTest]:
+    """Three tests a line and size: each side against the recorded errors, and the two sides against each other."""
+    tests = []
+    for key in (key for key in a if key in b):
         level, line = key.split("/", 1)
-        if key not in b:
-            continue
         if key not in recorded:
-            found.append(Test(level, line, "no error was recorded", math.inf, 0.0))
+            tests.append(RatioTest(level, line, "no error was recorded", math.inf, 0.0))
             continue
-        kept = recorded[key]
-        if a[key][0].single:
-            found += [
-                _single(level, line, name, side[key], kept[backend] if backend else sum(kept.values(), []))
-                for name, side, backend in zip(names, (a, b), backends)
-            ]
-            continue
-        for i, size in enumerate(("typical", "largest")):
-            draws = [[draw[i] for draw in side[key]] for side in (a, b)]
-            own = [
-                [draw[i] for draw in kept[backend]] if backend else [draw[i] for x in kept.values() for draw in x]
-                for backend in backends
-            ]
-            for name, mine, theirs in zip(names, draws, own):
-                shift, p = beyond(mine, theirs)
-                found.append(Test(level, line, f"{size} error of {name} / recorded", math.exp(shift), p))
-            # how far the two are apart where nothing is wrong is part of the record
-            usual = float(np.mean(own[0]) - np.mean(own[1]))
-            both = [beyond(first, second, -sign * usual) for first, second, sign in ((*draws, 1), (*draws[::-1], -1))]
-            shift, p = min(both, key=lambda pair: pair[1])
-            found.append(Test(level, line, f"{size} error of one side / the other's", math.exp(shift), min(1.0, 2 * p)))
-    return found
+        pooled = [errors for per_seed in recorded[key].values() for errors in per_seed]
+        references = [recorded[key][backend] if backend else pooled for backend in backends]
+        compare = _single_number if a[key][0].single else _distributions
+        tests += (RatioTest(level, line, *test) for test in compare(names, (a[key], b[key]), references))
+    return tests
 
 
-def _single(level: str, line: str, name: str, draws: list[Size], recorded: list[list[float]]) -> Test:
-    """One number's error, in the draw where it is largest, may be 4 times the recorded one: it has no distribution to test."""
-    shift = max(draw.typical for draw in draws) - max(draw[0] for draw in recorded)
-    return Test(
-        level,
-        line,
-        f"error of {name} / recorded, at most {FACTOR:g}",
-        math.exp(min(shift, 700)),
-        float(shift <= math.log(FACTOR)),
-    )
+def _single_number(names: Sequence[str], measured: Sequence[Sizes], references: Sequence[Sizes]) -> Iterator[tuple]:
+    """One number's error has no distribution: the largest over the seeds may be 4 times the largest recorded one."""
+    for name, per_seed, reference in zip(names, measured, references, strict=True):
+        shift = max(errors[0] for errors in per_seed) - max(errors[0] for errors in reference)
+        ratio = math.exp(min(shift, 700))
+        yield f"error of {name} / recorded, at most {FACTOR:g}", ratio, float(shift <= math.log(FACTOR))
 
 
-def beyond(mine: Sequence[float], theirs: Sequence[float], usual: float = 0.0) -> tuple[float, float]:
-    """The mean difference (less what is usual), and Welch's one-sided p that it is beyond the margin by chance."""
-    from scipy.stats import t as student
-
-    x, y = np.asarray(mine), np.asarray(theirs)
-    shift = float(x.mean() - y.mean() + usual)
-    parts = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
-    if not sum(parts):
-        return shift, float(shift <= math.log(MARGIN))
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))
-    return shift, float(student.sf((shift - math.log(MARGIN)) / math.sqrt(sum(parts)), freedom))
-
-
-def holm(found: list[Test], alarms: float = ALARMS) -> list[tuple[Test, float]]:
-    """Every test with the p that it would have to be below: Holm's, alarms / (tests not yet rejected)."""
-    order = sorted(range(len(found)), key=lambda i: found[i].p)
-    allowed: dict[int, float] = {}
-    for rank, i in enumerate(order):
-        allowed[i] = alarms / (len(found) - rank)
-        if found[i].p > allowed[i]:
-            allowed |= dict.fromkeys(order[rank:], allowed[i])
-            break
-    return [(test, allowed[i]) for i, test in enumerate(found)]
+def _distributions(names: Sequence[str], measured: Sequence[Sizes], references: Sequence[Sizes]) -> Iterator[tuple]:
+    for i, size in enumerate(("typical", "largest")):
+        sides = [[errors[i] for errors in per_seed] for per_seed in measured]
+        recorded = [[errors[i] for errors in reference] for reference in references]
+        for name, errors, usual in zip(names, sides, recorded, strict=True):
+            shift, p = beyond_margin(errors, usual)
+            yield f"{size} error of {name} / recorded", math.exp(shift), p
+        usual_shift = float(np.mean(recorded[0]) - np.mean(recorded[1]))  # of correct sides
+        either = beyond_margin(sides[0], sides[1], usual_shift), beyond_margin(sides[1], sides[0], -usual_shift)
+        shift, p = min(either, key=lambda pair: pair[1])
+        yield f"{size} error of one side / the other's", math.exp(shift), min(1.0, 2 * p)
 
 
-def add_tests(results: list[Result], found: list[Test]) -> None:
-    """Enters the tests into the levels' results: one line each, the first rejected one as the finding."""
+def beyond_margin(x: Sequence[float], y: Sequence[float], usual: float = 0.0) -> tuple[float, float]:
+    """The mean difference (less the usual one), and Welch's one-sided p that it is beyond the margin by chance."""
+    margin, shift = math.log(MARGIN), float(np.mean(x) - np.mean(y)) - usual
+    if not np.ptp(x) and not np.ptp(y):
+        return shift, float(shift <= margin)
+    return shift, statistics.welch(y, x, shift=-usual - margin).p
+
+
+def enter_tests(results: list[Result], tests: list[RatioTest]) -> None:
+    """Enters the tests into the levels' results, a line each; the smallest p, and Holm's level that it must reach."""
     by_level = {result.level: result for result in results}
-    for test, allowed in holm(found):
-        result = by_level[test.level]
-        line = next((x for x in result.lines if x.name == test.line), None)
-        if line is None:
-            line = Line(test.line, basis="p, at least (Holm)", found=1.0, allowed=allowed)
-            result.lines.append(line)
-        line.places += 1
-        holds = test.p >= allowed
-        if not line.worst or test.p < line.found:
-            line.worst, line.found, line.allowed = test.what, test.p, allowed
+    levels = statistics.holm_levels([test.p for test in tests], FALSE_POSITIVE_RATE)
+    for test, allowed in zip(tests, levels, strict=True):
+        result, holds = by_level[test.level], test.p >= allowed
+        line = result.line(test.line)
+        line.count += 1
+        if not line.worst:
+            line.basis, line.measured = "p, at least (Holm)", math.inf
+        if test.p < line.measured:
+            line.worst, line.measured, line.allowed = test.comparison, test.p, allowed
         line.holds &= holds
         result.heat[test.line] = max(result.heat.get(test.line, 0.0), allowed / max(test.p, SMALLEST))
         if not holds and result.finding is None:
@@ -195,9 +156,9 @@ def add_tests(results: list[Result], found: list[Test]) -> None:
             result.finding = Finding(
                 test.level,
                 test.line,
-                test.what,
+                test.comparison,
                 test.ratio,
                 MARGIN,
                 f"p {test.p:.1e} < {allowed:.1e}",
-                f"{test.what}: {test.ratio:.3g}, allowed {MARGIN:g}; p {test.p:.1e}",
+                f"{test.comparison}: {test.ratio:.3g}, allowed {MARGIN:g}; p {test.p:.1e}",
             )

@@ -1,4 +1,4 @@
-"""What is seen of one side at one place: an array or a fact, with all that is needed to judge it."""
+"""What a side shows at one location, how two arrays differ, and what judging a level gives."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,16 +10,18 @@ from parity.compare.bounds import Bound
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One value: `line` is the row of the report that it belongs to, `place` where it is (a canonical name, a step).
+class Observation:
+    """A value of one side: an array, or a fact as text. Facts, and arrays without `bound`, must be equal to the last
+    bit.
 
-    `value` is an array, or a fact as text. An array without `bound` must be equal to the last bit, and a fact always.
-    `expected`: what either side's value must be by itself. `scale`: what differences are relative to, by default the
-    largest absolute value of the array. `axes` name the array's axes. `single`: the error is that of one number, which can be zero by luck.
+    `line` is the report's row that it counts in, `location` a canonical name, a module's path or a step. `expected`:
+    the value that either side must have by itself. `scale`: what differences are relative to, by default the array's
+    largest absolute value. `axes` name the array's axes. `single`: one number's rounding decides the error, which can
+    be zero by luck.
     """
 
     line: str
-    place: str
+    location: str
     value: Any
     bound: Bound | None = None
     expected: Any = None
@@ -30,14 +32,14 @@ class Seen:
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.line, self.place
+        return self.line, self.location
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two arrays are apart: `found` is relative to the scale, `ulps` in units of the type compared in."""
+    """The largest difference of two arrays: `relative` to the scale, and in `ulps` of the type compared in."""
 
-    found: float
+    relative: float
     ulps: float
     index: tuple[int, ...] = ()
     values: tuple[float, float] = (0.0, 0.0)
@@ -47,15 +49,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Finding:
-    """The first place at which a level fails."""
+    """The first location at which a level fails; `message` quotes both values, `where` is the element of the array."""
 
     level: str
     line: str
-    place: str
-    found: float
+    location: str
+    measured: float
     allowed: float
     basis: str
-    says: str
+    message: str
     where: str = ""
     difference: Difference | None = None
     note: str = ""
@@ -64,26 +66,26 @@ class Finding:
 
 @dataclass
 class Line:
-    """One row of the report: the worst of its places."""
+    """One row of the report: how many locations it counts, and the worst of them."""
 
     name: str
-    places: int = 0
+    count: int = 0
     worst: str = ""
-    found: float = 0.0
+    measured: float = 0.0
     allowed: float = 0.0
     basis: str = ""
     holds: bool = True
 
     @property
     def ratio(self) -> float:
-        """How much of the allowance is used."""
-        return ratio(self.found, self.allowed)
+        """The used part of the allowance."""
+        return ratio(self.measured, self.allowed)
 
 
 @dataclass
 class Result:
-    """A level's outcome: "holds", "fails" or "not judged"; `heat` maps places to the part of the allowance they use,
-    `curves` has a trajectory's differences by step, `details` the errors, cosines and norms of gradients by name."""
+    """A level's outcome: "holds", "fails" or "not judged". `heat`: the used part of the allowance by location;
+    `curves`: a trajectory's differences by step; `details`: differences of gradients by name."""
 
     level: str
     status: str
@@ -95,12 +97,19 @@ class Result:
     details: dict[str, Difference] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def line(self, name: str) -> Line:
+        """The line of this name, added if it is new."""
+        line = next((line for line in self.lines if line.name == name), None)
+        if line is None:
+            self.lines.append(line := Line(name))
+        return line
 
-def ratio(found: float, allowed: float) -> float:
-    """found / allowed, infinite where nothing is allowed and something is found."""
+
+def ratio(measured: float, allowed: float) -> float:
+    """measured / allowed; infinite where nothing is allowed and something is measured."""
     if allowed:
-        return found / allowed
-    return math.inf if found else 0.0
+        return measured / allowed
+    return math.inf if measured else 0.0
 
 
 def difference(a: np.ndarray, b: np.ndarray, scale: float | None, dtype: str) -> Difference:
@@ -108,20 +117,18 @@ def difference(a: np.ndarray, b: np.ndarray, scale: float | None, dtype: str) ->
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if x.size == 0:
         return Difference(0.0, 0.0)
-    apart = np.abs(x - y)
-    index = np.unravel_index(int(np.argmax(apart)), apart.shape)
+    absolute = np.abs(x - y)
+    index = np.unravel_index(int(np.argmax(absolute)), absolute.shape)
+    largest, values = float(absolute[index]), (float(x[index]), float(y[index]))
     scale = float(np.abs(y).max()) if scale is None else scale
-    largest = float(apart[index])
-    values = float(x[index]), float(y[index])
     norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
-    cosine = float(np.sum(x * y) / (norms[0] * norms[1])) if all(norms) else None
     return Difference(
-        largest / scale if scale else largest,
-        largest / ulp(max(map(abs, values)), dtype),
-        tuple(int(i) for i in index),
-        values,
-        cosine,
-        norms,
+        relative=largest / scale if scale else largest,
+        ulps=largest / ulp(max(map(abs, values)), dtype),
+        index=tuple(map(int, index)),
+        values=values,
+        cosine=float(np.sum(x * y) / (norms[0] * norms[1])) if all(norms) else None,
+        norms=norms,
     )
 
 

@@ -3,26 +3,25 @@
 import dataclasses
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from parity import weights as canonical
 from parity.compare import low_precision
 from parity.compare.case import Case
-from parity.compare.faults.diagnosis import diagnosed
-from parity.compare.judge import Names, judge
+from parity.compare.diagnosis import diagnosed
+from parity.compare.judge import Sides, judge
 from parity.compare.levels import LEVELS, Level
-from parity.compare.levels.training import written_by
-from parity.compare.observation import Result, Seen
-from parity.compare.side import Side
+from parity.compare.observation import Observation, Result
+from parity.compare.side import Memo, Side
+from parity.compare.training import write_run
 from parity.errors import InputError
 
-OTHER_SEEDS = 10_000  # between the seeds of a trajectory and of its repetitions
-Memo = dict[tuple[Any, str, Case], list[Seen]]
+SEED_STRIDE = 10_000  # between the seeds of a trajectory and of its repetitions
 
 
 @dataclass
 class Comparison:
-    """Two sides on one case. `recorded` holds the errors of unplanted code by line (low_precision.py), `memo` what was seen of a side."""
+    """Two sides on one case. `recorded`: the errors of fault-free code (reference_errors.py); `memo`: observations so
+    far; `writers`: sides whose runs are evaluated, by default the two; `truth`: the side that computes in float64."""
 
     a: Side
     b: Side
@@ -33,22 +32,20 @@ class Comparison:
     diagnose: bool = True
     memo: Memo = field(default_factory=dict)
     writers: list[Side] | None = None
-    truth: Side | None = None
+    truth: Side = field(default_factory=lambda: Side("torchref"))
 
     @property
-    def names(self) -> Names:
+    def sides(self) -> Sides:
+        """Names, and what is asked of the two: backends must both show everything."""
         a, b = self.a.name, self.b.name
-        return Names(
-            f"a ({a})" if a == b else a,
-            f"b ({b})" if a == b else b,
-            bool(self.a.backend and self.b.backend),
-            b_is_reference=bool(self.b.backend),
-        )
+        if a == b:
+            a, b = f"a ({a})", f"b ({b})"
+        return Sides(a, b, strict=bool(self.a.backend and self.b.backend), b_is_reference=bool(self.b.backend))
 
     def run(self) -> list[Result]:
         """A result for every level."""
         if self.case.recipe.precision == "bfloat16" and any(level.numeric for level in self.levels):
-            return self.run_draws()
+            return self._run_over_seeds()
         results: list[Result] = []
         for level in self.levels:
             failed = next((r.level for r in results if r.status == "fails"), None)
@@ -56,67 +53,84 @@ class Comparison:
                 results.append(Result(level.name, "not judged", f"it stands on {failed}, which fails"))
                 continue
             begin_s = time.monotonic()
-            result = self._judged(level)
+            result = self._run_level(level)
             result.seconds = time.monotonic() - begin_s
             results.append(result)
         return results
 
-    def _judged(self, level: Level) -> Result:
+    def _run_level(self, level: Level) -> Result:
         if missing := self._missing(level):
             return Result(level.name, "not judged", missing)
         if level.name in ("evaluation", "restore"):
             self.write_runs()
-        a, b = (side.observe(level, self.case, self.memo) for side in (self.a, self.b))
-        precision = self.case.recipe.precision
-        if precision == "float64" or not level.numeric:
-            result = judge(level.name, a, b, self.names, precision)
-        else:
-            truth = self.truth.observe(level, self.case.exact, self.memo)
-            result = judge(level.name, a, b, self.names, precision, truth, self.recorded)
+        a, b = self._observe(level, self.case)
+        result = self._judge(level, self.case, a, b)
         if level.name == "trajectory":
             result.curves = curves(a, b)
-            if precision == "float32" and result.status == "fails":
-                result = self._once_more(level, result)
+            if self.case.recipe.precision == "float32" and result.finding:
+                result = self._with_other_seeds(level, result, result.finding.line)
         if result.finding and self.diagnose:
-            result.finding = diagnosed(self.a, self.b, self.case, level, result.finding, a, b, self.memo)
+            result.finding = diagnosed(result.finding, level, self.case, {self.a: a, self.b: b}, self.memo)
         return result
 
-    def run_draws(self, count: int = low_precision.DRAWS) -> list[Result]:
-        """As `run`, in bfloat16: several draws of what rounding has a part in, judged by tests over all of them."""
+    def _observe(self, level: Level, case: Case) -> list[list[Observation]]:
+        return [side.observe(level, case, self.memo) for side in (self.a, self.b)]
+
+    def _judge(self, level: Level, case: Case, a: list[Observation], b: list[Observation]) -> Result:
+        precision, truth = case.recipe.precision, None
+        if precision != "float64" and level.numeric:
+            truth = self.truth.observe(level, case.exact, self.memo)
+        return judge(level.name, a, b, self.sides, precision, truth, self.recorded)
+
+    def _with_other_seeds(self, level: Level, failed: Result, line: str) -> Result:
+        """A trajectory in float32 that fails is judged with two other seeds: one of some forty departs from float64 by
+        chance, a mistake fails with every seed."""
+        for seed in (self.case.seed + SEED_STRIDE, self.case.seed + 2 * SEED_STRIDE):
+            case = dataclasses.replace(self.case, seed=seed, first=None)
+            a, b = self._observe(level, case)
+            result = self._judge(level, case, a, b)
+            if result.status == "holds":
+                result.curves = curves(a, b)
+                result.reason = f"with seed {seed}; with {self.case.seed} {line} parted from float64 by chance"
+                return result
+        return failed
+
+    def _run_over_seeds(self, count: int = low_precision.SEEDS) -> list[Result]:
+        """As `run`, in bfloat16: numeric levels over several seeds, judged by tests over all of them."""
         cases = [dataclasses.replace(self.case, seed=self.case.seed * count + i, written={}) for i in range(count)]
-        exact = [level for level in self.levels if not level.numeric]
-        first = dataclasses.replace(
-            cases[0], written={}
-        )  # level 9 reads real runs, level 8 here the weights of every draw
-        results = {result.level: result for result in dataclasses.replace(self, case=first, levels=exact).run()}
-        found: list[dict[str, list[low_precision.Size]]] = [{}, {}]
+        # of its own, since restore reads real runs, and evaluation here the weights of every seed
+        first = dataclasses.replace(cases[0], written={})
+        exact = dataclasses.replace(self, case=first, levels=[level for level in self.levels if not level.numeric])
+        results = {result.level: result for result in exact.run()}
+        errors: tuple[low_precision.PerSeed, low_precision.PerSeed] = {}, {}
         for level in (level for level in self.levels if level.numeric):
-            results[level.name] = self.drawn(level, cases, found)
-        both = (self.a.name, self.b.name), (self.a.backend, self.b.backend)
-        low_precision.add_tests(
-            list(results.values()), low_precision.tests(found[0], found[1], self.recorded or {}, *both)
-        )
+            results[level.name] = self.measure_errors(level, cases, errors)
+        names, backends = (self.a.name, self.b.name), (self.a.backend, self.b.backend)
+        tests = low_precision.ratio_tests(*errors, self.recorded or {}, names, backends)
+        low_precision.enter_tests(list(results.values()), tests)
         for result in results.values():
             if result.status == "holds" and not result.lines:
                 result.status, result.reason = "not judged", "the two have no place in common"
         return [results[level.name] for level in self.levels]
 
-    def drawn(self, level: Level, cases: list[Case], found: list[dict[str, list[low_precision.Size]]]) -> Result:
-        """Adds the sizes of error of every draw to `found`, side by side; the result of what is exact."""
-        begin_s = time.monotonic()
+    def measure_errors(
+        self, level: Level, cases: list[Case], errors: tuple[low_precision.PerSeed, low_precision.PerSeed]
+    ) -> Result:
+        """Adds the errors of every seed to those of the two sides; the result of what does not depend on rounding."""
+        begin_s, result = time.monotonic(), Result(level.name, "holds")
         if missing := self._missing(level):
             return Result(level.name, "not judged", missing)
         for case in cases:
             path = case.folder / f"start-{case.recipe.name}-{case.seed}.safetensors"
             canonical.save(path, case.start)
             case.written["weights of level 3"] = path
-            a, b = (side.observe(level, case, self.memo) for side in (self.a, self.b))
+            a, b = self._observe(level, case)
             truth = self.truth.observe(level, case.exact, self.memo)
-            for sizes, seen in zip(found, (a, b)):
-                for key, size in low_precision.sizes(level.name, seen, truth).items():
-                    sizes.setdefault(key, []).append(size)
+            for per_seed, observations in zip(errors, (a, b), strict=True):
+                for key, of_line in low_precision.log_errors(level.name, observations, truth).items():
+                    per_seed.setdefault(key, []).append(of_line)
             if case is cases[0]:
-                result = low_precision.exact_result(level.name, a, b, self.names)
+                result = low_precision.exact_result(level.name, a, b, self.sides)
             self.memo.clear()
         result.seconds = time.monotonic() - begin_s
         return result
@@ -125,7 +139,7 @@ class Comparison:
         """Why a level cannot be judged."""
         for side in (self.a, self.b):
             with side.active():
-                missing = side.lacks(self.case.recipe, level.needs)
+                missing = side.program(self.case.recipe).missing(*level.needs)
             if missing:
                 return f"{side.name} has no method {missing}"
         if level.name == "layout" and not (self.a.backend and self.b.backend):
@@ -134,45 +148,27 @@ class Comparison:
             return "layouts are compared in float64"
         return None
 
-    def _once_more(self, level: Level, failed: Result) -> Result:
-        """A trajectory in float32 that fails is judged with two other seeds: one of some forty parts from float64 by
-        chance. A mistake fails with every seed."""
-        for seed in (self.case.seed + OTHER_SEEDS, self.case.seed + 2 * OTHER_SEEDS):
-            case = dataclasses.replace(self.case, seed=seed, first=None)
-            a, b, truth = (
-                side.observe(level, x, self.memo)
-                for side, x in ((self.a, case), (self.b, case), (self.truth, case.exact))
-            )
-            result = judge(level.name, a, b, self.names, "float32", truth, self.recorded)
-            if result.status == "holds":
-                result.curves = curves(a, b)
-                result.reason = (
-                    f"with seed {seed}; with {self.case.seed} {failed.finding.line} parted from float64 by chance"
-                )
-                return result
-        return failed
-
     def write_runs(self) -> None:
-        """Real runs of both sides, whose weights both then evaluate."""
-        writers = self.writers or [self.a, self.b]
-        if len(self.case.written) == len(writers):
+        """Writes real runs of both sides, whose weights both then evaluate."""
+        writers, written = self.writers or [self.a, self.b], self.case.written
+        if len(written) == len(writers):
             return
-        for label, side in zip(("a", "b"), writers):
-            name = f"{side.name}'s run" if writers[0].name != writers[1].name else f"{label}'s run"
-            if name not in self.case.written:
+        same = writers[0].name == writers[1].name
+        for label, side in zip("ab", writers, strict=True):
+            name = f"{label if same else side.name}'s run"
+            if name not in written:
                 with side.active():
-                    self.case.written[name] = written_by(side, self.case)
+                    written[name] = write_run(side, self.case)
 
 
-def curves(a: list[Seen], b: list[Seen]) -> dict[str, list[float]]:
+def curves(a: list[Observation], b: list[Observation]) -> dict[str, list[float]]:
     """Relative difference of losses and gradient norms at every step of a trajectory."""
-    others = {seen.key: seen.value for seen in b}
-    found = {}
-    for seen in a:
-        if seen.axes == ("step",) and seen.key in others:
-            other = others[seen.key]
-            found[seen.line] = [abs(float(x) - float(y)) / abs(float(y) or 1.0) for x, y in zip(seen.value, other)]
-    return found
+    others = {x.key: x.value for x in b}
+    return {
+        x.line: [abs(float(p) - float(q)) / abs(float(q) or 1.0) for p, q in zip(x.value, others[x.key], strict=False)]
+        for x in a
+        if x.axes == ("step",) and x.key in others
+    }
 
 
 def chosen_levels(spec: str | None) -> list[Level]:
@@ -183,11 +179,11 @@ def chosen_levels(spec: str | None) -> list[Level]:
     if spec == "all":
         return list(LEVELS.values())
     chosen: set[str] = set()
-    for part in spec.split(","):
-        first, dash, last = part.strip().partition("-")
+    for item in spec.split(","):
+        first, dash, last = item.strip().partition("-")
         ends = [_number(x, names, spec) for x in ([first, last] if dash else [first])]
         if ends[0] > ends[-1]:
-            raise InputError(f"--levels {spec}: expected {part.strip()} to end behind its beginning: turn it round")
+            raise InputError(f"--levels {spec}: expected {item.strip()} to end behind its beginning: turn it round")
         chosen |= set(names[ends[0] - 1 : ends[-1]])
     return [LEVELS[name] for name in names if name in chosen]
 

@@ -1,7 +1,7 @@
-"""Weights from other people's files: name maps for nanoGPT, Hugging Face's GPT-2 and the public optimization track's script.
+"""Weights under other names: maps for nanoGPT, Hugging Face's GPT-2 and the public optimization track's script.
 
-A map says, for every canonical name, which entry of the file it is and how that must be turned. Files are safetensors, or
-PyTorch's own, which are read with `weights_only`: a file cannot run code.
+A map gives, for every canonical name, the entry of the file and whether it must be transposed. Files are safetensors,
+or PyTorch's own, which are read with `weights_only`: a file cannot run code.
 """
 
 import json
@@ -40,10 +40,11 @@ TRACK3 = {
 
 @dataclass(frozen=True)
 class NameMap:
-    """`names` maps canonical names or their beginnings, {i} a block's number, to the file's; all others stay as they are.
+    """`names` maps canonical names or their beginnings, {i} a block's number, to the file's; all others stay as they
+    are.
 
-    `transposed`: canonical matrices that the file holds as (in, out). `ignored`: entries of the file that are no weights of
-    their own (patterns of whole names), such as a tied head or a mask. `prefixes` are taken off the file's names first.
+    `transposed`: canonical matrices that the file holds as (in, out). `ignored`: patterns of whole names that are no
+    weights of their own, such as a tied head or a mask. `prefixes` are removed from the file's names first.
     """
 
     recipe: str
@@ -62,6 +63,16 @@ class NameMap:
                 return theirs.replace("{i}", number[1]) if number else theirs
         return name
 
+    def stripped(self, name: str) -> str:
+        """A name of the file without the prefixes."""
+        for prefix in self.prefixes:
+            name = name.removeprefix(prefix)
+        return name
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether an entry of the file is no weight of its own."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
 
 MAPS = {
     "canonical": NameMap("", {}),
@@ -79,37 +90,32 @@ MAPS = {
 def read_weights(path: Path, recipe: Recipe, names: str = "canonical") -> Weights:
     """Canonical weights of a recipe from a file, float32 or float64 as the recipe's precision asks.
 
-    `names` is one of MAPS, or a JSON file with the fields of a NameMap. Raises InputError for a file that cannot be read,
-    and for entries that are missing, left over or of another shape.
+    `names` is one of MAPS, or a JSON file with the fields of a NameMap. Raises InputError for a file that cannot be
+    read, and for entries that are missing, left over or of another shape.
     """
-    chosen = _map(names, recipe)
-    found = {_stripped(name, chosen): value for name, value in _read(path).items()}
-    if names == "hf-gpt2":  # the bare model's files lack the first part of the names
-        found = {
-            name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": x
-            for name, x in found.items()
-        }
-    found = {name: x for name, x in found.items() if not any(re.fullmatch(pattern, name) for pattern in chosen.ignored)}
-    wanted = {name: chosen.source(name) for name in recipe.parameters()}
-    for name, source in wanted.items():
-        if source not in found:
+    name_map = _map(names, recipe)
+    entries = {name_map.stripped(name): value for name, value in _read(path).items()}
+    if names == "hf-gpt2":  # files of the bare model lack the first part of the names
+        whole = ("transformer.", "lm_head.")
+        entries = {name if name.startswith(whole) else f"transformer.{name}": x for name, x in entries.items()}
+    entries = {name: x for name, x in entries.items() if not name_map.is_ignored(name)}
+    sources = {name: name_map.source(name) for name in recipe.parameters()}
+    for name, source in sources.items():
+        if source not in entries:
             raise InputError(
-                f"{path}: expected {source} for the weight {name}, found none among {len(found)}; {nearest(source, sorted(found)[:8])}: "
-                "choose another --names or --recipe"
+                f"{path}: expected {source} for the weight {name}, found none among {len(entries)}; "
+                f"{nearest(source, sorted(entries)[:8])}: choose another --names or --recipe"
             )
-    if extra := sorted(found.keys() - set(wanted.values())):
+    if extra := sorted(entries.keys() - set(sources.values())):
         raise InputError(
             f"{path}: {extra[0]} is no weight of recipe {recipe.name} by the names {names} ({len(extra)} such): choose "
             "another --names or --recipe, or ignore it in a map of your own"
         )
-    dtype = np.float64 if recipe.precision == "float64" else np.float32
-    weights = {
-        name: (found[source].T if name.endswith(chosen.transposed) and chosen.transposed else found[source]).astype(
-            dtype
-        )
-        for name, source in wanted.items()
-    }
-    weights = {name: np.ascontiguousarray(_padded(w, recipe, name)) for name, w in weights.items()}
+    weights = {}
+    for name, source in sources.items():
+        transposed = any(map(name.endswith, name_map.transposed))
+        w = _padded(entries[source].T if transposed else entries[source], recipe, name)
+        weights[name] = np.ascontiguousarray(w, np.float64 if recipe.precision == "float64" else np.float32)
     canonical.check(weights, recipe, str(path))
     return weights
 
@@ -134,10 +140,10 @@ def _map(names: str, recipe: Recipe) -> NameMap:
     try:
         data = json.loads(Path(names).read_text())
         lists = {key: _texts(data.pop(key)) for key in ("transposed", "ignored", "prefixes") if key in data}
-        made = NameMap(recipe.name, {str(k): str(v) for k, v in data.pop("names").items()}, **lists, **data)
-        for pattern in made.ignored:
+        name_map = NameMap(recipe.name, {str(k): str(v) for k, v in data.pop("names").items()}, **lists, **data)
+        for pattern in name_map.ignored:
             re.compile(pattern)
-        return made
+        return name_map
     except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise InputError(
             f"{names}: expected a JSON object with the field names and perhaps transposed, ignored, prefixes, "
@@ -151,17 +157,11 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _stripped(name: str, chosen: NameMap) -> str:
-    for prefix in chosen.prefixes:
-        name = name.removeprefix(prefix)
-    return name
-
-
 def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors" or not path.is_file():
         try:
             return canonical.load(path)
-        except (TypeError, KeyError) as error:  # bfloat16, which numpy has not
+        except (TypeError, KeyError) as error:  # bfloat16, which numpy lacks
             raise InputError(
                 f"{path}: expected float32 or float64, found a type that numpy lacks ({error}): save the weights as "
                 "float32"
@@ -174,22 +174,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             "the weights as safetensors"
         ) from error
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for what is no file of its own, or holds more than tensors
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged files and for those that hold more than tensors
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: expected a PyTorch state dict of tensors, found something else ({reason}): save "
             "model.state_dict()"
         ) from error
     for key in ("model", "state_dict", "model_state_dict"):  # training checkpoints hold the weights among other things
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in found.items()
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in content.items()
     ):
         raise InputError(
-            f"{path}: expected a mapping from names to tensors, found {type(found).__name__}: save model.state_dict()"
+            f"{path}: expected a mapping from names to tensors, found {type(content).__name__}: save model.state_dict()"
         )
-    return {
-        name: (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).detach().numpy()
-        for name, x in found.items()
-    }
+    low_precision = torch.bfloat16, torch.float16
+    return {name: (x.float() if x.dtype in low_precision else x).detach().numpy() for name, x in content.items()}

@@ -1,49 +1,47 @@
-"""Level 1: what a program is given to read, for every rank, across shard ends, and after a resume in the middle."""
+"""Level 1: the batches that a program receives, for every rank, across shard ends, and after a resume in the middle."""
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from parity.compare.case import Case
-from parity.compare.observation import Seen
-from parity.compare.side import Side
+from parity.compare.guarded import Guarded
+from parity.compare.observation import Observation
 from parity.data import stream
 from parity.data.shards import open_shard, write_shard
 
 RANKS = (1, 2, 4, 8)
 MOST_STEPS = 256  # of a long plan: its beginning, and the batches next to shard ends
-BEYOND = (1, 2, 3, 0, 1)  # tokens that a made shard has beyond a whole number of batches: around the rule for its end
+EXTRA_TOKENS = (1, 2, 3, 0, 1)  # of a synthetic shard beyond a whole number of batches: around the rule for its end
+Spans = list[stream.Span]
 
 
-def data(side: Side, case: Case) -> Iterator[Seen]:
-    """Digests of every batch as the program received it, read by the harness' own reader, held against plain slicing."""
+def observe(program: Guarded, case: Case) -> Iterator[Observation]:
+    """Digests of every batch as the program received it from the harness' own reader, against plain slicing."""
     plan, train, lengths = case.recipe.plan, case.slice.train, case.slice.train_lengths
-    steps = list(plain_spans(lengths, plan))
-    chosen = _chosen(steps)
-    yield Seen("train", "number of steps", str(len(list(stream.spans(lengths, plan)))), expected=str(len(steps)))
-    found = list(stream.spans(lengths, plan))
-    yield from _compared(
-        side, case, "train", train, [found[i] for i in chosen if i < len(found)], [steps[i] for i in chosen]
-    )
-    middle = len(steps) // 2
-    resumed, later = list(stream.spans(lengths, plan, middle)), [i for i in chosen if i >= middle]
-    resumed_there = [resumed[i - middle] for i in later if i - middle < len(resumed)]
-    yield from _compared(side, case, "resumed in the middle", train, resumed_there, [steps[i] for i in later])
+    expected, actual = list(plain_spans(lengths, plan)), list(stream.spans(lengths, plan))
+    yield Observation("train", "number of steps", str(len(actual)), expected=str(len(expected)))
+    middle, steps = len(expected) // 2, _observed_steps(expected)
+    resumed = list(stream.spans(lengths, plan, middle))
+    later = [i for i in steps if i >= middle]
+    yield from _batches(program, "train", train, _at(actual, steps), _at(expected, steps))
+    actual = _at(resumed, [i - middle for i in later])
+    yield from _batches(program, "resumed in the middle", train, actual, _at(expected, later))
+
     tokens = 8 * case.recipe.context
-    shards = _made_shards(case, tokens)
-    many = [stream.Segment(10 * len(shards), tokens, case.recipe.context)]
-    ends = [len(shard) for shard in shards]
-    yield from _compared(
-        side, case, "across shard ends", shards, list(stream.spans_there(ends, many)), list(plain_spans(ends, many))
-    )
+    shards = _synthetic_shards(case, tokens)
+    ends, plan = [len(shard) for shard in shards], [stream.Segment(10 * len(shards), tokens, case.recipe.context)]
+    actual, expected = list(stream.spans_there(ends, plan)), list(plain_spans(ends, plan))
+    yield from _batches(program, "across shard ends", shards, actual, expected)
+
     shard, start, _ = case.slice.part("val")
-    spans = list(stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context))
     count = case.track.val_tokens // tokens
+    actual = list(stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context))[:count]
     expected = [stream.Span(i, 0, start + i * tokens, tokens, case.recipe.context) for i in range(count)]
-    yield from _compared(side, case, "val", [shard], spans[:count], expected, ranks=(1,))
+    yield from _batches(program, "val", [shard], actual, expected, ranks=(1,))
 
 
 def plain_spans(lengths: Sequence[int], plan: Sequence[stream.Segment]) -> Iterator[stream.Span]:
@@ -59,73 +57,74 @@ def plain_spans(lengths: Sequence[int], plan: Sequence[stream.Segment]) -> Itera
             step, position = step + 1, position + segment.tokens
 
 
-def _compared(
-    side: Side,
-    case: Case,
+def _observed_steps(spans: Spans) -> list[int]:
+    """All steps of a short plan; of a long one the first, the last and those at shard ends."""
+    if len(spans) <= MOST_STEPS:
+        return list(range(len(spans)))
+    ends = {i for i in range(1, len(spans)) if spans[i].shard != spans[i - 1].shard}
+    return sorted({*range(MOST_STEPS), len(spans) - 1, *ends, *(i - 1 for i in ends)})
+
+
+def _at(spans: Spans, steps: list[int]) -> Spans:
+    return [spans[i] for i in steps if i < len(spans)]
+
+
+def _batches(
+    program: Guarded,
     line: str,
     shards: Sequence[np.ndarray],
-    spans: list[stream.Span],
-    expected: list[stream.Span],
+    actual: Spans,
+    expected: Spans,
     ranks: tuple[int, ...] = RANKS,
-) -> Iterator[Seen]:
-    """What each rank's program is given for each span, and what it must be given."""
+) -> Iterator[Observation]:
+    """The batch that each rank's program receives for each span, and the batch that it must receive."""
     for count in ranks:
         if any(span.tokens % (count * span.seq_len) for span in expected):
             continue  # so many ranks cannot share these batches
         for rank in range(count):
-            found = _read(side, case, shards, spans, rank, count)
-            for plain, (span, digest) in itertools.zip_longest(expected, found, fillvalue=(None, "no batch")):
-                if plain == (None, "no batch"):
-                    yield Seen(line, f"batch {span.step}, behind the last", digest, expected="no batch")
+            received = _received(program, shards, actual, rank, count)
+            for span, batch in itertools.zip_longest(expected, received):
+                if span is None:
+                    yield Observation(line, f"batch {batch[0]}, behind the last", batch[1], expected="no batch")
                     continue
-                part = plain.tokens // count
-                window = np.asarray(shards[plain.shard][plain.position + rank * part :][: part + 1], np.int32)
-                right = _digest([x.reshape(-1, plain.seq_len) for x in (window[:-1], window[1:])])
-                place = f"step {plain.step}" + (f", rank {rank} of {count}" if count > 1 else "")
-                yield Seen(line if count == 1 else f"{line}, by rank", place, digest, expected=right)
+                rows = span.tokens // count
+                window = np.asarray(shards[span.shard][span.position + rank * rows :][: rows + 1], np.int32)
+                digest = _digest([x.reshape(-1, span.seq_len) for x in (window[:-1], window[1:])])
+                yield Observation(
+                    line if count == 1 else f"{line}, by rank",
+                    f"step {span.step}" if count == 1 else f"step {span.step}, rank {rank} of {count}",
+                    batch[1] if batch else "no batch",
+                    expected=digest,
+                )
 
 
-def _made_shards(case: Case, tokens: int) -> list[np.ndarray]:
+def _received(
+    program: Guarded, shards: Sequence[np.ndarray], spans: Spans, rank: int, ranks: int
+) -> Iterator[tuple[int, str]]:
+    """Each step, and a digest of this rank's rows of its batch as the program holds them on its devices."""
+
+    def put(inputs_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[Any, None]:
+        return program.put((inputs_BT, targets_BT)), None
+
+    with stream.Reader(shards, spans, rank, ranks, program.recipe.tokenizer_size, place=put) as reader:
+        for batch in reader:
+            yield batch.span.step, _digest([program.fetch(array) for array in batch.inputs])
+
+
+def _synthetic_shards(case: Case, tokens: int) -> list[np.ndarray]:
     random = np.random.Generator(np.random.Philox(key=case.seed))
     shards = []
-    for i, beyond in enumerate(BEYOND):
+    for i, extra in enumerate(EXTRA_TOKENS):
         path = case.folder / f"edge-{case.seed}-{tokens}-{i}.bin"
-        values = random.integers(0, case.recipe.tokenizer_size, 3 * tokens + beyond).astype(np.uint16)
+        values = random.integers(0, case.recipe.tokenizer_size, 3 * tokens + extra).astype(np.uint16)
         if not path.exists():
             write_shard(path, values)
         shards.append(open_shard(path))
     return shards
 
 
-def _read(
-    side: Side, case: Case, shards: Sequence[np.ndarray], spans: Iterable[stream.Span], rank: int, ranks: int
-) -> Iterator[tuple[stream.Span, str]]:
-    """Each span, and a digest of what the program holds of this rank's part once it is placed."""
-    program = side.program(case.recipe)
-    fetch = program.fetch
-    with stream.Reader(
-        shards,
-        spans,
-        rank,
-        ranks,
-        case.recipe.tokenizer_size,
-        place=lambda *batch: (side.put_global_batch(case.recipe, batch), None),
-    ) as reader:
-        for batch in reader:
-            yield batch.span, _digest([fetch(part) for part in batch.inputs])
-
-
-def _digest(parts: list[Any]) -> str:
+def _digest(arrays: list) -> str:
     total = hashlib.sha256()
-    for part in parts:
-        array = np.ascontiguousarray(part, np.int32)
+    for array in (np.ascontiguousarray(array, np.int32) for array in arrays):
         total.update(str(array.shape).encode() + array.tobytes())
     return total.hexdigest()[:16]
-
-
-def _chosen(spans: list[stream.Span]) -> list[int]:
-    """The numbers of all steps of a short plan; of a long one the first, the last and those at shard ends."""
-    if len(spans) <= MOST_STEPS:
-        return list(range(len(spans)))
-    ends = {i for i in range(1, len(spans)) if spans[i].shard != spans[i - 1].shard}
-    return sorted({*range(MOST_STEPS), len(spans) - 1, *ends, *(i - 1 for i in ends)})

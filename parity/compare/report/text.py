@@ -4,80 +4,86 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from parity.compare.faults.matrix import Caught
+from parity.compare.judge import EXACT
 from parity.compare.levels import LEVELS
+from parity.compare.matrix import Caught
 from parity.compare.observation import Finding, Line, Result
+from parity.tables import RULE, cut, labelled
 
-WIDTH = 100
 NUMBERS = {name: i for i, name in enumerate(LEVELS, 1)}
 MARKS = {"holds": "ok", "fails": "FAILS", "not judged": "not judged"}
+JSON_KEYS = {  # of attributes that have another name in the JSON report
+    "location": "place",
+    "at_location": "in_place",
+    "count": "places",
+    "measured": "found",
+    "relative": "found",
+    "message": "says",
+}
 
 
 def text(title: str, results: Sequence[Result]) -> str:
     """One table: a row for each level, below it one for each of its lines; at the end the finding."""
     rows = [
-        _cut(title, WIDTH),
-        f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from".rstrip(),
-        "-" * WIDTH,
+        cut(title),
+        f"  {'line':21} {'n':>4}  {'worst at':27} {'found':>7} {'allowed':>7}  allowance from",
+        RULE,
     ]
     for result in results:
         about = f"{NUMBERS[result.level]:>2} {result.level}: {MARKS[result.status]}"
-        rows.append(_cut(f"{about}, {result.reason}" if result.reason else f"{about} ({result.seconds:.1f} s)", WIDTH))
-        rows += [_row(line) for line in result.lines]
+        rows.append(cut(f"{about}, {result.reason}" if result.reason else f"{about} ({result.seconds:.1f} s)"))
+        rows += map(_row, result.lines)
     findings = [line for result in results if result.finding for line in _finding(result.finding)]
-    return "\n".join([*rows, "-" * WIDTH, *(findings or [_verdict(results)])])
+    return "\n".join([*rows, RULE, *(findings or [_verdict(results)])])
 
 
 def _row(line: Line) -> str:
-    mark = " " if line.holds else "!"
-    basis = "to the last bit" if line.basis == "equal to the last bit" else line.basis
-    worst = line.worst if line.found or not line.holds else "-"
+    basis = "to the last bit" if line.basis == EXACT else line.basis
     return (
-        f"{mark} {_cut(line.name, 21):21} {line.places:>4}  {_cut(worst, 27):27} {_number(line.found):>7} "
-        f"{_number(line.allowed):>7}  {_cut(basis, 25)}"
+        f"{' ' if line.holds else '!'} {cut(line.name, 21):21} {line.count:>4}  {cut(worst(line), 27):27} "
+        f"{_number(line.measured):>7} {_number(line.allowed):>7}  {cut(basis, 25)}"
     ).rstrip()
 
 
+def worst(line: Line) -> str:
+    """The worst location of a line; "-" where nothing differs."""
+    return line.worst if line.measured or not line.holds else "-"
+
+
 def _finding(finding: Finding) -> list[str]:
-    lines = [
-        f"FAILS at level {NUMBERS[finding.level]}, {finding.level} ({finding.line})",
-        *_field("place", finding.place),
+    heading = f"FAILS at level {NUMBERS[finding.level]}, {finding.level} ({finding.line})"
+    return [heading, *labelled(finding_fields(finding), label_width=7)]
+
+
+def finding_fields(finding: Finding) -> list[tuple[str, str]]:
+    """The labelled paragraphs of a finding."""
+    apart, ulps, cosine = finding.difference, "", ""
+    if apart:
+        ulps = f", {apart.ulps:.3g} ulps at the worst place"
+    if apart and apart.cosine is not None and apart.norms:
+        cosine = f"cosine {apart.cosine:.6f}, norms {apart.norms[0]:.6g} and {apart.norms[1]:.6g}"
+    fields = [
+        ("place", finding.location),
+        ("where", finding.where),
+        ("how far", f"{finding.measured:.3g}{ulps}; allowed {finding.allowed:.3g} ({finding.basis})"),
+        ("seen", finding.message),
+        ("", cosine),
+        ("note", finding.note),
+        *(("why", reason) for reason in finding.reasons),
     ]
-    if finding.where:
-        lines += _field("where", finding.where)
-    apart = finding.difference
-    ulps = f", {apart.ulps:.3g} ulps at the worst place" if apart else ""
-    lines += _field("how far", f"{finding.found:.3g}{ulps}; allowed {finding.allowed:.3g} ({finding.basis})")
-    lines += _field("seen", finding.says)
-    if apart and apart.cosine is not None:
-        lines += _field("", f"cosine {apart.cosine:.6f}, norms {apart.norms[0]:.6g} and {apart.norms[1]:.6g}")
-    for label, note in [("note", finding.note)] * bool(finding.note) + [("why", reason) for reason in finding.reasons]:
-        lines += _field(label, note)
-    return lines
-
-
-def _field(label: str, value: str) -> list[str]:
-    """A labelled paragraph."""
-    lines, room = [], WIDTH - 11
-    words = value.split()
-    while words:
-        line = words.pop(0)
-        while words and len(line) + 1 + len(words[0]) <= room:
-            line += " " + words.pop(0)
-        lines.append(line[:room])
-    return [f"  {label if i == 0 else '':8} {line}" for i, line in enumerate(lines)]
+    return [(label, value) for label, value in fields if value]
 
 
 def _verdict(results: Sequence[Result]) -> str:
-    judged = [r for r in results if r.status == "holds"]
-    missing = [r for r in results if r.status == "not judged"]
+    judged = [r.level for r in results if r.status == "holds"]
+    missing = len(results) - len(judged)
     if not missing:
         return f"HOLDS at all {len(judged)} levels asked for"
-    names = ",".join(r.level for r in judged)
-    also = f"; to ask for those alone: --levels {names}" if names else ""
-    return _cut(f"holds at {len(judged)} levels, {len(missing)} NOT JUDGED{also}", WIDTH)
+    also = f"; to ask for those alone: --levels {','.join(judged)}" if judged else ""
+    return cut(f"holds at {len(judged)} levels, {missing} NOT JUDGED{also}")
 
 
 def _number(value: float) -> str:
@@ -86,59 +92,48 @@ def _number(value: float) -> str:
     return f"{value:.1e}"
 
 
-def _cut(value: str, width: int) -> str:
-    return value if len(value) <= width else value[: width - 2] + ".."
-
-
-def matrix_text(found: Sequence[Caught]) -> str:
+def matrix_text(rows: Sequence[Caught]) -> str:
     """The matrix: a row for each fault and recipe, a column for each level; "." quiet, "X" caught, blank not run."""
-    levels = list(LEVELS)
-    head = "  ".join(f"{i:>1}" if i < 10 else "L" for i in range(1, len(levels) + 1))
-    rows = [f"{'fault':28} {'recipe':7} {head}   {'margin jax':>10} {'torch':>8}  named", "-" * WIDTH]
-    for (fault, recipe), group in _grouped(found).items():
-        cells = []
-        for level in levels:
-            caught = {c.backend for c in group if c.level == level}
-            run = any(c.level is None or levels.index(c.level) > levels.index(level) for c in group)
-            cells.append("X" if len(caught) == len(group) else "x" if caught else "." if run else " ")
-        margins = {c.backend: c.margin for c in group}
-        wrong = (
-            "" if all(c.right for c in group) else " MISSED" if any(c.level is None for c in group) else " WRONG PLACE"
-        )
-        rows.append(
-            f"{_cut(fault, 28):28} {recipe:7} {'  '.join(cells)}   {_number(margins.get('jaxrun', math.nan)):>10} "
-            f"{_number(margins.get('torchref', math.nan)):>8}  {'yes' if all(c.named for c in group) else 'no'}{wrong}"
-        )
-    right, named = sum(c.right for c in found), sum(c.named for c in found)
-    levels_line = " ".join(f"{'L' if n == 10 else n} {name}" for name, n in NUMBERS.items())
-    counts = f"{len({c.fault for c in found})} faults, {len(found)} plantings"
-    return "\n".join(
-        [
-            *rows,
-            "-" * WIDTH,
-            levels_line,
-            f"{counts}: {right} caught at the level and place that must see them, {named} named",
-        ]
-    )
-
-
-def _grouped(found: Sequence[Caught]) -> dict[tuple[str, str], list[Caught]]:
+    columns = {name: "L" if i == 10 else str(i) for name, i in NUMBERS.items()}
+    lines = [f"{'fault':28} {'recipe':7} {'  '.join(columns.values())}   {'margin jax':>10} {'torch':>8}  named"]
+    lines.append(RULE)
     groups: dict[tuple[str, str], list[Caught]] = {}
-    for caught in found:
+    for caught in rows:
         groups.setdefault((caught.fault, caught.recipe), []).append(caught)
-    return groups
+    for (fault, recipe), group in groups.items():
+        margins = {caught.backend: _number(caught.margin) for caught in group}
+        named = "yes" if all(caught.named for caught in group) else "no"
+        if not all(caught.correct for caught in group):
+            named += " MISSED" if any(caught.level is None for caught in group) else " WRONG PLACE"
+        lines.append(
+            f"{cut(fault, 28):28} {recipe:7} {'  '.join(_mark(group, level) for level in NUMBERS)}   "
+            f"{margins.get('jaxrun', '-'):>10} {margins.get('torchref', '-'):>8}  {named}"
+        )
+    correct, named = sum(caught.correct for caught in rows), sum(caught.named for caught in rows)
+    counts = f"{len({caught.fault for caught in rows})} faults, {len(rows)} plantings"
+    lines += [RULE, " ".join(f"{column} {name}" for name, column in columns.items())]
+    return "\n".join([*lines, f"{counts}: {correct} caught at the level and place that must see them, {named} named"])
+
+
+def _mark(group: Sequence[Caught], level: str) -> str:
+    """A cell of the matrix: whether a level caught a fault in all backends, in some, in none, or was not reached."""
+    catching = [caught.level for caught in group]
+    if level in catching:
+        return "X" if set(catching) == {level} else "x"
+    return "." if any(name is None or NUMBERS[name] > NUMBERS[level] for name in catching) else " "
 
 
 def to_json(value: Any) -> str:
-    """Anything of a report as JSON; infinities as text."""
+    """Anything of a report as JSON; infinities and paths as text."""
 
     def plain(x: Any) -> Any:
         if dataclasses.is_dataclass(x) and not isinstance(x, type):
-            return {field.name: plain(getattr(x, field.name)) for field in dataclasses.fields(x)}
+            names = [field.name for field in dataclasses.fields(x)]
+            return {JSON_KEYS.get(name, name): plain(getattr(x, name)) for name in names}
         if isinstance(x, dict):
             return {str(key): plain(item) for key, item in x.items()}
         if isinstance(x, list | tuple):
             return [plain(item) for item in x]
-        return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+        return str(x) if isinstance(x, Path) or isinstance(x, float) and not math.isfinite(x) else x
 
     return json.dumps(plain(value), indent=1)

@@ -1,6 +1,7 @@
-"""What the parity tests share: cases on the session's data, sides that are compiled once, the command in this process."""
+"""Fixtures of the comparer's tests: cases on the session's data, sides compiled once, the command in this process."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,11 @@ import pytest
 
 from parity.compare.case import Case, compared_recipe, track_of
 from parity.compare.command import main
-from parity.compare.runner import Memo
-from parity.compare.side import Side
+from parity.compare.side import Memo, Side
 
 
-class Said(NamedTuple):
-    """A command's exit code and what it printed."""
+class Output(NamedTuple):
+    """A command's exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -40,20 +40,12 @@ def both_backends() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def case(synthetic, tmp_path_factory) -> Callable[..., Case]:
-    """A case of a recipe at tiny; one for each recipe and precision, so that what is seen of it can be kept."""
-    made: dict[tuple[str, str, int], Case] = {}
+    """A case of a recipe at tiny; one for each recipe, precision and seed, so that observations can be cached."""
 
+    @functools.cache
     def get(recipe: str, precision: str = "float64", seed: int = 0) -> Case:
-        key = recipe, precision, seed
-        if key not in made:
-            made[key] = Case(
-                compared_recipe(recipe, "tiny", precision),
-                track_of("tiny"),
-                synthetic,
-                tmp_path_factory.mktemp("case"),
-                seed,
-            )
-        return made[key]
+        folder = tmp_path_factory.mktemp("case")
+        return Case(compared_recipe(recipe, "tiny", precision), track_of("tiny"), synthetic, folder, seed)
 
     return get
 
@@ -66,18 +58,18 @@ def clean() -> dict[str, Side]:
 
 @pytest.fixture(scope="session")
 def memo() -> Memo:
-    """What has been seen of the clean sides."""
+    """Observations of the clean sides."""
     return {}
 
 
 @pytest.fixture(scope="session")
-def compare(commands) -> Callable[..., Said]:
+def compare(commands) -> Callable[..., Output]:
     """Runs `python -m parity.compare` in this process, where the frameworks are loaded already."""
 
-    def run(*args: object) -> Said:
+    def run(*args: object) -> Output:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([*map(str, args), "--data-dir", str(commands.data)])
-        return Said(code, out.getvalue(), err.getvalue())
+        return Output(code, out.getvalue(), err.getvalue())
 
     return run

@@ -6,29 +6,29 @@ from html.parser import HTMLParser
 
 import pytest
 
-from parity.compare import low_precision
 from parity.compare.levels import LEVELS
 from parity.compare.observation import Result
+from parity.compare.reference_errors import reference_errors
 from parity.compare.report.html import heat_map
-from parity.compare.report.text import WIDTH
 from parity.recipes import RECIPES, recipe_for
+from parity.tables import WIDTH
 
 BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
 
 
 @pytest.mark.slow
 def test_nanogpt_is_the_same_experiment_in_both_backends_up_to_its_trajectory(compare):
-    said = compare("--recipe", "nanogpt", "--levels", "1-7")
-    assert said.code == 0 and "HOLDS at all 7 levels" in said.out, said.out
+    result = compare("--recipe", "nanogpt", "--levels", "1-7")
+    assert result.code == 0 and "HOLDS at all 7 levels" in result.out, result.out
 
 
 @pytest.mark.parametrize(
     "recipe", [name if name == "muon" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 )
 def test_both_backends_are_the_same_experiment_at_levels_1_to_9(compare, recipe, tmp_path):
-    said = compare("--recipe", recipe, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
-    assert (said.code, said.err) == (0, "") and "HOLDS at all 9 levels" in said.out
-    assert max(map(len, said.out.splitlines())) <= WIDTH
+    result = compare("--recipe", recipe, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
+    assert (result.code, result.err) == (0, "") and "HOLDS at all 9 levels" in result.out
+    assert max(map(len, result.out.splitlines())) <= WIDTH
     report = json.loads((tmp_path / "r.json").read_text())
     results = report["recipes"][recipe]["results"]
     assert report["exit_code"] == 0 and [r["level"] for r in results] == BY_DEFAULT
@@ -64,7 +64,7 @@ def check_page(text, recipe):
     page.feed(text)
     assert not page.open and not page.loaded and "http" not in text.replace("http://www.w3.org", "")
     assert page.counts["polyline"] == 2 and page.counts["circle"] == 40  # two curves of 20 steps
-    parameters = set(re.findall(r"<tr><td><code>([^<]*\.(?:weight|bias))</code>", text))
+    parameters = set(re.findall(r'<tr><th scope="row"><code>([^<]*\.(?:weight|bias))</code>', text))
     assert {
         name for name in recipe_for(recipe, "tiny").parameters() if not name.endswith("attn.qkv.bias")
     } <= parameters
@@ -73,8 +73,8 @@ def check_page(text, recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_heat_map_has_a_row_for_every_weight(recipe):
     names = list(recipe_for(recipe, "tiny").parameters())
-    seen = Result("gradients", "holds", heat=dict.fromkeys([*names, "all places together", "after clipping"], 0.5))
-    rows = re.findall(r"<tr><td><code>([^<]*)</code>", heat_map([seen]))
+    gradients = Result("gradients", "holds", heat=dict.fromkeys([*names, "all places together", "after clipping"], 0.5))
+    rows = list(heat_map([gradients])["rows"])
     assert sorted(rows) == sorted(names)
     assert (
         rows.index("embed.weight") < rows.index("blocks.0.attn.proj.weight") < rows.index("blocks.1.attn.proj.weight")
@@ -82,12 +82,12 @@ def test_the_heat_map_has_a_row_for_every_weight(recipe):
 
 
 def test_float32_holds_against_the_recorded_errors(compare):
-    said = compare("--recipe", "nanogpt", "--dtype", "float32", "--levels", "forward-update")
-    assert said.code == 0, said.out
+    result = compare("--recipe", "nanogpt", "--dtype", "float32", "--levels", "forward-update")
+    assert result.code == 0, result.out
 
 
 def test_a_fault_in_float32_is_found_where_it_is(compare):
-    said = compare(
+    result = compare(
         "--recipe",
         "nanogpt",
         "--dtype",
@@ -99,11 +99,11 @@ def test_a_fault_in_float32_is_found_where_it_is(compare):
         "--in",
         "torchref",
     )
-    assert said.code == 1 and "place    blocks.0.norm1\n" in said.out and "4 x the recorded error" in said.out
+    assert result.code == 1 and "place    blocks.0.norm1\n" in result.out and "4 x the recorded error" in result.out
 
 
 def test_a_planted_fault_ends_with_1_and_is_named_with_place_distance_and_reason(compare, tmp_path):
-    said = compare(
+    result = compare(
         "--recipe",
         "nanogpt",
         "--levels",
@@ -115,19 +115,19 @@ def test_a_planted_fault_ends_with_1_and_is_named_with_place_distance_and_reason
         "--html",
         tmp_path / "r.html",
     )
-    assert said.code == 1
-    assert "FAILS at level 3, forward (mlp)\n  place    blocks.0.mlp.proj:in\n  where    row " in said.out
-    assert re.search(r"how far  \S+, \S+ ulps at the worst place; allowed \S+ \(862 roundings\)", said.out)
-    assert "with the mistake gelu-tanh planted in" in said.out
-    assert said.out.count("not judged, it stands on forward, which fails") == 3
+    assert result.code == 1
+    assert "FAILS at level 3, forward (mlp)\n  place    blocks.0.mlp.proj:in\n  where    row " in result.out
+    assert re.search(r"how far  \S+, \S+ ulps at the worst place; allowed \S+ \(862 roundings\)", result.out)
+    assert "with the mistake gelu-tanh planted in" in result.out
+    assert result.out.count("not judged, it stands on forward, which fails") == 3
     assert 'class="finding"' in (tmp_path / "r.html").read_text()
 
 
 def test_with_keep_going_the_levels_behind_a_failure_are_judged_too(compare):
-    said = compare(
+    result = compare(
         "--recipe", "nanogpt", "--levels", "forward,loss", "--plant", "gelu-tanh", "--in", "torchref", "--keep-going"
     )
-    assert said.code == 1 and " 4 loss: FAILS" in said.out
+    assert result.code == 1 and " 4 loss: FAILS" in result.out
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_with_keep_going_the_levels_behind_a_failure_are_judged_too(compare):
     ],
 )
 def test_bad_options_are_one_sentence_and_exit_code_2(compare, options, message):
-    said = compare(*options)
-    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
+    result = compare(*options)
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1
 
 
 def test_weights_of_another_program_are_compared_from(compare, tmp_path):
@@ -167,31 +167,31 @@ def test_weights_of_another_program_are_compared_from(compare, tmp_path):
 
     recipe = recipe_for("muon", "tiny")
     canonical.save(tmp_path / "w.safetensors", canonical.initial_weights(recipe, 5))
-    said = compare("--recipe", "muon", "--levels", "forward,loss", "--weights", tmp_path / "w.safetensors")
-    assert said.code == 0, said.err
+    result = compare("--recipe", "muon", "--levels", "forward,loss", "--weights", tmp_path / "w.safetensors")
+    assert result.code == 0, result.err
     assert compare("--recipe", "nanogpt", "--levels", "loss", "--weights", tmp_path / "w.safetensors").code == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_float64_trajectories_agree_to_1e_10_over_50_steps(compare, recipe):
-    said = compare("--recipe", recipe, "--levels", "trajectory", "--steps", "50")
-    assert said.code == 0 and " 1.0e-10 " in said.out, said.out
+    result = compare("--recipe", recipe, "--levels", "trajectory", "--steps", "50")
+    assert result.code == 0 and " 1.0e-10 " in result.out, result.out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_layout_gives_the_losses_of_one_device(compare, recipe):
-    said = compare("--recipe", recipe, "--levels", "layout")
-    assert said.code == 0 and "HOLDS at all 1 levels" in said.out, said.out
+    result = compare("--recipe", recipe, "--levels", "layout")
+    assert result.code == 0 and "HOLDS at all 1 levels" in result.out, result.out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_bfloat16_holds_and_a_bfloat16_fault_does_not(compare, recipe):
-    said = compare("--recipe", recipe, "--dtype", "bfloat16")
-    assert said.code == 0, said.out
-    said = compare(
+    result = compare("--recipe", recipe, "--dtype", "bfloat16")
+    assert result.code == 0, result.out
+    result = compare(
         "--recipe",
         recipe,
         "--dtype",
@@ -203,19 +203,19 @@ def test_bfloat16_holds_and_a_bfloat16_fault_does_not(compare, recipe):
         "--in",
         "torchref",
     )
-    assert said.code == 1 and "p, at least (Holm)" in said.out
+    assert result.code == 1 and "p, at least (Holm)" in result.out
 
 
 @pytest.mark.slow
-def test_a_hundred_comparisons_give_no_false_alarm(compare):
-    said = compare("--repeat", "100")
-    assert said.code == 0 and said.out.endswith("100 comparisons, 0 false alarms\n"), said.out
-    assert said.out.count(" holds ") == 100
+def test_a_hundred_comparisons_give_no_false_positive(compare):
+    result = compare("--repeat", "100")
+    assert result.code == 0 and result.out.endswith("100 comparisons, 0 false positives\n"), result.out
+    assert result.out.count(" holds ") == 100
 
 
-def test_errors_are_recorded_for_every_recipe_in_both_narrow_precisions():
+def test_errors_are_recorded_for_every_recipe_in_both_low_precisions():
     for recipe in RECIPES:
         for precision in ("float32", "bfloat16"):
-            recorded = low_precision.recorded_errors(recipe, "tiny", precision)
+            recorded = reference_errors(recipe, "tiny", precision)
             levels = {key.split("/")[0] for key in recorded}
             assert levels == {level.name for level in LEVELS.values() if level.numeric}

@@ -1,4 +1,4 @@
-"""Every fault of the catalogue is caught at the level that can see it, named at the right place, and leaves nothing behind."""
+"""Every fault of the catalogue is caught at its level and its place, named, and removed without a trace."""
 
 import importlib
 
@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from parity.compare.faults.catalogue import FAULTS, NARROW_FAULTS
-from parity.compare.faults.matrix import matrix, plant
 from parity.compare.faults.plant import planted
 from parity.compare.levels import LEVELS
-from parity.compare.report.text import WIDTH, matrix_text
+from parity.compare.matrix import matrix, plant
+from parity.compare.report.text import matrix_text
 from parity.compare.runner import Comparison, chosen_levels
 from parity.compare.side import Side
 from parity.errors import InputError
 from parity.recipes import RECIPES
+from parity.tables import WIDTH
 
 QUICK = [
     ("data-shard-end", "torchref", "nanogpt"),
@@ -54,7 +55,7 @@ def test_the_records_have_faults_of_their_own():
 
 @pytest.fixture(scope="module")
 def caught(case, clean, memo):
-    """Plants one fault and gives what caught it; what the clean sides show is seen once for all."""
+    """Plants one fault; the clean sides are observed once for all."""
 
     def get(name, backend, recipe):
         return plant(FAULTS[name], backend, case(recipe), clean, memo)
@@ -64,10 +65,10 @@ def caught(case, clean, memo):
 
 @pytest.mark.parametrize(("name", "backend", "recipe"), QUICK)
 def test_a_fault_is_caught_and_named(caught, name, backend, recipe):
-    found = caught(name, backend, recipe)
-    assert found.right, f"caught at {found.level}, {found.line}: {found.place}"
-    assert found.margin > 10
-    assert found.named
+    outcome = caught(name, backend, recipe)
+    assert outcome.correct, f"caught at {outcome.level}, {outcome.line}: {outcome.location}"
+    assert outcome.margin > 10
+    assert outcome.named
 
 
 def test_a_planted_fault_leaves_the_code_as_it_was():
@@ -108,8 +109,8 @@ def test_two_mistakes_at_once_are_named_one_after_the_other(case, clean):
 
 
 def test_the_matrix_fits_the_screen_and_counts(case, clean):
-    found = matrix([case("muon")], [FAULTS["data-shifted"], FAULTS["init-next-seed"]], ["torchref"])
-    text = matrix_text(found)
+    rows = matrix([case("muon")], [FAULTS["data-shifted"], FAULTS["init-next-seed"]], ["torchref"])
+    text = matrix_text(rows)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "2 faults, 2 plantings: 2 caught at the level and place that must see them" in text
 
@@ -125,14 +126,12 @@ def test_an_unknown_fault_is_one_sentence():
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
 def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recipe):
-    found = matrix([case(recipe)], FAULTS.values(), [backend])
-    wrong = [f"{c.fault} in {c.recipe}: {c.level}, {c.line}: {c.place}" for c in found if not c.right]
+    rows = matrix([case(recipe)], FAULTS.values(), [backend])
+    wrong = [f"{c.fault} in {c.recipe}: {c.level}, {c.line}: {c.location}" for c in rows if not c.correct]
     assert not wrong
-    assert [c.fault for c in found] == [
-        f.name for f in FAULTS.values() if recipe in f.recipes and backend in f.backends
-    ]
-    assert min(c.margin for c in found) > 10
-    assert np.mean([c.named for c in found if c.expected != "layout"]) > 0.95
+    assert [c.fault for c in rows] == [f.name for f in FAULTS.values() if recipe in f.recipes and backend in f.backends]
+    assert min(c.margin for c in rows) > 10
+    assert np.mean([c.named for c in rows if c.expected != "layout"]) > 0.95
 
 
 @pytest.mark.slow
@@ -140,7 +139,7 @@ def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recip
 @pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
 def test_a_fault_in_8_bits_is_caught_in_bfloat16(compare, name, backend):
     """Only there are 8 bits in use; the tests over eight draws see more rounding, and less, than was recorded."""
-    said = compare(
+    result = compare(
         "--recipe", "record-21", "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend
     )
-    assert said.code == 1 and f", {NARROW_FAULTS[name].level} (" in said.out, said.out
+    assert result.code == 1 and f", {NARROW_FAULTS[name].level} (" in result.out, result.out

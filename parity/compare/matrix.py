@@ -1,22 +1,22 @@
-"""The matrix fault x level: every fault of the catalogue planted in every backend, and where it is caught."""
+"""The matrix fault x level: every fault of the catalogue planted in every backend, and the level that catches it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from parity.compare.case import Case
-from parity.compare.faults.diagnosis import matches
+from parity.compare.diagnosis import matches, named_faults
 from parity.compare.faults.plant import Fault
 from parity.compare.levels import LEVELS
-from parity.compare.observation import Result
-from parity.compare.runner import Comparison, Memo
-from parity.compare.side import Side
+from parity.compare.observation import Result, ratio
+from parity.compare.runner import Comparison
+from parity.compare.side import Memo, Side
 
-PAIR = {"jaxrun": "torchref", "torchref": "jaxrun"}
+OTHER = {"jaxrun": "torchref", "torchref": "jaxrun"}
 
 
 @dataclass(frozen=True)
 class Caught:
-    """One fault in one backend and recipe: `level` where it was caught (None: missed), `margin` found / allowed."""
+    """One fault in one backend and recipe: the `level` that caught it (None: missed), `margin` measured / allowed."""
 
     fault: str
     backend: str
@@ -24,17 +24,17 @@ class Caught:
     expected: str
     level: str | None
     line: str = ""
-    place: str = ""
+    location: str = ""
     margin: float = 0.0
-    in_place: bool = False
+    at_location: bool = False
     named: bool = False
     others: tuple[str, ...] = ()
     """Other faults of the catalogue that would give the very same numbers at this level."""
 
     @property
-    def right(self) -> bool:
-        """Caught at the level that it must be caught at, and at the right place."""
-        return self.level == self.expected and self.in_place
+    def correct(self) -> bool:
+        """Whether the level and the location are those that must catch it."""
+        return self.level == self.expected and self.at_location
 
 
 def matrix(
@@ -44,27 +44,25 @@ def matrix(
     progress: Callable[[Caught], None] = lambda caught: None,
 ) -> list[Caught]:
     """Plants each fault in each backend, compares with the other backend, and stops at the level that catches it."""
-    found = []
+    rows = []
     for case in cases:
-        clean = {backend: Side(backend) for backend in PAIR}
+        clean = {backend: Side(backend) for backend in OTHER}
         memo: Memo = {}
-        for fault in faults:
-            for backend in backends:
-                if case.recipe.name in fault.recipes and backend in fault.backends:
-                    caught = plant(fault, backend, case, clean, memo)
-                    for key in [key for key in memo if key[0] == Side(backend, fault).identity]:
-                        del memo[key]
-                    progress(caught)
-                    found.append(caught)
-    return found
+        for fault in (fault for fault in faults if case.recipe.name in fault.recipes):
+            for backend in (backend for backend in backends if backend in fault.backends):
+                rows.append(plant(fault, backend, case, clean, memo))
+                for key in [key for key in memo if key[0] == Side(backend, fault).identity]:
+                    del memo[key]
+                progress(rows[-1])
+    return rows
 
 
 def plant(fault: Fault, backend: str, case: Case, clean: dict[str, Side], memo: Memo) -> Caught:
     """Plants one fault in one backend, and compares it with the other one of the clean sides."""
-    a, b = Side(backend, fault), clean[PAIR[backend]]
     # the expensive last level only for the faults that show nowhere else
     levels = [level for level in LEVELS.values() if level.by_default or fault.level == level.name]
-    results = Comparison(a, b, case, levels, memo=memo, writers=list(clean.values())).run()
+    sides = Side(backend, fault), clean[OTHER[backend]]
+    results = Comparison(*sides, case, levels, memo=memo, writers=list(clean.values())).run()
     return _caught(fault, backend, case.recipe.name, results)
 
 
@@ -72,8 +70,7 @@ def _caught(fault: Fault, backend: str, recipe: str, results: list[Result]) -> C
     finding = next((result.finding for result in results if result.finding), None)
     if finding is None:
         return Caught(fault.name, backend, recipe, fault.level, None)
-    margin = finding.found / finding.allowed if finding.allowed else float("inf")
-    named = tuple(reason.split(" planted in ")[0].split()[-1] for reason in finding.reasons if " planted in " in reason)
+    named = named_faults(finding)
     return Caught(
         fault.name,
         backend,
@@ -81,8 +78,8 @@ def _caught(fault: Fault, backend: str, recipe: str, results: list[Result]) -> C
         fault.level,
         finding.level,
         finding.line,
-        finding.place,
-        margin,
+        finding.location,
+        ratio(finding.measured, finding.allowed),
         matches(fault, finding),
         fault.name in named,
         tuple(name for name in named if name != fault.name),

@@ -1,4 +1,4 @@
-"""Programs that are not ours: the worked example of docs/porting.md, partial programs, and what is wrong with a file."""
+"""User programs: the worked example of docs/porting.md, partial programs, and mistakes in a file."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ def blocks(label):
 
 
 def without_numbers(text):
-    """The lines of a report but for measured figures and what they wrap into."""
+    """The lines of a report with measured figures replaced."""
     return re.sub(r"[-+]?\d[\d.,e+-]*", "#", text)
 
 
@@ -23,14 +23,14 @@ def without_numbers(text):
 def test_the_worked_example_finds_both_mistakes_and_then_holds(compare, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("nanogpt_linen.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
-    (command,), mends = blocks("command"), blocks("mend")
+    (command,), fixes = blocks("command"), blocks("fix")
     options = command.split()[3:]
-    for label, code, mend in (("first", 1, mends[0]), ("second", 1, mends[1]), ("third", 0, None)):
-        said = compare(*options)
-        assert said.code == code, said.err or said.out
-        assert without_numbers(blocks(label)[0]) in without_numbers(said.out)
-        if mend:
-            subprocess.run(mend, shell=True, check=True)
+    for label, code, fix in (("first", 1, fixes[0]), ("second", 1, fixes[1]), ("third", 0, None)):
+        result = compare(*options)
+        assert result.code == code, result.err or result.out
+        assert without_numbers(blocks(label)[0]) in without_numbers(result.out)
+        if fix:
+            subprocess.run(fix, shell=True, check=True)
 
 
 FORWARD_ONLY = """
@@ -54,7 +54,7 @@ def build(recipe):
 
 @pytest.fixture
 def partial(tmp_path):
-    """A file with a program that has losses of tokens alone, changed somehow."""
+    """A file with a program that has only losses of tokens, changed somehow."""
 
     def write(change="", more=""):
         path = tmp_path / "partial.py"
@@ -65,20 +65,20 @@ def partial(tmp_path):
 
 
 def test_levels_without_methods_are_not_judged_and_never_passed(compare, partial):
-    said = compare("--a", partial(), "--recipe", "muon", "--levels", "1-5")
-    assert said.code == 2
-    assert " 1 data: ok" in said.out and " 4 loss: ok" in said.out
-    assert " 2 init: not judged, partial.py has no method init" in said.out
-    assert " 3 forward: not judged, partial.py has no method activations" in said.out
-    assert "holds at 2 levels, 3 NOT JUDGED; to ask for those alone: --levels data,loss" in said.out
+    result = compare("--a", partial(), "--recipe", "muon", "--levels", "1-5")
+    assert result.code == 2
+    assert " 1 data: ok" in result.out and " 4 loss: ok" in result.out
+    assert " 2 init: not judged, partial.py has no method init" in result.out
+    assert " 3 forward: not judged, partial.py has no method activations" in result.out
+    assert "holds at 2 levels, 3 NOT JUDGED; to ask for those alone: --levels data,loss" in result.out
     assert compare("--a", partial(), "--recipe", "muon", "--levels", "data,loss").code == 0
 
 
 def test_two_files_are_compared_with_each_other(compare, partial, tmp_path):
     right = tmp_path / "right.py"
     right.write_text(partial().read_text())
-    said = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss")
-    assert said.code == 1 and "partial.py departs from torchref" in said.out
+    result = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss")
+    assert result.code == 1 and "partial.py departs from torchref" in result.out
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_two_files_are_compared_with_each_other(compare, partial, tmp_path):
     ],
 )
 def test_wrong_values_of_a_program_are_one_sentence(compare, partial, change, message):
-    said = compare("--a", partial(change), "--recipe", "muon", "--levels", "loss")
-    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
-    assert str(partial(change)) in said.err
+    result = compare("--a", partial(change), "--recipe", "muon", "--levels", "loss")
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1
+    assert str(partial(change)) in result.err
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_wrong_values_of_a_program_are_one_sentence(compare, partial, change, me
 def test_a_file_that_is_no_program_is_one_sentence(compare, tmp_path, text, message):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    said = compare("--a", path, "--recipe", "muon")
-    assert said.code == 2 and message in said.err and said.err.count("\n") == 1 and str(path) in said.err
+    result = compare("--a", path, "--recipe", "muon")
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1 and str(path) in result.err
 
 
 GRADIENTS = """
@@ -131,22 +131,13 @@ GRADIENTS = """
     ],
 )
 def test_gradients_that_are_missing_or_left_over_never_pass(compare, partial, what, message):
-    said = compare("--a", partial(more=GRADIENTS.format(what=what)), "--recipe", "muon", "--levels", "gradients")
-    assert said.code == 2 and message in said.err and said.err.count("\n") == 1
+    result = compare("--a", partial(more=GRADIENTS.format(what=what)), "--recipe", "muon", "--levels", "gradients")
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1
 
 
 def test_torch_tensors_that_still_have_their_graph_are_read(compare, partial):
-    assert (
-        compare(
-            "--a",
-            partial(more=GRADIENTS.format(what="loss.requires_grad_()")),
-            "--recipe",
-            "muon",
-            "--levels",
-            "gradients",
-        ).code
-        == 0
-    )
+    path = partial(more=GRADIENTS.format(what="loss.requires_grad_()"))
+    assert compare("--a", path, "--recipe", "muon", "--levels", "gradients").code == 0
 
 
 def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
@@ -156,17 +147,16 @@ def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
         (folder / "beside.py").write_text(f"FACTOR = {factor}\n")
         text = FORWARD_ONLY.format(change=" * beside.FACTOR", more="").replace("import numpy as np", "import beside")
         (folder / "program.py").write_text(text)
-    said = compare(
+    result = compare(
         "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss"
     )
-    assert said.code == 1 and "seen     a (program.py) " in said.out
+    assert result.code == 1 and "seen     a (program.py) " in result.out
 
 
 def test_a_file_that_is_missing_is_one_sentence(compare, tmp_path):
-    said = compare("--a", tmp_path / "none.py")
-    assert (
-        said.code == 2 and "none.py: expected a Python file with a function build(recipe), found none there" in said.err
-    )
+    result = compare("--a", tmp_path / "none.py")
+    assert result.code == 2
+    assert "none.py: expected a Python file with a function build(recipe), found none there" in result.err
 
 
 def test_a_backend_that_is_not_installed_is_one_sentence(compare, monkeypatch):
@@ -176,10 +166,9 @@ def test_a_backend_that_is_not_installed_is_one_sentence(compare, monkeypatch):
         raise ModuleNotFoundError("No module named 'jax'", name="jax")
 
     monkeypatch.setattr(programs.importlib, "import_module", missing)
-    said = compare("--recipe", "muon", "--levels", "loss")
-    assert (
-        said.code == 2 and "backend jaxrun needs the package jax, which is not installed: pip install jax" in said.err
-    )
+    result = compare("--recipe", "muon", "--levels", "loss")
+    assert result.code == 2
+    assert "backend jaxrun needs the package jax, which is not installed: pip install jax" in result.err
 
 
 @pytest.mark.slow
@@ -221,10 +210,10 @@ def test_nanogpt_is_transformers_gpt2(tmp_path):
     for backend in ("jaxrun", "torchref"):
         program = build(backend, recipe, device="cpu")
         state, batch = program.load(weights), program.put_global_batch(inputs, targets)
-        found = program.fetch(program.activations(state, batch)["logits"])
-        np.testing.assert_allclose(found, logits.detach().numpy(), atol=1e-13)  # some thousand roundings of 1e-16
-        ours, our_grads = program.fetch(program.loss_and_grads(state, batch))
-        assert abs(float(ours) - loss.item()) < 1e-13
+        ours = program.fetch(program.activations(state, batch)["logits"])
+        np.testing.assert_allclose(ours, logits.detach().numpy(), atol=1e-13)  # some thousand roundings of 1e-16
+        loss_here, our_grads = program.fetch(program.loss_and_grads(state, batch))
+        assert abs(float(loss_here) - loss.item()) < 1e-13
         for name, g in our_grads.items():
             expected = grads[MAPS["hf-gpt2"].source(name)]
             expected = expected.T if name.endswith(MAPS["hf-gpt2"].transposed) else expected
