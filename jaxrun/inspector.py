@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxrun import layers, model, optim, parts
+from jaxrun import model, optim
+from jaxrun.kernels.fp8 import fp8_matmul
 from parity.program import Outputs
 
 
@@ -52,7 +53,7 @@ class Inspection:
     def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         recipe = self.recipe
         y, pull = jax.vjp(
-            lambda x, w: layers.fp8_product(x, w, recipe.fp8_scales, 1 / recipe.context),
+            lambda x, w: fp8_matmul(x, w, recipe.fp8_scales, 1 / recipe.context),
             jnp.asarray(x_TD),
             jnp.asarray(weight_VD),
         )
@@ -115,7 +116,7 @@ def recorded(net: nnx.Module, found: Outputs) -> Iterator[None]:
     kinds = {type(module) for _, module in nnx.iter_modules(net) if paths[id(module)] and callable(module)}
     before = {kind: kind.__call__ for kind in kinds}
     with ExitStack() as patches:
-        for place in (parts, sys.modules[type(net).__module__]):  # own models have their own names for it
+        for place in {sys.modules[kind.__module__] for kind in type(net).__mro__}:  # where the model calls attention
             for name in ("causal_attention", "window_attention"):
                 if hasattr(place, name):
                     patches.enter_context(patch.object(place, name, found.attending(getattr(place, name), inside)))

@@ -171,13 +171,13 @@ def make_optimizer(recipe: Recipe, divide: Divide = lambda function: function) -
 
 
 def _adamw_of(recipe: Recipe, group: str, divide: Divide) -> optax.GradientTransformation:
-    return adamw(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.decay(group))
+    return adamw(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.group_weight_decay(group))
 
 
 def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -> optax.GradientTransformation:
     return muon(
         learning_rates(recipe, group),
-        recipe.decay(group),
+        recipe.group_weight_decay(group),
         momentum_schedule(recipe),
         recipe.newton_schulz_steps,
         recipe.newton_schulz,
@@ -187,7 +187,7 @@ def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -
     )
 
 
-OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "SummedMuon": functools.partial(_muon_of, summed=True)}
+OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "MuonSGD": functools.partial(_muon_of, summed=True)}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:

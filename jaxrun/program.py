@@ -1,6 +1,7 @@
 """A recipe as a JAX program: one compiled step over a mesh, and what the harness and the comparer ask of it."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import platformdirs
 from flax import nnx
 
 from jaxrun import checkpoint, model, optim, sharding
-from jaxrun.attention import compiling_for
 from jaxrun.inspector import Inspection
 from jaxrun.kernels import head_blocks
+from jaxrun.kernels.cross_entropy import BoundedSoftcap
+from jaxrun.kernels.platform import compiling_for
+from jaxrun.kernels.remat import remat
 from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_microbatches, own_function
@@ -181,7 +184,7 @@ class JaxProgram(Inspection):
 
         @functools.wraps(function)
         def traced(*args):
-            with compiling_for(self.platform), model.remat(self.remat):
+            with compiling_for(self.platform), remat(self.remat):
                 return function(*args)
 
         return jax.jit(traced, **options)
@@ -257,16 +260,18 @@ class JaxProgram(Inspection):
         empty = self.shapes["weights"]
         net = model.apply(self.definition, empty, lambda m: m)
 
-        def method(name: str) -> Callable:  # weights that the head does not use may be missing
+        def method(name: str, *args: Any) -> Callable:  # weights that the head does not use may be missing
             return lambda weights, x_BTD: model.apply(
-                self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD)
+                self.definition, empty | weights, lambda m: getattr(m, name)(x_BTD, *args)
             )
 
-        if not hasattr(net, "squash"):
+        if not hasattr(net, "softcap"):
             return head_blocks.Head(method("logits"), method("logits"), lambda logits: logits)
-        return head_blocks.Head(
-            method("scores"), method("training_scores" if hasattr(net, "training_scores") else "scores"), net.squash
-        )
+        training = method("raw_logits")
+        if hasattr(net, "training_raw_logits"):  # gradients are those of the sum of the losses
+            training = method("training_raw_logits", 1 / self.recipe.context)
+        softcap = BoundedSoftcap(net.softcap, getattr(net, "logit_bound", math.inf))
+        return head_blocks.Head(method("raw_logits"), training, softcap)
 
     def _row_log_probs(self, weights, step, inputs_BT, positions):
         logits_BPV = model.apply(

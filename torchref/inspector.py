@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from parity.program import Outputs
-from torchref import layers, optim, parts
+from torchref import layers, optim
+from torchref.kernels.fp8 import fp8_matmul
 
 KINDS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum"}  # torch's names of what an optimizer keeps
 
@@ -67,7 +68,7 @@ class Inspection:
 
     def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         x, weight = (torch.from_numpy(a).requires_grad_() for a in (x_TD, weight_VD))
-        y = layers.fp8_product(x, weight, self.recipe.fp8_scales, 1 / self.recipe.context)
+        y = fp8_matmul(x, weight, self.recipe.fp8_scales, 1 / self.recipe.context)
         return {"y": y, **dict(zip(("dx", "dweight"), torch.autograd.grad(y, (x, weight), torch.from_numpy(dy_TV))))}
 
     @torch.no_grad()
@@ -104,7 +105,7 @@ def recorded(net: nn.Module, found: Outputs) -> Iterator[None]:
         found.note(inside.pop(), y[0] if isinstance(y, tuple) else y)
 
     with ExitStack() as hooks:
-        for place in (parts, sys.modules[type(net).__module__]):  # own models have their own names for it
+        for place in {sys.modules[kind.__module__] for kind in type(net).__mro__}:  # where the model calls attention
             for name in ("causal_attention", "window_attention"):
                 if hasattr(place, name):
                     hooks.enter_context(patch.object(place, name, found.attending(getattr(place, name), inside)))

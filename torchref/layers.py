@@ -1,4 +1,9 @@
-"""What parts and own models are made of, in PyTorch: products, embeddings, norms, caps, losses. Letters: parity/recipes/base.py."""
+"""The layers that models are built from, in PyTorch: products, embeddings, norms, learned scalars, losses.
+
+Letters: parity/recipes/base.py.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -6,73 +11,113 @@ from torch import nn
 
 from parity.recipes import Dtypes
 
+MASKED = -1e30  # a masked score: exp(MASKED - max) is exactly 0 in every precision in use
+
 
 class Linear(nn.Module):
-    """x W^T + b: weight (out, in), bias (out,) if there is one, cast to the type of products."""
+    """x W^T + b, in the type of products: weight (out, in), bias (out,) if there is one."""
 
     def __init__(self, inputs: int, outputs: int, dtypes: Dtypes, bias: bool = True):
         super().__init__()
         self.weight = empty((outputs, inputs), dtypes.weights)
         self.bias = empty((outputs,), dtypes.weights) if bias else None
-        self.dtype = torch_dtype(dtypes.products)
+        self.dtype = dtypes.matmul
 
     def forward(self, x):
-        return product(x, self.weight, self.dtype, self.bias)
+        return matmul_t(x, self.weight, self.dtype, self.bias)
+
+
+class StackedLinear(nn.Module):
+    """x W[i]^T for each matrix of a stack (N, out, in), side by side: (B, T, N out)."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, dtypes: Dtypes):
+        super().__init__()
+        self.weight = empty((count, outputs, inputs), dtypes.weights)
+        self.dtype = dtypes.matmul
+
+    def forward(self, x_BTD):
+        return matmul_t(x_BTD, self.weight.flatten(0, 1), self.dtype)
 
 
 class Embedding(nn.Module):
     """Row lookup: weight (rows, D)."""
 
-    def __init__(self, rows: int, dim: int, dtype: str):
+    def __init__(self, rows: int, dim: int, dtypes: Dtypes):
         super().__init__()
-        self.weight = empty((rows, dim), dtype)
+        self.weight = empty((rows, dim), dtypes.embedding)
 
     def forward(self, index):
         return F.embedding(index, self.weight)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, variance biased, in the wide type."""
+    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, variance biased, in the accumulation dtype."""
 
     def __init__(self, dim: int, eps: float, dtypes: Dtypes):
         super().__init__()
         self.weight = empty((dim,), dtypes.weights)
         self.bias = empty((dim,), dtypes.weights)
-        self.eps, self.wide, self.dtype = eps, torch_dtype(dtypes.wide), torch_dtype(dtypes.stream)
+        self.eps, self.accum, self.dtype = eps, dtypes.accum, dtypes.residual
 
     def forward(self, x):
-        return F.layer_norm(x.to(self.wide), self.weight.shape, self.weight, self.bias, self.eps).to(self.dtype)
+        x = x.to(torch_dtype(self.accum))
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(torch_dtype(self.dtype))
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * gain over the last axis, computed in the wide type."""
+    """x / sqrt(mean(x^2) + eps) * gain over the last axis, in the accumulation dtype."""
 
     def __init__(self, dim: int, eps: float, dtypes: Dtypes):
         super().__init__()
         self.weight = empty((dim,), dtypes.weights)
-        self.eps, self.wide, self.dtype = eps, torch_dtype(dtypes.wide), torch_dtype(dtypes.stream)
+        self.eps, self.accum, self.dtype = eps, dtypes.accum, dtypes.residual
 
     def forward(self, x):
-        return rms_norm(x, self.eps, self.wide, self.weight.to(self.dtype))
+        return rms_norm(x, self.eps, self.accum, self.weight.to(torch_dtype(self.dtype)))
 
 
 class Norm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last axis, computed in the wide type."""
+    """x / sqrt(mean(x^2) + eps) over the last axis, in the accumulation dtype: RMS norm without a gain."""
 
     def __init__(self, eps: float, dtypes: Dtypes):
         super().__init__()
-        self.eps, self.wide = eps, torch_dtype(dtypes.wide)
+        self.eps, self.accum = eps, dtypes.accum
 
     def forward(self, x):
-        return rms_norm(x, self.eps, self.wide)
+        return rms_norm(x, self.eps, self.accum)
 
 
-def product(x, weight, dtype: torch.dtype, bias=None):
+class InputResidual(nn.Module):
+    """l0 x + l1 x0, x0 the normed embedding (record 8)."""
+
+    def __init__(self, dtypes: Dtypes):
+        super().__init__()
+        self.weight = empty((2,), dtypes.scalars)
+
+    def forward(self, x_BTD, x0_BTD):
+        lambdas = self.weight.to(x_BTD.dtype)
+        return scale_by(x_BTD, lambdas[0]) + scale_by(x0_BTD, lambdas[1])
+
+
+class SkipConnections(nn.Module):
+    """x + w_i y: the i-th block of the second half adds the output of its mirror image, the last of the first half
+    first (U-net, record 11). `outputs` are those of the first half, in order."""
+
+    def __init__(self, count: int, dtypes: Dtypes):
+        super().__init__()
+        self.weight = empty((count,), dtypes.scalars)
+
+    def forward(self, x_BTD, outputs, i: int):
+        return x_BTD + scale_by(outputs[-1 - i], self.weight[i].to(x_BTD.dtype))
+
+
+def matmul_t(x, weight, dtype: str, bias=None):
     """x W^T, plus the bias if there is one, all cast to `dtype`; sums are kept in float32 or wider."""
-    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    kind = torch_dtype(dtype)
+    return F.linear(x.to(kind), weight.to(kind), None if bias is None else bias.to(kind))
 
 
-def times(x, factor):
+def scale_by(x, factor):
     """factor x, with one learned number of the type of x, whose gradient is summed in float32 or wider."""
     return factor * x
 
@@ -82,66 +127,38 @@ def gelu(x, form: str):
     return F.gelu(x, approximate="tanh" if form == "tanh" else "none")
 
 
-def capped(x, cap: float):
-    """cap x / sqrt(x^2 + cap^2): never beyond the cap on either side."""
+def rational_softcap(x, cap: float):
+    """cap x / sqrt(x^2 + cap^2)."""
     return cap * x * torch.rsqrt(x * x + cap**2)
 
 
-def fp8_product(x_BTD, weight, scales: tuple[float, float, float], share: float):
-    """x W^T of x and W as they are in 8 bits (e4m3), in the type of x; its gradient from dy in 8 bits (e5m2).
-
-    W is float32, and takes the type of x first. `scales`: what x, W and dy are multiplied by before they are rounded; dy times `share` is
-    the gradient of a row's mean loss. Sums are in float32, and so is W's gradient. On a CPU, which has no such products, the rounded numbers are multiplied in float32.
-    """
-    return _FP8Product.apply(x_BTD, weight, scales, share)
+def mask_padding(logits_BTV, size: int):
+    """The logits with those of the rows above `size` masked: they take no part in a softmax."""
+    if logits_BTV.shape[-1] == size:
+        return logits_BTV
+    return logits_BTV.masked_fill(torch.arange(logits_BTV.shape[-1], device=logits_BTV.device) >= size, MASKED)
 
 
-def eight_bits(x, scale: float, dtype: torch.dtype):
-    """`scale` x in 8 bits."""
-    return (x.float() * scale).to(dtype)
-
-
-class _FP8Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, scales, share):
-        x8, weight8 = (
-            eight_bits(x, scales[0], torch.float8_e4m3fn),
-            eight_bits(weight.to(x.dtype), scales[1], torch.float8_e4m3fn),
-        )
-        ctx.save_for_backward(x8, weight8)
-        ctx.scales, ctx.share = scales, share
-        return _fp8_matmul(x8.flatten(0, -2), weight8.T, scales[0] * scales[1], x.dtype).unflatten(0, x.shape[:-1])
-
-    @staticmethod
-    def backward(ctx, dy):
-        x8, weight8 = ctx.saved_tensors
-        scale = ctx.scales[2] * ctx.share
-        dy8 = eight_bits(dy, scale, torch.float8_e5m2).flatten(0, -2)
-        dx = _fp8_matmul(dy8, weight8, scale * ctx.scales[1], dy.dtype).unflatten(0, dy.shape[:-1])
-        return dx, _fp8_matmul(dy8.T, x8.flatten(0, -2), scale * ctx.scales[0], torch.float32), None, None
-
-
-def _fp8_matmul(a, b, scale: float, dtype: torch.dtype):
-    """a b / scale. The GPU's product takes its left side by rows and its right side by columns."""
-    if a.device.type == "cpu":
-        return ((a.float() @ b.float()) / scale).to(dtype)
-    one = torch.ones((), device=a.device)
-    return torch._scaled_mm(a.contiguous(), b.T.contiguous().T, out_dtype=dtype, scale_a=one / scale, scale_b=one)
-
-
-def heads(x_BTD, head_dim: int):
+def split_heads(x_BTD, head_dim: int):
     """(B, T, D) -> (B, T, H, K)."""
     return x_BTD.unflatten(-1, (-1, head_dim))
 
 
-def rms_norm(x, eps: float, wide: torch.dtype, gain=None):
-    """x / sqrt(mean(x^2) + eps), times the gain if there is one; computed in `wide`, returned in the type of x."""
-    return F.rms_norm(x.to(wide), x.shape[-1:], None if gain is None else gain.to(wide), eps).to(x.dtype)
+def merge_heads(x_BTHK):
+    """(B, T, H, K) -> (B, T, D)."""
+    return x_BTHK.flatten(2)
 
 
-def token_losses(logits_BTV, targets_BT):
-    """-log softmax(logits)[target]: (B, T), in the type of the logits, nats."""
-    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view(targets_BT.shape)
+def rms_norm(x, eps: float, accum: str, gain=None):
+    """x / sqrt(mean(x^2) + eps), times the gain if there is one; computed in `accum`, returned in the type of x."""
+    kind = torch_dtype(accum)
+    return F.rms_norm(x.to(kind), x.shape[-1:], None if gain is None else gain.to(kind), eps).to(x.dtype)
+
+
+def token_losses(raw_logits_BTV, targets_BT, softcap: Callable = lambda raw_logits: raw_logits):
+    """-log softmax(softcap(raw logits))[target]: (B, T), in the type of the capped logits, nats."""
+    logits_NV = softcap(raw_logits_BTV).flatten(0, 1)
+    return F.cross_entropy(logits_NV, targets_BT.flatten(), reduction="none").view(targets_BT.shape)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -149,6 +166,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def empty(shape, dtype: str) -> nn.Parameter:
+def empty(shape: tuple[int, ...], dtype: str) -> nn.Parameter:
     """A weight with no memory behind it yet."""
     return nn.Parameter(torch.empty(shape, dtype=torch_dtype(dtype)))

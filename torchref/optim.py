@@ -161,7 +161,7 @@ def make_optimizer(
 
 
 def _adamw_of(recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide) -> torch.optim.Optimizer:
-    return adamw(weights, recipe.betas, recipe.adam_eps, {group: recipe.decay(group) for group in weights})
+    return adamw(weights, recipe.betas, recipe.adam_eps, {group: recipe.group_weight_decay(group) for group in weights})
 
 
 def _muon_of(
@@ -170,7 +170,7 @@ def _muon_of(
     (group,) = weights
     return muon(
         weights,
-        recipe.decay(group),
+        recipe.group_weight_decay(group),
         momentum_schedule(recipe),
         recipe.newton_schulz_steps,
         recipe.newton_schulz,
@@ -181,7 +181,7 @@ def _muon_of(
     )
 
 
-OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "SummedMuon": functools.partial(_muon_of, summed=True)}
+OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "MuonSGD": functools.partial(_muon_of, summed=True)}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:

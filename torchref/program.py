@@ -17,7 +17,7 @@ from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_microbatches, own_function
 from parity.recipes import Recipe
-from torchref import checkpoint, layers, model, optim, sharding
+from torchref import attention, checkpoint, layers, model, optim, sharding
 from torchref.inspector import Inspection
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
@@ -181,13 +181,13 @@ class TorchProgram(Inspection):
         return self.reset(state, saved)
 
     def window(self, step: int) -> tuple:
-        """What the model is told of the number of updates so far: nothing, or the window of its attention, an int32 tensor, and
-        numbers of blocks that the long and the short one are within, of which there are few, since code is compiled for each."""
+        """What the model is given beside the tokens after so many updates: nothing, or the window of its attention."""
         blocks, widest = self.recipe.attention_window(step), self.recipe.attention_window(self.recipe.steps)
-        if blocks is None:
+        if blocks is None or widest is None:
             return ()
-        within = min(widest, 1 << (blocks - 1).bit_length())
-        return ((torch.tensor(blocks, dtype=torch.int32, device=self.device), (within, -(-within // 2))),)
+        bound = min(widest, 1 << (blocks - 1).bit_length())
+        tensor = torch.tensor(blocks, dtype=torch.int32, device=self.device)
+        return (attention.Window(tensor, (bound, -(-bound // 2))),)
 
     def _apply(self, state: State, grads: dict[str, torch.Tensor], norm: torch.Tensor) -> None:
         for name, parameter in state.model.named_parameters():
@@ -284,8 +284,11 @@ def _loss(net: nn.Module, inputs_BT, targets_BT, window: tuple, reduction: str):
 def _training_losses(net: nn.Module, inputs_BT, targets_BT, window: tuple, reduction: str):
     """Losses as training computes them; their gradient will be that of their mean or their sum."""
     x_BTD = net(inputs_BT, *window)
-    logits = net.squash(net.training_scores(x_BTD, reduction)) if hasattr(net, "training_scores") else net.logits(x_BTD)
-    return layers.token_losses(logits, targets_BT)
+    if not hasattr(net, "training_raw_logits"):
+        return layers.token_losses(net.logits(x_BTD), targets_BT)
+    rows, length = inputs_BT.shape
+    grad_scale = float(rows) if reduction == "mean" else 1 / length  # of a row's mean loss
+    return layers.token_losses(net.training_raw_logits(x_BTD, grad_scale), targets_BT, net.softcap)
 
 
 def _token_losses(net: nn.Module, inputs_BT, targets_BT, window: tuple):

@@ -1,8 +1,8 @@
-"""Attention within a window of blocks and within documents, as fused kernels for GPUs (Pallas, by Triton). Letters: parity/recipes/base.py.
+"""Attention within windows and documents as fused kernels for GPUs (Pallas, by Triton).
 
-The kernels know neither windows nor documents: a query at position t sees the keys first_BT[t] .. t, or, said from the other
-side, a key at position s is seen by the queries s .. last_BT[s]. Both grow along a row, so that the first query of a tile says
-where its loop over keys begins, and the last key of a tile where its loop over queries ends. Work grows with what is seen.
+The kernels know neither windows nor documents: a query at position t sees the keys first_BT[t] .. t, and a key at
+position s is seen by the queries s .. last_BT[s]. Both grow along a row, so the first query of a tile says where its
+loop over keys begins, and the last key of a tile where its loop over queries ends. The work grows with the window.
 """
 
 import math
@@ -13,64 +13,47 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxrun.attention import NEGATIVE
+from jaxrun.kernels.platform import MASKED
 
 LOG2_E = math.log2(math.e)  # scores are kept in base 2: GPUs have exp2
-OWN = 128  # positions of the tile that a program owns; a smaller block makes it smaller
+OWN = 128  # positions of the tile that a program computes; a smaller block makes it smaller
 OTHER = 64  # positions of the tiles that it loops over
 
 
-def fits(dtype, block: int, K: int) -> bool:
-    """Whether there are kernels for arrays of a type, a block and a width of a head."""
-    return dtype in (jnp.bfloat16, jnp.float16) and all(size >= 16 and size.bit_count() == 1 for size in (block, K))
+def supports(dtype, block: int, K: int) -> bool:
+    """Whether there are kernels for a type of array, a block and a head width."""
+    return dtype in (jnp.bfloat16, jnp.float16) and _power_of_two(block) and _power_of_two(K)
 
 
 def window_attention(
-    q_BTHK,
-    k_BTHK,
-    v_BTHK,
-    scale: float,
-    documents_BT,
-    window,
-    block: int,
-    most: int | None = None,
+    q_BTHK, k_BTHK, v_BTHK, scale: float, segments_BT, window, block: int, max_window: int | None = None,
     interpret: bool = False,
-):
-    """softmax(scale q k^T, over what is seen) v, in time that grows with the window.
+):  # fmt: skip
+    """softmax(scale q k^T, masked) v, in time that grows with the window: see `jaxrun.attention.window_attention`.
 
-    q, k, v: (B, T, H, K), one type, bfloat16 or float16. documents: (B, T) int32, never falling along a row. window: int32 scalar, in
-    blocks of `block` positions; it may be traced. Position t of block i sees position s where s <= t, both are of one document, and
-    s // block > i - max(1, window); no window is wider than `most`, where that is given. Returns (B, T, H, K) in the type of q; scores and softmax are float32. `interpret` runs the
-    kernels on any platform, slowly. Raises ValueError where T, K or block have no kernel.
+    q, k, v: (B, T, H, K), bfloat16 or float16; scores and softmax are float32. `interpret` runs the kernels on any
+    platform, slowly. Raises ValueError where T, K or block have no kernel.
     """
     T, K = q_BTHK.shape[1], q_BTHK.shape[3]
     if T % block:
-        raise ValueError(
-            f"window attention: {T} positions are no whole number of blocks of {block}: choose a block that divides them"
-        )
-    if not all(size >= 16 and size.bit_count() == 1 for size in (block, K)):
-        raise ValueError(
-            f"window attention: expected powers of 2 from 16 for block and head width, found {block} and {K}"
-        )
-    span = min(T, (max(1, most) if most is not None else T) * block)  # what is counted as FLOPs: the widest
-    return _attention(
-        q_BTHK,
-        k_BTHK,
-        v_BTHK,
-        *seen(documents_BT, window, block),
-        scale,
-        min(OWN, block),
-        min(OTHER, block),
-        span,
-        interpret,
-    )
+        raise ValueError(f"window attention: expected a block that divides the {T} positions, found {block}")
+    if not (_power_of_two(block) and _power_of_two(K)):
+        raise ValueError(f"window attention: expected powers of 2 from 16 for block and head, found {block} and {K}")
+    span = min(T, (T if max_window is None else max(1, max_window)) * block)  # the widest, which FLOPs are counted for
+    first_BT, last_BT = visible_range(segments_BT, window, block)
+    tiles = min(OWN, block), min(OTHER, block)
+    return _attention(q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, scale, *tiles, span, interpret)
 
 
-def seen(documents_BT, window, block: int):
+def _power_of_two(size: int) -> bool:
+    return size >= 16 and size.bit_count() == 1
+
+
+def visible_range(segments_BT, window, block: int):
     """The first key that each query sees, and the last query that sees each key: first_BT, last_BT, int32."""
-    T = documents_BT.shape[1]
+    T = segments_BT.shape[1]
     position_T = jnp.arange(T, dtype=jnp.int32)
-    differs_BT = documents_BT[:, 1:] != documents_BT[:, :-1]
+    differs_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
     begin_BT = jnp.where(jnp.pad(differs_BT, ((0, 0), (1, 0))), position_T, 0)
     end_BT = jnp.where(jnp.pad(differs_BT, ((0, 0), (0, 1))), position_T, T - 1)
     blocks = jnp.clip(window, 1, T // block).astype(jnp.int32)
@@ -101,8 +84,8 @@ def _forward(q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, scale, own, other, span,
     return y_BTHK, (q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, y_BTHK, lse_BHT)
 
 
-def _backward(scale, own, other, span, interpret, kept, dy_BTHK):
-    q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, y_BTHK, lse_BHT = kept
+def _backward(scale, own, other, span, interpret, residuals, dy_BTHK):
+    q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, y_BTHK, lse_BHT = residuals
     B, T, H, K = q_BTHK.shape
     tile, row, whole, line = _specs(own, T, K)
     whole_line = pl.BlockSpec((None, None, T), lambda i, h, b: (b, h, 0))
@@ -135,7 +118,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _specs(own: int, T: int, K: int):
-    """What a program (tile, head, row) sees: its tile of (B, T, H, K) and of (B, T), all positions, its tile of (B, H, T)."""
+    """The blocks of a program (tile, head, row): its tile of (B, T, H, K) and of (B, T), all positions, its tile of
+    (B, H, T)."""
     return (
         pl.BlockSpec((None, own, None, K), lambda i, h, b: (b, i, h, 0)),
         pl.BlockSpec((None, own), lambda i, h, b: (b, i)),
@@ -145,7 +129,7 @@ def _specs(own: int, T: int, K: int):
 
 
 def _cost(products: int, q_BTHK, span: int):
-    """What a kernel of so many products computes, as if every position saw `span` others."""
+    """The cost of a kernel of so many products, as if every position saw `span` others."""
     return pl.CostEstimate(
         flops=products * 2 * q_BTHK.size * span,
         transcendentals=q_BTHK.size // q_BTHK.shape[3] * span,
@@ -163,7 +147,7 @@ def _product(a_MK, b_NK):
 
 
 def _forward_kernel(first_ref, q_ref, k_ref, v_ref, y_ref, lse_ref, *, scale, keys):
-    """One tile of queries; a loop over the tiles of keys that it sees, the own one last: softmax as it goes (flash attention)."""
+    """One tile of queries; a loop over the tiles of keys that it sees, its own last: online softmax (flash attention)."""
     T, K = q_ref.shape
     begin = pl.program_id(0) * T
     at_T, first_T, q_TK = begin + jnp.arange(T, dtype=jnp.int32), first_ref[...], q_ref[...]
@@ -173,17 +157,17 @@ def _forward_kernel(first_ref, q_ref, k_ref, v_ref, y_ref, lse_ref, *, scale, ke
         span = pl.ds(j * keys, keys)
         score_TS = _scores(q_TK, k_ref[span, :], scale)
         at_S = j * keys + jnp.arange(keys, dtype=jnp.int32)
-        score_TS = jnp.where((first_T[:, None] <= at_S) & (at_S <= at_T[:, None]), score_TS, NEGATIVE)
+        score_TS = jnp.where((first_T[:, None] <= at_S) & (at_S <= at_T[:, None]), score_TS, MASKED)
         new_T = jnp.maximum(top_T, jnp.max(score_TS, axis=1))
         prob_TS, shrink_T = (
             jnp.exp2(score_TS - new_T[:, None]),
             jnp.exp2(top_T - new_T),
-        )  # until a key is seen these are
-        v_SK = v_ref[span, :]  # of masked scores alone: the first key that is seen shrinks them to 0
+        )  # before a visible key these come
+        v_SK = v_ref[span, :]  # from masked scores only: the first visible key shrinks them to 0
         y_TK = y_TK * shrink_T[:, None] + jnp.dot(prob_TS.astype(v_SK.dtype), v_SK, preferred_element_type=jnp.float32)
         return y_TK, new_T, sum_T * shrink_T + jnp.sum(prob_TS, axis=1)
 
-    carry = jnp.zeros((T, K), jnp.float32), jnp.full(T, NEGATIVE, jnp.float32), jnp.zeros(T, jnp.float32)
+    carry = jnp.zeros((T, K), jnp.float32), jnp.full(T, MASKED, jnp.float32), jnp.zeros(T, jnp.float32)
     y_TK, top_T, sum_T = jax.lax.fori_loop(first_ref[0] // keys, (begin + T) // keys, step, carry)
     y_ref[...] = (y_TK * (1 / sum_T)[:, None]).astype(y_ref.dtype)
     lse_ref[...] = top_T + jnp.log2(sum_T)

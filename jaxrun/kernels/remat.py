@@ -1,0 +1,24 @@
+"""Rematerialisation: what a block keeps for its gradient, chosen by the program, asked for by the models."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import jax
+
+_remat: ContextVar[str] = ContextVar("remat", default="none")
+
+
+@contextmanager
+def remat(policy: str) -> Iterator[None]:
+    """What is traced inside recomputes for its gradient: "none" nothing, "blocks" each block from its inputs."""
+    token = _remat.set(policy)
+    try:
+        yield
+    finally:
+        _remat.reset(token)
+
+
+def maybe_remat(block: Callable) -> Callable:
+    """The block, rematerialised in its gradient where the policy says so (see `remat`)."""
+    return jax.checkpoint(lambda *inputs: block(*inputs)) if _remat.get() == "blocks" else block

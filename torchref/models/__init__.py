@@ -1,0 +1,24 @@
+"""The models of the recipes, one module each, in the order in which they compute. `jaxrun/models` has their twins."""
+
+from torch import nn
+
+from parity.errors import InputError
+from parity.recipes import Recipe
+from torchref.models import muon, nanogpt, record_11, record_21
+
+MODELS: dict[str, type[nn.Module]] = {
+    "nanogpt": nanogpt.Model,
+    "muon": muon.Model,
+    "record-11": record_11.Model,
+    "record-21": record_21.Model,
+}
+
+
+def model_class(recipe: Recipe) -> type[nn.Module]:
+    """The model of a recipe, or of the recipe that it derives from. Raises InputError where there is none."""
+    for kind in type(recipe).__mro__:
+        if vars(kind).get("name") in MODELS:
+            return MODELS[vars(kind)["name"]]
+    raise InputError(
+        f"recipe {recipe.name}: expected a model in torchref/models, found none: write one and name it there"
+    )
