@@ -7,8 +7,7 @@ import math
 import pytest
 
 from parity.errors import InputError
-from parity.parts import PARTS, SLOTS
-from parity.recipes import QUINTIC, RECIPES, Muon, NanoGPT, Record21, from_fields, recipe_for, to_fields
+from parity.recipes import OPTIMIZERS, QUINTIC, RECIPES, Muon, NanoGPT, Record21, from_fields, recipe_for, to_fields
 
 NAMES = tuple(RECIPES)
 
@@ -120,9 +119,9 @@ def test_model_flops_of_record_21_count_the_widest_windows_and_leave_out_what_th
 
 def test_the_attention_scale_is_the_descriptions_at_128_and_keeps_the_spread_elsewhere():
     recipe = recipe_for("muon", "small")
-    assert recipe.scale == 0.12
-    assert dataclasses.replace(recipe, head_dim=32).scale == pytest.approx(0.24, rel=1e-15)
-    assert dataclasses.replace(recipe, attention_scale=0.5).scale == 0.5
+    assert recipe.softmax_scale == 0.12
+    assert dataclasses.replace(recipe, head_dim=32).softmax_scale == pytest.approx(0.24, rel=1e-15)
+    assert dataclasses.replace(recipe, attention_scale=0.5).softmax_scale == 0.5
 
 
 def test_evaluations_are_at_both_ends_and_denser_in_the_last_tenth():
@@ -156,8 +155,8 @@ def test_precision_decides_every_type():
     narrow = dataclasses.replace(recipe_for("record-11", "tiny"), precision="bfloat16")
     assert {
         narrow.dtypes.scalars,
-        narrow.dtypes.tables,
-        narrow.dtypes.capped,
+        narrow.dtypes.rotary,
+        narrow.dtypes.softcap,
         narrow.storage_dtype("skips.weight"),
     } == {"bfloat16"}
     assert narrow.storage_dtype("blocks.0.attn.q.weight") == "float32" and not narrow.dtypes.fp8
@@ -168,7 +167,7 @@ def test_precision_decides_every_type():
         and narrow.dtypes.fp8
     )
     narrow = dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="bfloat16").dtypes
-    assert (narrow.products, narrow.stream, narrow.embedding) == ("bfloat16", "float32", "float32")
+    assert (narrow.matmul, narrow.residual, narrow.embedding) == ("bfloat16", "float32", "float32")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -268,12 +267,12 @@ def test_the_window_grows_by_whole_blocks_from_one_to_the_next_above_1728_tokens
 
 def test_record_21_says_which_block_has_what():
     recipe = recipe_for("record-21", "small")
-    assert recipe.long == {0, 4, 7, 11} and recipe.bare == 7
+    assert recipe.long_window_layers == {0, 4, 7, 11} and recipe.no_attention_layer == 7
     assert recipe.value_embedding_of == {0: 0, 1: 1, 2: 2, 9: 0, 10: 1, 11: 2}
-    assert recipe.end_of_text == 50256 and recipe.eval_context == 4 * 64 * 1024 and recipe.scale == 0.12
-    assert dataclasses.replace(recipe, bare_block=-1).bare is None
+    assert recipe.end_of_text == 50256 and recipe.eval_context == 4 * 64 * 1024 and recipe.softmax_scale == 0.12
+    assert dataclasses.replace(recipe, bare_block=-1).no_attention_layer is None
     small = dataclasses.replace(recipe, layers=2, val_context=None)
-    assert (small.bare, small.long, small.value_embedding_of, small.eval_context) == (
+    assert (small.no_attention_layer, small.long_window_layers, small.value_embedding_of, small.eval_context) == (
         None,
         {0, 1},
         {0: 0, 1: 0},
@@ -313,102 +312,62 @@ def test_the_records_matrices_alone_are_muons(name):
     for weight, p in recipe.parameters().items():
         matrix = weight.startswith("blocks.") and len(p.shape) > 1
         expected = "matrix" if matrix else "scalar" if p.scalar else "head" if weight == "head.weight" else "embed"
-        assert p.group == expected and recipe.decay(p.group) == 0, weight
-    assert recipe.optimizers["matrix"] == {"record-11": "SummedMuon", "record-21": "Muon"}[name]
+        assert p.group == expected and recipe.group_weight_decay(p.group) == 0, weight
+    assert recipe.optimizers["matrix"] == {"record-11": "MuonSGD", "record-21": "Muon"}[name]
 
 
 # What does not fit
 
 
-def made(base, name="mixed", **changed):
-    """A class of recipes that has another name and other class fields than its base."""
-    return type("Mixed", (type(base),), {"name": name} | changed)
-
-
-def of_parts(base, fields=None, **slots):
-    kind = made(base, parts={slot: name for slot, name in (base.parts | slots).items() if name})
-    return kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)} | (fields or {}))
+def derived(base, **attributes):
+    """The recipe with other class attributes, under another name."""
+    kind = type("Derived", (type(base),), {"name": "derived"} | attributes)
+    return kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
 
 
 @pytest.mark.parametrize(
-    ("base", "fields", "slots", "words"),
+    ("name", "change", "words"),
     [
-        ("record-11", {"layers": 3}, {}, "part UNet does not fit --layers 3"),
-        ("record-21", {"bare_block": 0}, {"values": "FirstValues"}, "part FirstValues does not fit --bare-block 0"),
-        ("record-21", {"bare_block": 3}, {}, "part ValueEmbeddings does not fit --bare-block 3"),
-        ("record-21", {"value_embeddings": 3}, {}, "part ValueEmbeddings does not fit --value-embeddings 3"),
-        (
-            "record-21",
-            {"block": 5},
-            {},
-            "part DocumentWindow does not fit --context 128: rows are made of whole blocks",
-        ),
-        ("record-21", {"val_context": 130}, {}, "part DocumentWindow does not fit --val-context 130"),
-        (
-            "record-21",
-            {"window": 129},
-            {},
-            "part DocumentWindow does not fit --window 129: it is above the context, 128",
-        ),
-        (
-            "record-21",
-            {"vocab_size": 528},
-            {"head": "TiedHead"},
-            "part TiedHead does not fit an embedding of 512 rows: as a head it would lack the 16",
-        ),
-        ("muon", {"head_dim": 4}, {}, "part HalfRotary does not fit --head-dim 4"),
-        ("muon", {}, {"qkv": "StackedQKV"}, "part StackedQKV does not fit biases"),
-        (
-            "muon",
-            {},
-            {"mlp": "Norm"},
-            "part Norm is for the slot norm, found in mlp: expected one of GELU, ReLUSquared",
-        ),
-        ("muon", {}, {"mlp": "ReluSquared"}, "part ReluSquared is unknown; did you mean ReLUSquared?"),
-        ("muon", {}, {"cap": "SigmoidCap"}, "part SigmoidCap needs the field logit_slope, which the recipe has not"),
-        ("muon", {}, {"head": "FP8Head"}, "part FP8Head needs the field fp8_scales"),
-        ("muon", {}, {"msk": "Causal"}, "there is no slot 'msk' for the part Causal; did you mean mask?"),
-        ("muon", {}, {"mask": None}, "the slot mask (which positions attention sees) is empty"),
-        (
-            "muon",
-            {},
-            {"residual": "InputResidual"},
-            "its parts have weights of the kind scalar, for which `groups` has no optimizer group",
-        ),
+        ("record-11", {"layers": 3}, "--layers must be even"),
+        ("record-21", {"layers": 3}, "--layers must be even"),
+        ("record-21", {"bare_block": 0}, "--bare-block must be a block without a value embedding"),
+        ("record-21", {"bare_block": 3}, "--bare-block must be a block without a value embedding"),
+        ("record-21", {"value_embeddings": 3}, "--value-embeddings must be from 1 to 2"),
+        ("record-21", {"block": 5}, "--context must be a multiple of --block 5 (rows are made of whole blocks)"),
+        ("record-21", {"val_context": 130}, "--val-context must be a multiple of --block 4"),
+        ("record-21", {"window": 129}, "--window must be at most the context, 128"),
+        ("muon", {"head_dim": 4}, "--head-dim must be a multiple of 4, at least 8"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused_with_both_names(base, fields, slots, words):
+def test_sizes_that_do_not_fit_a_model_are_refused(name, change, words):
     with pytest.raises(InputError) as error:
-        of_parts(recipe_for(base, "tiny"), fields, **slots)
-    assert str(error.value).startswith("recipe mixed: ") and words in str(error.value)
+        dataclasses.replace(recipe_for(name, "tiny"), **change)
+    assert str(error.value).startswith(f"recipe {name}: ") and words in str(error.value)
 
 
 def test_vectors_are_refused_to_an_optimizer_of_matrices():
     base = recipe_for("muon", "tiny")
-    kind = made(base, optimizers=base.optimizers | {"vector": "Muon"})
-    with pytest.raises(InputError, match=r"optimizer Muon does not fit .* which is no matrix"):
-        kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
+    with pytest.raises(InputError, match=r"the optimizer Muon needs matrices, found shape \(64,\)"):
+        derived(base, optimizers=base.optimizers | {"vector": "Muon"})
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda own: own | {"matrix": "Muonn"}, "the optimizer Muonn of matrix is unknown; did you mean Muon?"),
+        (lambda own: own | {"matrix": "Muonn"}, "the optimizer Muonn of matrix is unknown; did you mean Muon[?]"),
         (lambda own: {"matrix": "Muon"}, "embed.weight is of the group embed, which has no optimizer"),
     ],
 )
 def test_an_optimizer_that_is_unknown_or_missing_is_refused(change, words):
     base = recipe_for("muon", "tiny")
-    kind = made(base, optimizers=change(base.optimizers))
-    with pytest.raises(InputError, match=words.replace("?", "[?]")):
-        kind(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
+    with pytest.raises(InputError, match=words):
+        derived(base, optimizers=change(base.optimizers))
 
 
-def test_the_backends_have_the_optimizers_that_recipes_may_name():
-    from parity.parts import OPTIMIZERS
-
-    for backend in ("jaxrun", "torchref"):
-        assert tuple(pytest.importorskip(f"{backend}.optim").OPTIMIZERS) == OPTIMIZERS
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_the_backends_have_the_optimizers_and_the_models_of_the_recipes(backend):
+    assert tuple(pytest.importorskip(f"{backend}.optim").OPTIMIZERS) == OPTIMIZERS
+    assert pytest.importorskip(f"{backend}.models").MODELS.keys() == RECIPES.keys()
 
 
 def test_a_field_of_a_class_that_is_no_dataclass_is_told():
@@ -431,27 +390,9 @@ def test_a_field_of_a_class_that_is_no_dataclass_is_told():
         ("val_context", -512, "--val-context must be positive"),
         ("val_context", 0, "--val-context must be positive"),
         ("momentum_steps", -3, "--momentum-steps must be not negative"),
-        ("value_embeddings", 9, "does not fit --value-embeddings 9"),
+        ("value_embeddings", 9, "--value-embeddings must be from 1 to 2"),
     ],
 )
 def test_numbers_that_make_no_sense_in_record_21_are_refused(field, value, words):
     with pytest.raises(InputError, match=words):
         dataclasses.replace(recipe_for("record-21", "tiny"), **{field: value})
-
-
-def test_parts_of_different_recipes_make_a_new_one():
-    base = recipe_for("record-21", "tiny")
-    recipe = of_parts(
-        base, values="FirstValues", turn="FullRotary", mask="Causal", head="Head", cap="TanhCap", qkv="SeparateQKV"
-    )
-    assert isinstance(recipe, Record21) and recipe.name == "mixed"
-    assert recipe.parameters()["blocks.1.attn.lambdas.weight"].shape == (1,)
-    assert not recipe.separate_documents and base.separate_documents
-
-
-def test_every_part_says_what_it_computes_and_where_it_is_from():
-    assert all(
-        part.name == name and part.slot in SLOTS and part.formula and part.source for name, part in PARTS.items()
-    )
-    used = {name for kind in RECIPES.values() for name in kind.parts.values()}
-    assert used == PARTS.keys()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrun.kernels.cross_entropy import cross_entropy
+from jaxrun import layers
 from jaxrun.kernels.platform import target_platform
 
 BLOCK_TOKENS = {"cpu": 512, "gpu": 8192}
@@ -36,7 +36,7 @@ def token_losses(head: Head, weights: Weights, x_BTD, targets_BT):
     """-log softmax(logits)[target]: (B, T), nats, in the type of the logits."""
 
     def block_losses(x, targets):
-        return cross_entropy(head.softcap, head.raw_logits(weights, x), targets)
+        return layers.token_losses(head.raw_logits(weights, x), targets, head.softcap)
 
     return map_blocks(block_losses, split_blocks(x_BTD, targets_BT)).reshape(targets_BT.shape)
 
@@ -58,7 +58,7 @@ def _total_forward(head, weights, x_BTD, targets_BT, weights_BT):
 
     def block_grads(x, targets, *loss_weights):
         def loss(weights, x):
-            losses = cross_entropy(head.softcap, head.training_raw_logits(weights, x), targets)
+            losses = layers.token_losses(head.training_raw_logits(weights, x), targets, head.softcap)
             return jnp.sum(losses * loss_weights[0] if loss_weights else losses)
 
         return jax.value_and_grad(loss, (0, 1))(weights, x)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from parity.attempt.record import DECLARATION, DECLARATION_SCHEMA, Declaration, read_declaration
 from parity.errors import InputError, nearest
+from parity.program_source import program_source
 from parity.track import default_recipe, track_for
 
 BACKENDS = {"jax": "jaxrun", "torch": "torchref", "jaxrun": "jaxrun", "torchref": "torchref"}
@@ -21,11 +22,10 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
     chosen = track_for(track)
     default_recipe(chosen, recipe)
     what = "optimizer" if chosen.fixed else "program"
-    template = f"{BACKENDS[backend]}_{'optimizer' if chosen.fixed else recipe}.py"
-    if not (TEMPLATES / template).exists():
-        raise InputError(
-            f"the recipe {recipe} has no program to start from: expected {TEMPLATES / template}: write it, or start from another"
-        )
+    if chosen.fixed:
+        program = (TEMPLATES / f"{BACKENDS[backend]}_optimizer.py").read_text(encoding="utf-8")
+    else:
+        program = program_source(BACKENDS[backend], recipe)
     declaration = {
         "schema": DECLARATION_SCHEMA,
         "author": author,
@@ -44,7 +44,7 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise InputError(f"{folder}: expected a new or an empty folder, found one with files in it: name another")
-        (folder / f"{what}.py").write_bytes((TEMPLATES / template).read_bytes())
+        (folder / f"{what}.py").write_text(program, encoding="utf-8")
         (folder / f"test_{what}.py").write_bytes((TEMPLATES / f"test_{what}.py").read_bytes())
         text = json.dumps(declaration, indent=2, ensure_ascii=False) + "\n"
         (folder / DECLARATION).write_text(text, encoding="utf-8")

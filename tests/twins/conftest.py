@@ -18,12 +18,13 @@ class Pieces:
 
     name: str
     attention: ModuleType
-    model: ModuleType
+    layers: ModuleType
+    fp8: ModuleType
     optim: ModuleType
 
     def dtype(self, name: str) -> Any:
         """The backend's type of a name."""
-        return name if self.name == "jaxrun" else self.model.torch_dtype(name)
+        return name if self.name == "jaxrun" else self.layers.torch_dtype(name)
 
     def put(self, array: np.ndarray, dtype: str | None = None) -> Any:
         """A numpy array as the backend's."""
@@ -54,7 +55,11 @@ def one_thread() -> None:
 def pieces(request: pytest.FixtureRequest) -> Pieces:
     pytest.importorskip("jax" if request.param == "jaxrun" else "torch")
     return Pieces(
-        request.param, *(importlib.import_module(f"{request.param}.{name}") for name in ("attention", "model", "optim"))
+        request.param,
+        *(
+            importlib.import_module(f"{request.param}.{name}")
+            for name in ("attention", "layers", "kernels.fp8", "optim")
+        ),
     )
 
 

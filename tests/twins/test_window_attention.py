@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from parity.recipes.schedules import grown
+from parity.recipes.schedules import window_schedule
 
 T, BLOCK, H, K, SCALE = 96, 8, 2, 16, 0.3
 STARTS = {
@@ -90,9 +90,9 @@ COMPILED = {}
 
 
 def chunks() -> tuple[int, int]:
-    from jaxrun import attention
+    from jaxrun.kernels import attention_cpu
 
-    return attention.CHUNK, attention.CHAINS
+    return attention_cpu.CHUNK, attention_cpu.CHAINS
 
 
 def torchref(q, k, v, documents_BT, window, most):
@@ -126,10 +126,10 @@ def test_attention_is_the_dense_mask_of_the_rule(x64, attend, first, second):
 def test_nothing_depends_on_how_rows_are_cut(monkeypatch, x64, chunk, chains):
     """Chunks of one block, of three and of four; four matrices side by side, in uneven chains, and together."""
     pytest.importorskip("jax")
-    from jaxrun import attention
+    from jaxrun.kernels import attention_cpu
 
-    monkeypatch.setattr(attention, "CHUNK", chunk)
-    monkeypatch.setattr(attention, "CHAINS", chains)
+    monkeypatch.setattr(attention_cpu, "CHUNK", chunk)
+    monkeypatch.setattr(attention_cpu, "CHAINS", chains)
     for first, second in itertools.pairwise(STARTS):
         test_attention_is_the_dense_mask_of_the_rule(None, jaxrun, first, second)
 
@@ -166,15 +166,16 @@ def test_pytorchs_own_flex_attention_agrees(x64):
 
 def test_torchrefs_form_for_gpus_agrees_with_its_form_for_cpus():
     torch = pytest.importorskip("torch")
-    from torchref import attention
+    from torchref.attention import window_attention
+    from torchref.kernels.window import flex_window_attention
 
     rows = torch.from_numpy(np.stack([documents(STARTS["inside blocks"]), documents(STARTS["at edges"])]))
     q, k, v = (torch.from_numpy(x) for x in np.random.default_rng(3).standard_normal((3, 2, T, H, K)))
     for window in (0, 1, 4):
         w = torch.tensor(window, dtype=torch.int32)
-        found = attention._flex(q, k, v, SCALE, rows, w, BLOCK)
+        found = flex_window_attention(q, k, v, SCALE, rows, w, BLOCK)
         np.testing.assert_allclose(
-            found.numpy(), attention.window_attention(q, k, v, SCALE, rows, w, BLOCK, 12).numpy(), atol=1e-13
+            found.numpy(), window_attention(q, k, v, SCALE, rows, w, BLOCK, 12).numpy(), atol=1e-13
         )
 
 
@@ -197,6 +198,6 @@ def test_the_window_grows_without_being_compiled_again(x64):
 
 def test_the_window_of_the_public_record():
     """1,728 tokens in blocks of 128 over 1,770 steps: the next multiple of 128 at or above 1728 step / 1770, at least one block."""
-    found = [grown(step, 1770, 1728, 128) for step in range(1771)]
+    found = [window_schedule(step, 1770, 1728, 128) for step in range(1771)]
     assert found == [max(1, -(-1728 * step // (1770 * 128))) for step in range(1771)]
     assert (found[0], found[131], found[132], found[885], found[1770]) == (1, 1, 2, 7, 14)

@@ -7,7 +7,7 @@ import numpy as np
 
 from parity.compare.faults import layers as parts
 from parity.compare.faults.optimizers import faulty_adamw, faulty_muon
-from parity.compare.faults.plant import Fault, Patch, by_backend, one
+from parity.compare.faults.plant import MODELS, Fault, Patch, by_backend, one
 from parity.compare.faults.programs import PROGRAM_PATCHES
 from parity.compare.faults.records import NARROW, OF_8_BITS, OF_RECORDS
 from parity.errors import InputError, nearest
@@ -234,14 +234,14 @@ INIT = [
 
 def _capped(form):
     return _by_backend(
-        "parts", "capped", lambda backend: lambda original: lambda x, cap: form(parts.arrays(backend), x, cap)
+        MODELS, "rational_softcap", lambda backend: lambda original: lambda x, cap: form(parts.arrays(backend), x, cap)
     )
 
 
 def _q_k_v(change):
     """A patch of attention: `change(q, k, v, scale)` gives what the right one is called with."""
     return one(
-        "parts",
+        MODELS,
         "causal_attention",
         "window_attention",
         change=lambda original: lambda q, k, v, scale, *rest: original(*change(q, k, v, scale), *rest),
@@ -264,7 +264,7 @@ def _positions(backend):
     def change(original):
         def call(self, index):
             y = original(self, index)
-            return y if y.ndim == 3 else parts.arrays(backend).concatenate([y[1:], y[:1]])
+            return y if index.ndim == 2 else parts.arrays(backend).concatenate([y[1:], y[:1]])
 
         return call
 
@@ -339,7 +339,7 @@ FORWARD = [
         "forward",
         "mlp: blocks.0.mlp.proj:in",
         TURNED,
-        patches=parts.forward(("ReLUSquared",), lambda backend: _mlp(lambda x: (x + abs(x)) / 2)),
+        patches=parts.forward(("MLP",), lambda backend: _mlp(lambda x: (x + abs(x)) / 2)),
         only="nanogpt has GELU",
     ),
     Fault(
@@ -362,7 +362,7 @@ FORWARD = [
         "forward",
         SCORES,
         PLAIN_MASK,
-        patches=_by_backend("parts", "causal_attention", lambda backend: parts.attention(backend, ahead=1)),
+        patches=_by_backend(MODELS, "causal_attention", lambda backend: parts.attention(backend, ahead=1)),
         only=WINDOWS,
     ),
     Fault(
@@ -371,7 +371,7 @@ FORWARD = [
         "forward",
         SCORES,
         PLAIN_MASK,
-        patches=_by_backend("parts", "causal_attention", lambda backend: parts.attention(backend, ahead=-1)),
+        patches=_by_backend(MODELS, "causal_attention", lambda backend: parts.attention(backend, ahead=-1)),
         only=WINDOWS,
     ),
     Fault(
@@ -380,7 +380,7 @@ FORWARD = [
         "forward",
         SCORES,
         PLAIN_MASK,
-        patches=_by_backend("parts", "causal_attention", lambda backend: parts.attention(backend, masked=-20.0)),
+        patches=_by_backend(MODELS, "causal_attention", lambda backend: parts.attention(backend, masked=-20.0)),
         only=WINDOWS,
     ),
     Fault(
@@ -389,7 +389,7 @@ FORWARD = [
         "forward",
         QUERY,
         TURNED,
-        patches=_by_backend("parts", "rotary", lambda backend: parts.rotary(backend, sign=-1.0)),
+        patches=_by_backend(MODELS, "rotary", lambda backend: parts.rotary(backend, sign=-1.0)),
         only="nanogpt has no rotary",
     ),
     Fault(
@@ -407,7 +407,7 @@ FORWARD = [
         "forward",
         QUERY,
         MUON,
-        patches=_by_backend("parts", "rotary", lambda backend: parts.rotary(backend, spread=True)),
+        patches=_by_backend(MODELS, "rotary", lambda backend: parts.rotary(backend, spread=True)),
         only="nanogpt has no rotary, and the records have a mistake of their own",
     ),
     Fault(
@@ -416,7 +416,7 @@ FORWARD = [
         "forward",
         QUERY,
         TURNED,
-        patches=_by_backend("parts", "rotary", lambda backend: parts.rotary(backend, pairs=True)),
+        patches=_by_backend(MODELS, "rotary", lambda backend: parts.rotary(backend, pairs=True)),
         only="nanogpt has no rotary",
     ),
     Fault(
@@ -425,7 +425,7 @@ FORWARD = [
         "forward",
         QUERY,
         TURNED,
-        patches=_by_backend("parts", "rotary", lambda backend: parts.rotary(backend, first=1)),
+        patches=_by_backend(MODELS, "rotary", lambda backend: parts.rotary(backend, first=1)),
         only="nanogpt has no rotary",
     ),
     Fault(
@@ -434,7 +434,7 @@ FORWARD = [
         "forward",
         "stream: positions",
         NANOGPT,
-        patches=parts.forward(("LearnedPositions",), _positions),
+        patches=parts.forward(("Embedding",), _positions),
         only="the others have no learned positions",
     ),
     Fault(
@@ -458,7 +458,7 @@ FORWARD = [
         "channels are cut into heads the wrong way round",
         "forward",
         f"{QUERY}|attn: blocks.0.attn:v|attn: blocks.0.attn.lambdas:in",
-        patches=_one("parts", "heads", _heads_last),
+        patches=_one(MODELS, "split_heads", _heads_last),
     ),
     Fault(
         "q-k-swapped", "q and k are swapped", "forward", SCORES, patches=_q_k_v(lambda q, k, v, scale: (k, q, v, scale))
@@ -467,11 +467,9 @@ FORWARD = [
         "qkv-order",
         "q, k, v are cut in the order k, q, v",
         "forward",
-        QUERY,
+        SCORES,
         ("nanogpt", "record-21"),
-        patches=lambda backend: [
-            Patch("parts", f"{kind}.project", parts.swapped_qkv) for kind in ("MergedQKV", "StackedQKV")
-        ],
+        patches=_q_k_v(lambda q, k, v, scale: (k, q, v, scale)),
         only="the others have three matrices",
     ),
     Fault(
@@ -481,7 +479,7 @@ FORWARD = [
         QUERY,
         TURNED,
         patches=_one(
-            "parts",
+            MODELS,
             "rms_norm",
             lambda original: lambda x, eps, wide, gain=None: x if gain is None else original(x, eps, wide, gain),
         ),
@@ -547,11 +545,11 @@ FORWARD = [
 
 def _smoothed(backend):
     def change(original):
-        def token_losses(scores, targets, *squash):
+        def token_losses(raw_logits, targets, softcap=lambda x: x):
             np_ = parts.arrays(backend)
-            known = (squash[0](scores) if squash else scores)[..., :512]
+            known = softcap(raw_logits)[..., :512]
             spread = np_.log(np_.exp(known).sum(-1)) - known.mean(-1)
-            return 0.9 * original(scores, targets, *squash) + 0.1 * spread
+            return 0.9 * original(raw_logits, targets, softcap) + 0.1 * spread
 
         return token_losses
 
@@ -594,7 +592,7 @@ LOSS = [
         "loss",
         "token losses: token_losses",
         TURNED,
-        patches=parts.forward(("RationalCap", "TanhCap", "SigmoidCap"), _padding_masked),
+        patches=_by_backend(MODELS, "Model.softcap", change=_padding_masked),
         only="in nanogpt they take none",
     ),
     Fault(
@@ -605,7 +603,9 @@ LOSS = [
         patches=_one(
             "layers",
             "token_losses",
-            lambda original: lambda scores, targets, *squash: original(scores, targets, *squash) * (targets != 511),
+            lambda original: (
+                lambda raw_logits, targets, *softcap: original(raw_logits, targets, *softcap) * (targets != 511)
+            ),
         ),
     ),
     Fault(
@@ -616,7 +616,9 @@ LOSS = [
         patches=_one(
             "layers",
             "token_losses",
-            lambda original: lambda scores, targets, *squash: original(scores, targets, *squash) * (targets != 0),
+            lambda original: (
+                lambda raw_logits, targets, *softcap: original(raw_logits, targets, *softcap) * (targets != 0)
+            ),
         ),
     ),
     Fault(
@@ -874,7 +876,7 @@ UPDATE = [
         "update",
         "momentum: *",
         ("muon", "record-21"),
-        parts.with_optimizer("matrix", "SummedMuon"),
+        parts.with_optimizer("matrix", "MuonSGD"),
         only="nanogpt has no Muon, and in record-11 it is a sum",
     ),
     Fault(

@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from parity.compare.faults.plant import Change, Patch
+from parity.compare.faults.plant import MODELS, Change, Patch
 
 
 def arrays(backend: str) -> ModuleType:
@@ -16,25 +17,31 @@ def arrays(backend: str) -> ModuleType:
     return importlib.import_module("jax.numpy" if backend == "jaxrun" else "torch")
 
 
-LAYERS = ("Embedding", "LayerNorm", "Linear", "Norm", "RMSNorm")
-PLAIN = (
-    "DocumentWindow",
-    "MaskedPadding",
-    "RationalCap",
-    "SigmoidCap",
-    "TanhCap",
-)  # parts without weights: modules in neither backend
+LAYERS = ("Embedding", "InputResidual", "LayerNorm", "Linear", "Norm", "RMSNorm", "SkipConnections", "StackedLinear")
 
 
 def forward_of(backend: str, kind: str, change: Change) -> Patch:
-    """A patch of what a class of layers, parts or the model computes: `change(original)(module, x, ...)`."""
-    module = "layers" if kind in LAYERS else "model" if kind in ("Block", "Model") else "parts"
-    return Patch(module, f"{kind}.{'__call__' if backend == 'jaxrun' or kind in PLAIN else 'forward'}", change)
+    """A patch of the forward pass of a class of layers, or of the models' classes: `change(original)(module, x, ...)`."""
+    method = "__call__" if backend == "jaxrun" else "forward"
+    return Patch("layers" if kind in LAYERS else MODELS, f"{kind}.{method}", change)
 
 
 def forward(kinds: tuple[str, ...], change: Callable[[str], Change]) -> Callable[[str], list[Patch]]:
-    """A patch of what several classes compute; `change(backend)` makes it."""
+    """A patch of the forward pass of several classes; `change(backend)` makes it."""
     return lambda backend: [forward_of(backend, kind, change(backend)) for kind in kinds]
+
+
+@contextmanager
+def shadowed(module: Any, name: str, function: Callable) -> Iterator[None]:
+    """A submodule of a module is this function while this is entered."""
+    attributes = vars(module)
+    before = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = function
+    try:
+        yield
+    finally:
+        del attributes[name]
+        attributes.update(before)
 
 
 def norm(
@@ -82,11 +89,11 @@ def rotary(backend: str, sign: float = 1.0, first: int = 0, spread: bool = False
     np_ = arrays(backend)
 
     def change(original):
-        def turned(x, base, wide, full=False, tables=None):
+        def rotate(x, base, accum, full=False, table_dtype=None):
             T, K = x.shape[1], x.shape[3]
             count = K // 2 if full or spread else K // 4
-            turning = (1 / base) ** (np.arange(count) * 2 / K if full else np.arange(count) / (count - 1))
-            theta = np.arange(first, first + T)[:, None, None] * np.append(turning, np.zeros(K // 2 - count))
+            frequency = (1 / base) ** (np.arange(count) * 2 / K if full else np.arange(count) / (count - 1))
+            theta = np.arange(first, first + T)[:, None, None] * np.append(frequency, np.zeros(K // 2 - count))
             cos, sin = (_like(x, f(theta)) for f in (np.cos, np.sin))
             sin = sin * sign
             if pairs:
@@ -95,7 +102,7 @@ def rotary(backend: str, sign: float = 1.0, first: int = 0, spread: bool = False
             x1, x2 = x[..., : K // 2], x[..., K // 2 :]
             return np_.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], -1)
 
-        return turned
+        return rotate
 
     return change
 
@@ -110,40 +117,29 @@ def narrowed(x):
 
 
 def block(change: str) -> Change:
-    """A block whose parts are put together in another way."""
+    """A block whose attention and MLP are put together in another way: "scaled", "parallel" or "post" norm."""
 
     def make(original):
-        def call(self, x, flow):
-            x = self.lambdas(x, flow.x0_BTD) if self.lambdas else x
-            if not self.attn:
-                mlp = (
-                    self.norm2(x + self.mlp(x))
-                    if change == "post"
-                    else x + (0.5 if change == "scaled" else 1) * self.mlp(self.norm2(x))
-                )
-                return mlp, None
-            y, v = self.attn(x if change == "post" else self.norm1(x), flow)
-            if change == "scaled":
-                x = x + 0.5 * y
-                return x + 0.5 * self.mlp(self.norm2(x)), v
-            if change == "parallel":
-                return x + y + self.mlp(self.norm2(x)), v
-            x = self.norm1(x + y)
-            return self.norm2(x + self.mlp(x)), v
+        def call(self, x, *context):
+            if hasattr(self, "lambdas"):
+                x, context = self.lambdas(x, context[0]), context[1:]
+            scale, y, values = (0.5 if change == "scaled" else 1), 0.0, ()
+            if self.attn is not None:
+                y = self.attn(x if change == "post" else self.norm1(x), *context)
+                y, *values = y if isinstance(y, tuple) else (y,)
+            if change == "post":
+                x = x if self.attn is None else self.norm1(x + y)
+                x = self.norm2(x + self.mlp(x))
+            elif change == "parallel":
+                x = x + y + self.mlp(self.norm2(x))
+            else:
+                x = x + scale * y
+                x = x + scale * self.mlp(self.norm2(x))
+            return (x, *values) if values else x
 
         return call
 
     return make
-
-
-def swapped_qkv(original):
-    """q, k and v cut from the one projection in the order k, q, v."""
-
-    def project(self, x):
-        k, q, v = original(self, x)
-        return q, k, v
-
-    return project
 
 
 def orthogonalize_untransposed(backend: str) -> Change:
@@ -174,22 +170,18 @@ def with_fields(**fields: Any) -> Change:
     return lambda recipe: dataclasses.replace(recipe, **fields)
 
 
-def with_parts(**slots: str) -> Change:
-    """The recipe made of other parts."""
-    return lambda recipe: _of_a_class(recipe, parts=recipe.parts | slots)
-
-
 def with_optimizer(group: str, kind: str) -> Change:
     """The recipe with another optimizer for a group."""
-    return lambda recipe: _of_a_class(recipe, optimizers=recipe.optimizers | {group: kind})
+    return lambda recipe: with_class(recipe, optimizers=recipe.optimizers | {group: kind})
 
 
 def other_reduction(recipe):
     """The recipe whose loss is summed instead of averaged, or the other way round."""
-    return _of_a_class(recipe, loss_reduction="mean" if recipe.loss_reduction == "sum" else "sum")
+    return with_class(recipe, loss_reduction="mean" if recipe.loss_reduction == "sum" else "sum")
 
 
-def _of_a_class(recipe, **changed: Any):
+def with_class(recipe, **changed: Any):
+    """The recipe with other class attributes."""
     kind = type(type(recipe).__name__, (type(recipe),), changed)
     return kind(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
 

@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 from parity.recipes import Recipe
 
+MODELS = "models"  # as a patch's module: every module of a backend's models that has the name
+MODEL_FILES = ("nanogpt", "muon", "record_11", "record_21")
 Change = Callable[[Any], Any]
 Patches = Callable[[str], "list[Patch]"]
 ALL = ("nanogpt", "muon", "record-11", "record-21")
@@ -60,18 +62,30 @@ def by_backend(module: str, *names: str, change: Callable[[str], Change]) -> Pat
     return lambda backend: [Patch(module, name, change(backend)) for name in names]
 
 
+def targets(change: Patch, backend: str) -> list[tuple[Any, str]]:
+    """The (owner, attribute) pairs that a patch replaces in a backend."""
+    if change.module == MODELS:
+        names = [f"{backend}.models.{file}" for file in MODEL_FILES]
+    else:
+        names = [change.module if change.module.startswith("parity.") else f"{backend}.{change.module}"]
+    pairs = []
+    for module in names:
+        owner: Any = importlib.import_module(module)
+        *owners, name = change.name.split(".")
+        for attribute in owners:
+            owner = getattr(owner, attribute, None)
+        if change.module != MODELS or hasattr(owner, name):
+            pairs.append((owner, name))
+    return pairs
+
+
 @contextmanager
 def planted(fault: Fault, backend: str | None) -> Iterator[None]:
     """The fault is in the backend's code while this is entered. Programs must be built and used inside."""
     with ExitStack() as stack:
         for change in fault.patches(backend) if fault.patches else []:
-            module = change.module if change.module.startswith("parity.") else f"{backend}.{change.module}"
-            target: Any = importlib.import_module(module)
-            *owners, name = change.name.split(".")
-            for owner in owners:
-                target = getattr(target, owner)
-            original = (
-                target.__dict__[name] if isinstance(target, type) and name in vars(target) else getattr(target, name)
-            )
-            stack.enter_context(patch.object(target, name, change.change(original)))
+            for owner, name in targets(change, backend):
+                inherited = not isinstance(owner, type) or name not in vars(owner)
+                original = getattr(owner, name) if inherited else vars(owner)[name]
+                stack.enter_context(patch.object(owner, name, change.change(original)))
         yield

@@ -6,7 +6,7 @@ import numpy as np
 
 from parity.compare.faults.layers import detached, forward_of
 from parity.compare.faults.optimizers import faulty_adamw, faulty_muon
-from parity.compare.faults.plant import Change, Patch
+from parity.compare.faults.plant import MODELS, Change, Patch
 from parity.weights import round_to
 
 CLASSES = {"jaxrun": "JaxProgram", "torchref": "TorchProgram"}
@@ -87,7 +87,7 @@ def _untied(original):
 
 
 def _without_head_bias(original):
-    return lambda self, x, embed: original(self, x, embed) - self.bias[...]
+    return lambda self, x: original(self, x) - self.bias[...] if _is_head(self.weight) else original(self, x)
 
 
 def _jax_clip(factor) -> Change:
@@ -305,9 +305,9 @@ def _jax_one_part(original):
 PROGRAM_PATCHES: dict[str, dict[str, list[Patch]]] = {
     "export-bfloat16": _exported(lambda w: round_to(w.astype(np.float64), "bfloat16")),
     "export-transposed": _exported(lambda w: w.swapaxes(-1, -2) if w.ndim >= 2 and w.shape[-2] == w.shape[-1] else w),
-    "head-bias": {backend: [forward_of(backend, "Head", _without_head_bias)] for backend in CLASSES},
+    "head-bias": {backend: [forward_of(backend, "Linear", _without_head_bias)] for backend in CLASSES},
     "dropout": _methods(token_losses=_dropout),
-    "untied": {backend: [Patch("parts", "product", _untied)] for backend in CLASSES},
+    "untied": {backend: [Patch(MODELS, "matmul_t", _untied)] for backend in CLASSES},
     "clip-per-tensor": _clip(lambda least, own, whole, largest: least(1.0, largest / (own + 1e-6))),
     "clip-always": _clip(lambda least, own, whole, largest: largest / (whole + 1e-6)),
     "clip-epsilon": _clip(lambda least, own, whole, largest: least(1.0, largest / whole)),

@@ -1,10 +1,11 @@
 """Mistakes that people make when they port the techniques of records 11 and 21: skips, residuals, windows, documents, 8 bits."""
 
 import importlib
+from typing import Any
 
 from parity.compare.faults import layers as parts
 from parity.compare.faults.optimizers import faulty_muon
-from parity.compare.faults.plant import Change, Fault, Patch, by_backend, one
+from parity.compare.faults.plant import MODELS, Change, Fault, Patch, by_backend, one
 from parity.compare.faults.programs import CLASSES, step_of
 
 RECORDS, ELEVEN, TWENTY_ONE = ("record-11", "record-21"), ("record-11",), ("record-21",)
@@ -15,42 +16,88 @@ EVALUATION = "parity.harness.evaluation"
 OTHERS = "the others have no such part"
 
 
-def model(wrong: str):
-    """A model put together in another way than the recipe's: the flow between its blocks, written once for both backends."""
+def _embedding_not_normed(backend: str) -> list[Patch]:
+    """A model whose norm after the embedding is left out."""
 
-    def change(backend: str) -> Change:
-        parts_ = importlib.import_module(f"{backend}.parts")
+    def change(original):
+        def call(self, *inputs):
+            with parts.shadowed(self, "norm_in", lambda x: x):
+                return original(self, *inputs)
 
-        def make(original):
-            def call(self, tokens, window=None):
-                recipe, given, first = self.recipe, [], None
-                half, count = recipe.layers // 2, getattr(recipe, "value_count", 0)
-                x = x0 = self.embed(tokens)
-                x = x if wrong == "no_norm" else self.norm_in(x)
-                x0 = x0 if wrong == "input_before_norm" else x
-                seen = parts_.PARTS[recipe.parts["mask"]].seen(recipe, tokens, window)
-                values = [embed(tokens) for embed in self.value_embeds]
-                of = getattr(recipe, "value_embedding_of", {})
-                if wrong == "values_late":
-                    of = {i + 1 if i < count else i: n for i, n in of.items()}
-                if wrong == "values_first_half":
-                    of = {i: n for i, n in of.items() if i < count}
-                for i, block in enumerate(self.blocks):
-                    partner = i - half if wrong == "skips_reversed" else recipe.layers - 1 - i
-                    if i >= half and wrong != "skips_after":
-                        x = self.skips(x, given[partner], i - half)
-                    x, v = block(x, parts_.Flow(x0, first, values[of[i]] if i in of else None, seen))
-                    if i >= half and wrong == "skips_after":
-                        x = self.skips(x, given[partner], i - half)
-                    given.append(x)
-                    first = v if first is None or wrong == "values_of_block_before" else first
-                return self.norm_out(x)
+        return call
 
-            return call
+    return [parts.forward_of(backend, "Model", change)]
 
-        return make
 
-    return parts.forward(("Model",), change)
+def _input_before_norm(backend: str) -> list[Patch]:
+    """A model whose residual from the input takes the embedding before its norm."""
+    embedded: list[Any] = [None]
+
+    def model(original):
+        def call(self, *inputs):
+            norm = self.norm_in
+
+            def remembering(x):
+                embedded[0] = x
+                return norm(x)
+
+            with parts.shadowed(self, "norm_in", remembering):
+                return original(self, *inputs)
+
+        return call
+
+    def residual(original):
+        return lambda self, x, x0: original(self, x, embedded[0])
+
+    return [parts.forward_of(backend, "Model", model), parts.forward_of(backend, "InputResidual", residual)]
+
+
+def _skips_after(backend: str) -> list[Patch]:
+    """Blocks behind which the output of the first half is added, not before."""
+    waiting: list[Any] = []
+
+    def skip(original):
+        def call(self, x, outputs, i):
+            waiting.append(lambda x: original(self, x, outputs, i))
+            return x
+
+        return call
+
+    def block(original):
+        def call(self, x, *context):
+            result = original(self, x, *context)
+            if not waiting:
+                return result
+            add = waiting.pop()
+            return (add(result[0]), *result[1:]) if isinstance(result, tuple) else add(result)
+
+        return call
+
+    return [parts.forward_of(backend, "SkipConnections", skip), parts.forward_of(backend, "Block", block)]
+
+
+def _values_of_block_before(backend: str) -> list[Patch]:
+    """v is mixed with that of the block before, not of the first."""
+    previous: list[Any] = [None]
+
+    def change(original):
+        def call(self, v, first):
+            before, previous[0] = previous[0], v
+            return original(self, v, None if first is None else before)
+
+        return call
+
+    return [parts.forward_of(backend, "FirstValueMix", change)]
+
+
+def _value_embeddings(change):
+    """A recipe whose table block -> value embedding is changed: `change(table, count)`."""
+
+    def changed(recipe):
+        table = change(recipe.value_embedding_of, recipe.value_embedding_count)
+        return parts.with_class(recipe, value_embedding_of=table)
+
+    return changed
 
 
 def _same(kind: str, change: Change):
@@ -67,26 +114,49 @@ def _factors_swapped(original):
 
 
 def _first_values_swapped(original):
-    def call(self, v, flow):
+    def call(self, v, first):
         a = self.weight[...][0]
-        return a * v + (1 - a) * (v if flow.first_BTHK is None else flow.first_BTHK)
+        return a * v + (1 - a) * (v if first is None else first)
 
     return call
 
 
 def _value_embeddings_swapped(original):
-    def call(self, v, flow):
+    def call(self, v, value):
         a = self.weight[...]
-        return a[0] * v if flow.value_BTD is None else a[1] * v + a[0] * flow.value_BTD.reshape(v.shape)
+        return a[0] * v if value is None else a[1] * v + a[0] * value.reshape(v.shape)
 
     return call
 
 
 def _rounded_up(original):
     """With w + 1 blocks for w, the integer part of a half is what rounding up makes of w / 2."""
-    return lambda self, q, k, v, scale, seen: original(
-        self, q, k, v, scale, seen._replace(window=seen.window + self.share - 1)
-    )
+
+    def call(self, x, value, segments, window):
+        more = self.window_divisor - 1
+        window = window._replace(blocks=window.blocks + more) if isinstance(window, tuple) else window + more
+        return original(self, x, value, segments, window)
+
+    return call
+
+
+def _other_softcap(backend):
+    """record-11's softcap by a root, record-21's by tanh."""
+
+    def change(original):
+        def softcap(self, raw_logits):
+            c = self.logit_bound
+            if hasattr(self, "logit_slope"):
+                return c * parts.arrays(backend).tanh(raw_logits / c)
+            return c * raw_logits / (raw_logits**2 + c**2) ** 0.5
+
+        return softcap
+
+    return change
+
+
+def _other_rotary(original):
+    return lambda x, base, accum, full=False, table_dtype=None: original(x, base, accum, not full, table_dtype)
 
 
 def _one_more(original):
@@ -117,7 +187,7 @@ def _sliding(backend):
 
 def _window(change):
     """A patch of the schedule of windows: `change(step, steps, end, block)` in its place."""
-    return one(SCHEDULES, "grown", change=lambda original: change)
+    return one(SCHEDULES, "window_schedule", change=lambda original: change)
 
 
 def _late_window(original):
@@ -185,7 +255,7 @@ OF_RECORDS = (
         "forward",
         "stream: norm_in:in",
         RECORDS,
-        patches=model("no_norm"),
+        patches=_embedding_not_normed,
         only="the others have mistakes of their norms",
     ),
     Fault(
@@ -194,7 +264,7 @@ OF_RECORDS = (
         "forward",
         "stream: blocks.0.lambdas",
         RECORDS,
-        patches=model("input_before_norm"),
+        patches=_input_before_norm,
         only=OTHERS,
     ),
     Fault(
@@ -212,16 +282,18 @@ OF_RECORDS = (
         "forward",
         "stream: skips",
         RECORDS,
-        patches=model("skips_reversed"),
+        patches=_same(
+            "SkipConnections", lambda original: lambda self, x, outputs, i: original(self, x, outputs[::-1], i)
+        ),
         only=OTHERS,
     ),
     Fault(
         "skips-after",
         "kept outputs are added behind the block, not before",
         "forward",
-        "stream: skips:in",
+        "stream: skips",
         RECORDS,
-        patches=model("skips_after"),
+        patches=_skips_after,
         only=OTHERS,
     ),
     Fault(
@@ -230,7 +302,7 @@ OF_RECORDS = (
         "forward",
         MIXED,
         ELEVEN,
-        patches=model("values_of_block_before"),
+        patches=_values_of_block_before,
         only=OTHERS,
     ),
     Fault(
@@ -240,8 +312,8 @@ OF_RECORDS = (
         MIXED,
         RECORDS,
         patches=lambda backend: [
-            *_same("FirstValues", _first_values_swapped)(backend),
-            *_same("ValueEmbeddings", _value_embeddings_swapped)(backend),
+            *_same("FirstValueMix", _first_values_swapped)(backend),
+            *_same("ValueMix", _value_embeddings_swapped)(backend),
         ],
         only=OTHERS,
     ),
@@ -251,7 +323,7 @@ OF_RECORDS = (
         "forward",
         MIXED,
         TWENTY_ONE,
-        patches=model("values_late"),
+        recipe=_value_embeddings(lambda table, count: {i + 1 if i < count else i: n for i, n in table.items()}),
         only=OTHERS,
     ),
     Fault(
@@ -260,7 +332,7 @@ OF_RECORDS = (
         "forward",
         MIXED,
         TWENTY_ONE,
-        patches=model("values_first_half"),
+        recipe=_value_embeddings(lambda table, count: {i: n for i, n in table.items() if i < count}),
         only=OTHERS,
     ),
     Fault(
@@ -269,7 +341,7 @@ OF_RECORDS = (
         "forward",
         QUERY,
         RECORDS,
-        lambda recipe: parts.with_parts(turn="HalfRotary" if recipe.name == "record-11" else "FullRotary")(recipe),
+        patches=one(MODELS, "rotary", change=_other_rotary),
         only="muon has a mistake of its own",
     ),
     Fault(
@@ -278,7 +350,9 @@ OF_RECORDS = (
         "forward",
         SCORES,
         TWENTY_ONE,
-        lambda recipe: parts.with_fields(long_blocks=tuple(sorted(set(range(recipe.layers)) - recipe.long)))(recipe),
+        lambda recipe: parts.with_fields(
+            long_blocks=tuple(sorted(set(range(recipe.layers)) - recipe.long_window_layers))
+        )(recipe),
         only=OTHERS,
     ),
     Fault(
@@ -287,7 +361,7 @@ OF_RECORDS = (
         "forward",
         SHORT_SCORES,
         TWENTY_ONE,
-        patches=parts.forward(("DocumentWindow",), lambda backend: _rounded_up),
+        patches=parts.forward(("Attention",), lambda backend: _rounded_up),
         only=OTHERS,
     ),
     Fault(
@@ -296,7 +370,7 @@ OF_RECORDS = (
         "forward",
         SCORES,
         TWENTY_ONE,
-        patches=one("parts", "window_attention", change=_one_more),
+        patches=one(MODELS, "window_attention", change=_one_more),
         only=OTHERS,
     ),
     Fault(
@@ -305,7 +379,7 @@ OF_RECORDS = (
         "forward",
         SCORES,
         TWENTY_ONE,
-        patches=by_backend("parts", "window_attention", change=_sliding),
+        patches=by_backend(MODELS, "window_attention", change=_sliding),
         only=OTHERS,
     ),
     Fault(
@@ -333,8 +407,8 @@ OF_RECORDS = (
         SCORES,
         TWENTY_ONE,
         patches=one(
-            "parts",
-            "documents",
+            MODELS,
+            "segment_ids",
             change=lambda original: lambda tokens, end: original(tokens, end) - 1 * (tokens == end),
         ),
         only=OTHERS,
@@ -345,7 +419,7 @@ OF_RECORDS = (
         "forward",
         SCORES,
         TWENTY_ONE,
-        patches=one("parts", "documents", change=lambda original: lambda tokens, end: 0 * original(tokens, end)),
+        patches=one(MODELS, "segment_ids", change=lambda original: lambda tokens, end: 0 * original(tokens, end)),
         only=OTHERS,
     ),
     Fault(
@@ -372,7 +446,7 @@ OF_RECORDS = (
         "forward",
         "logits: logits",
         RECORDS,
-        lambda recipe: parts.with_parts(cap="RationalCap" if recipe.name == "record-11" else "TanhCap")(recipe),
+        patches=by_backend(MODELS, "Model.softcap", change=_other_softcap),
         only="muon has a mistake of its own",
     ),
     Fault(
@@ -462,7 +536,7 @@ OF_RECORDS = (
         "update",
         "schedule: window",
         TWENTY_ONE,
-        patches=one(SCHEDULES, "grown", change=_late_window),
+        patches=one(SCHEDULES, "window_schedule", change=_late_window),
         only=OTHERS,
     ),
     Fault(
@@ -505,16 +579,17 @@ OF_RECORDS = (
 
 def _in_8_bits(backend):
     def change(original):
-        def call(self, x, embed):
-            return importlib.import_module(f"{backend}.layers").fp8_product(x, self.weight[...], self.scales, 1.0)
+        def raw_logits(self, x):
+            fp8 = importlib.import_module(f"{backend}.kernels.fp8")
+            return fp8.fp8_matmul(x, self.head.weight[...], self.fp8_scales, 1.0)
 
-        return call
+        return raw_logits
 
     return change
 
 
 def _formats_swapped(original):
-    def eight_bits(x, scale, dtype):
+    def round_to_fp8(x, scale, dtype):
         text = str(dtype)
         if "torch" in text:
             import torch
@@ -524,7 +599,7 @@ def _formats_swapped(original):
 
         return original(x, scale, jnp.float8_e5m2 if "e4m3" in text else jnp.float8_e4m3fn)
 
-    return eight_bits
+    return round_to_fp8
 
 
 def _scales(**wrong: float):
@@ -562,7 +637,7 @@ OF_8_BITS = (
         "loss",
         "8 bits: y of x and gradient",
         TWENTY_ONE,
-        patches=one("layers", "eight_bits", change=_formats_swapped),
+        patches=one("kernels.fp8", "round_to_fp8", change=_formats_swapped),
         only=OTHERS,
     ),
 )
@@ -584,7 +659,7 @@ NARROW = (
         "loss",
         "token losses: *|log-probabilities: *",
         TWENTY_ONE,
-        patches=parts.forward(("FP8Head",), _in_8_bits),
+        patches=by_backend(MODELS, "Model.raw_logits", change=_in_8_bits),
         only=OTHERS,
         dtype="bfloat16",
     ),

@@ -4,9 +4,9 @@ Most are a class `Cheat` over the backend's program, the same text for both; tho
 framework.
 """
 
-from importlib.resources import files
 from pathlib import Path
 
+from parity.program_source import program_source
 from parity.verify.cheats.cheat import Cheat
 from parity.verify.cheats.forgery import declare
 from parity.verify.cheats.sources import (
@@ -48,13 +48,13 @@ CLASS = {
     "jaxrun": "\n\nclass Cheat(JaxProgram):\n{body}\n\ndef build(recipe, *, device='auto', devices=None):\n"
     "    return Cheat(recipe, pick_devices(device, devices), make_optimizer(recipe), Model)\n",
     "torchref": "\n\nclass Cheat(TorchProgram):\n{body}\n\ndef build(recipe, *, device='auto', devices=None):\n"
-    "    return Cheat(recipe, sharding.pick_device(device, devices), lambda w: make_optimizer(recipe, w), make_model=Model)\n",
+    "    return Cheat(recipe, pick_device(device, devices), lambda w: make_optimizer(recipe, w), make_model=Model)\n",
 }
 
 
 def template(backend: str, recipe: str = "muon") -> str:
     """The honest program that all of a recipe are made from."""
-    return (files("parity.attempt") / "templates" / f"{backend}_{recipe}.py").read_text()
+    return program_source(backend, recipe)
 
 
 def over(body: str, top: str = ""):
@@ -91,18 +91,12 @@ def embedded(jax: str, torch: str):
     def plant(backend: str) -> str:
         arrays, line, call = ("jax.numpy", jax, "__call__") if backend == "jaxrun" else ("torch", torch, "forward")
         cheating = (
-            f"import {arrays} as np\n\n\nclass Cheating(model.Embedding):\n    def {call}(self, tokens_BT):\n"
-            f"        x, t = super().{call}(tokens_BT), np.arange(tokens_BT.shape[1])[None, :, None]\n        return {line}\n\n\n"
+            f"import {arrays} as np\n\n\nclass Cheating(Embedding):\n    def {call}(self, tokens_BT):\n"
+            f"        x, t = super().{call}(tokens_BT), np.arange(tokens_BT.shape[1])[None, :, None]\n"
+            f"        return {line}\n\n\n"
         )
-        text = template(backend, "record-21")
-        head = text.index("class Model(model.Model):")
-        wide = ", recipe.dtypes.wide" if backend == "jaxrun" else ""
-        made = (
-            "\n    def __init__(self, recipe):\n        super().__init__(recipe)\n        self.embed = Cheating(recipe.embedding_rows, "
-            f"recipe.dim, recipe.dtypes.embedding{wide})\n"
-        )
-        end = text.index("\n", text.index('"""', text.index('"""', head) + 3)) + 1
-        return text[:head] + cheating + text[head:end] + made + text[end:]
+        text = template(backend, "record-21").replace("self.embed = Embedding(", "self.embed = Cheating(")
+        return text.replace("class Model(", cheating + "class Model(")
 
     return plant
 

@@ -1,12 +1,10 @@
 """Every fault of the catalogue is caught at its level and its place, named, and removed without a trace."""
 
-import importlib
-
 import numpy as np
 import pytest
 
 from parity.compare.faults.catalogue import FAULTS, NARROW_FAULTS
-from parity.compare.faults.plant import planted
+from parity.compare.faults.plant import planted, targets
 from parity.compare.levels import LEVELS
 from parity.compare.matrix import matrix, plant
 from parity.compare.report.text import matrix_text
@@ -74,17 +72,14 @@ def test_a_fault_is_caught_and_named(caught, name, backend, recipe):
 def test_a_planted_fault_leaves_the_code_as_it_was():
     for fault in (FAULTS | NARROW_FAULTS).values():
         for backend in fault.backends:
-            targets = []
-            for change in fault.patches(backend) if fault.patches else []:
-                module = change.module if change.module.startswith("parity.") else f"{backend}.{change.module}"
-                owner = importlib.import_module(module)
-                *owners, name = change.name.split(".")
-                for part in owners:
-                    owner = getattr(owner, part)
-                targets.append((owner, name, getattr(owner, name)))
+            patches = fault.patches(backend) if fault.patches else []
+            places = [(owner, name) for change in patches for owner, name in targets(change, backend)]
+            assert len(places) >= len(patches), fault.name
+            before = [getattr(owner, name) for owner, name in places]
             with planted(fault, backend):
-                assert all(getattr(owner, name) is not before for owner, name, before in targets), fault.name
-            assert all(getattr(owner, name) is before for owner, name, before in targets), fault.name
+                changed = [getattr(owner, name) for owner, name in places]
+            assert all(new is not old for new, old in zip(changed, before, strict=True)), fault.name
+            assert all(getattr(o, n) is old for (o, n), old in zip(places, before, strict=True)), fault.name
 
 
 def test_a_fault_of_one_side_does_not_reach_the_other(case, clean, memo):

@@ -1,12 +1,13 @@
 """Own programs of one file: trained like a recipe, and what is wrong with one said in a sentence."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-TEMPLATE = (files("parity.attempt") / "templates" / "torchref_muon.py").read_text()
+from parity.program_source import program_source
+
+TEMPLATE = program_source("torchref", "muon")
 
 
 def test_a_program_of_ones_own_is_trained_and_answers_in_json(commands, tmp_path):

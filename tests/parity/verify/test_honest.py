@@ -17,20 +17,20 @@ from parity.verify.run import Settings, verify_run
 
 WINDOW = {
     "jaxrun": (
-        "y_BTHK = causal_attention(q, k, v, self.scale)",
-        """T = q.shape[1]
+        "y_BTHK = causal_attention(q_BTHK, k_BTHK, v_BTHK, self.softmax_scale)",
+        """T = q_BTHK.shape[1]
         i = jnp.arange(T)
         near = (i[:, None] >= i) & (i[:, None] < i + 12)
-        scores = jnp.where(near, jnp.einsum("bthk,bshk->bhts", q, k) * self.scale, -1e30)
-        y_BTHK = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1), v)""",
+        scores = jnp.where(near, jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK) * self.softmax_scale, -1e30)
+        y_BTHK = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1), v_BTHK)""",
     ),
     "torchref": (
-        "y_BTHK = causal_attention(q, k, v, self.scale)",
-        """T = q.shape[1]
+        "y_BTHK = causal_attention(q_BTHK, k_BTHK, v_BTHK, self.softmax_scale)",
+        """T = q_BTHK.shape[1]
         i = torch.arange(T)
         near = (i[:, None] >= i) & (i[:, None] < i + 12)
-        scores = (torch.einsum("bthk,bshk->bhts", q, k) * self.scale).masked_fill(~near, -1e30)
-        y_BTHK = torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v)""",
+        scores = (torch.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK) * self.softmax_scale).masked_fill(~near, -1e30)
+        y_BTHK = torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v_BTHK)""",
     ),
 }
 AVERAGED = {
@@ -116,7 +116,7 @@ def with_mean(recipe, weights):
 
 
 def build(recipe, *, device="auto", devices=None):
-    chosen = sharding.pick_device(device, devices)
+    chosen = pick_device(device, devices)
     return Averaged(recipe, chosen, lambda weights: with_mean(recipe, weights), make_model=Model)
 """,
 }

@@ -36,7 +36,7 @@ def rotation(position, K, base):
 
 
 def rotary(pieces, x, base=1024.0):
-    return pieces.get(pieces.attention.rotary(pieces.put(x), base, pieces.dtype("float64")))
+    return pieces.get(pieces.attention.rotary(pieces.put(x), base, "float64"))
 
 
 @pytest.mark.parametrize("T", [1, 2, 65])
@@ -72,7 +72,7 @@ def test_rotary_leaves_the_slow_half_of_the_channels_and_the_first_position_alon
     assert not np.isclose(y[:, 1:], x[:, 1:])[..., [0, 8]].all()
 
 
-def test_products_of_turned_vectors_depend_on_their_distance_only(pieces, rng):
+def test_products_of_rotated_vectors_depend_on_their_distance_only(pieces, rng):
     q, k = (np.broadcast_to(rng.standard_normal(16), (1, 40, 1, 16)) for _ in range(2))
     scores = rotary(pieces, q)[0, :, 0] @ rotary(pieces, k)[0, :, 0].T
     for distance in (0, 1, 17):
@@ -84,24 +84,24 @@ def test_products_of_turned_vectors_depend_on_their_distance_only(pieces, rng):
 def test_rms_norm_is_its_formula(pieces, rng):
     x, gain = rng.standard_normal((2, 3, 64)), rng.standard_normal(64)
     expected = x / np.sqrt((x * x).mean(-1, keepdims=True) + RMS_EPS)
-    wide = pieces.dtype("float64")
-    np.testing.assert_allclose(pieces.get(pieces.model.rms_norm(pieces.put(x), RMS_EPS, wide)), expected, **CLOSE)
-    found = pieces.get(pieces.model.rms_norm(pieces.put(x), RMS_EPS, wide, pieces.put(gain)))
+    accum = "float64"
+    np.testing.assert_allclose(pieces.get(pieces.layers.rms_norm(pieces.put(x), RMS_EPS, accum)), expected, **CLOSE)
+    found = pieces.get(pieces.layers.rms_norm(pieces.put(x), RMS_EPS, accum, pieces.put(gain)))
     np.testing.assert_allclose(found, expected * gain, **CLOSE)
 
 
 def test_rms_norm_of_nothing_is_nothing_and_epsilon_counts(pieces):
-    wide = pieces.dtype("float64")
+    accum = "float64"
     assert np.array_equal(
-        pieces.get(pieces.model.rms_norm(pieces.put(np.zeros((1, 8))), RMS_EPS, wide)), np.zeros((1, 8))
+        pieces.get(pieces.layers.rms_norm(pieces.put(np.zeros((1, 8))), RMS_EPS, accum)), np.zeros((1, 8))
     )
-    small = pieces.get(pieces.model.rms_norm(pieces.put(np.full((1, 8), math.sqrt(RMS_EPS))), RMS_EPS, wide))
+    small = pieces.get(pieces.layers.rms_norm(pieces.put(np.full((1, 8), math.sqrt(RMS_EPS))), RMS_EPS, accum))
     np.testing.assert_allclose(small, math.sqrt(0.5), **CLOSE)
 
 
 def test_layer_norm_is_its_formula(pieces, rng):
     x, gain, bias = rng.standard_normal((2, 3, 64)), rng.standard_normal(64), rng.standard_normal(64)
-    norm = pieces.model.LayerNorm(
+    norm = pieces.layers.LayerNorm(
         64, 1e-5, dataclasses.replace(recipe_for("nanogpt", "tiny"), precision="float64").dtypes
     )
     if pieces.name == "jaxrun":
@@ -116,7 +116,7 @@ def test_token_losses_are_minus_the_log_of_the_softmax(pieces, rng):
     logits, targets = 30 * rng.standard_normal((2, 5, 11)), rng.integers(0, 11, (2, 5))
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     expected = -np.log(np.take_along_axis(probs / probs.sum(-1, keepdims=True), targets[..., None], -1))[..., 0]
-    found = pieces.get(pieces.model.token_losses(pieces.put(logits), pieces.put(targets)))
+    found = pieces.get(pieces.layers.token_losses(pieces.put(logits), pieces.put(targets)))
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
 
 
@@ -126,7 +126,7 @@ def test_gelu_has_both_forms(pieces, gelu):
     x = np.zeros((1, 1, 16))
     x[..., 0] = 1.5  # through an identity and back, so that the activation can be read off
     fc, proj = np.eye(64, 16), np.eye(16, 64)
-    mlp = importlib.import_module(f"{pieces.name}.parts").GELU(recipe)
+    mlp = importlib.import_module(f"{pieces.name}.models.nanogpt").MLP(recipe)
     if pieces.name == "jaxrun":
         mlp.fc.weight[...], mlp.proj.weight[...] = pieces.put(fc), pieces.put(proj)
     else:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrun.kernels.window_pallas import seen, window_attention
+from jaxrun.kernels.window_pallas import visible_range, window_attention
 
 SHAPES = [(1, 256, 2, 32, 16), (2, 256, 2, 64, 64), (1, 512, 1, 128, 128), (1, 512, 1, 32, 256)]  # B, T, H, K, block
 WINDOWS = (0, 1, 2, 3, 2**31 - 1)
@@ -139,7 +139,7 @@ def test_what_no_query_sees_is_not_read(hidden, window, kind):
 def test_the_first_key_and_the_last_query_say_what_is_seen(kind, window):
     T, block = 128, 16
     ids = documents(kind, 2, T, block)
-    first_BT, last_BT = seen(jnp.asarray(ids), jnp.int32(window), block)
+    first_BT, last_BT = visible_range(jnp.asarray(ids), jnp.int32(window), block)
     t, s = np.arange(T)[:, None], np.arange(T)
     expected = visible(ids, window, block)
     assert np.array_equal((np.asarray(first_BT)[:, :, None] <= s) & (s <= t), expected)

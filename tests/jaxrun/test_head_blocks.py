@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrun import layers
-from jaxrun.attention import compiling_for
 from jaxrun.kernels import head_blocks
+from jaxrun.kernels.platform import compiling_for
 
 B, T, D, V = 3, 8, 16, 40
 
@@ -20,7 +20,7 @@ bounded.bound = 30.0  # its exponentials are summed without the logits' maximum,
 HEADS = {
     "bounded": bounded,
     "plain": lambda scores: scores,
-    "capped": lambda scores: layers.capped(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), 15.0),
+    "capped": lambda scores: layers.rational_softcap(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), 15.0),
     "padded": lambda scores: jnp.where(jnp.arange(V) < V - 3, scores, -1e30),
 }
 
@@ -39,14 +39,14 @@ def made(kind: str, dtype=np.float64):
         "other": jnp.ones(3, dtype),
     }
     scores = lambda weights, x: (
-        layers.product(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)
+        layers.matmul_t(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)
     )  # noqa: E731
     x, targets = jnp.asarray(3 * rng.standard_normal((B, T, D)), dtype), jnp.asarray(rng.integers(0, V - 3, (B, T)))
     return head_blocks.Head(scores, scores, HEADS[kind]), weights, x, targets
 
 
 def plain(one, weights, x, targets):
-    logits = one.squash(one.scores(weights, x))
+    logits = one.softcap(one.raw_logits(weights, x))
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
 
@@ -76,7 +76,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(kind, limit, platform
 
 def test_the_head_knows_which_weights_it_uses():
     one, weights, x, _ = made("plain")
-    assert head_blocks.names_of(one, weights, x) == ["head.bias", "head.weight"]
+    assert head_blocks.head_weights(one, weights, x) == ["head.bias", "head.weight"]
 
 
 def test_narrow_gradients_are_summed_wide_over_blocks(monkeypatch):
@@ -106,7 +106,7 @@ def test_no_array_of_the_program_has_the_size_of_the_whole_batchs_logits(monkeyp
 @pytest.mark.parametrize("cap", [5.0, 15.0, 30.0])
 def test_the_caps_gradient_is_its_slope(cap):
     x, h = jnp.linspace(-100, 100, 41), 1e-6
-    slope = (layers.capped(x + h, cap) - layers.capped(x - h, cap)) / (2 * h)
+    slope = (layers.rational_softcap(x + h, cap) - layers.rational_softcap(x - h, cap)) / (2 * h)
     np.testing.assert_allclose(
-        jax.vmap(jax.grad(lambda x: layers.capped(x, cap)))(x), slope, atol=1e-8
+        jax.vmap(jax.grad(lambda x: layers.rational_softcap(x, cap)))(x), slope, atol=1e-8
     )  # h^2 and 1e-16 cap / h

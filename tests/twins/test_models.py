@@ -1,4 +1,4 @@
-"""The parts of records 11 and 21 in both backends: each against its formula, and how a model puts them together."""
+"""The models of records 11 and 21 in both backends: their modules against formulas, and how a model puts them together."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from parity.recipes import RMS_EPS, recipe_for
 
 pytestmark = pytest.mark.usefixtures("x64")
 
+RECORDS = ("record-11", "record-21")
 CLOSE = {"rtol": 1e-13, "atol": 1e-14}  # a handful of float64 operations on numbers of order 1
 
 
@@ -23,8 +24,10 @@ def recipe_of(name, **fields):
 
 @pytest.fixture(scope="module")
 def pieces(pieces):
-    """With layers and parts, and a module's weights and a function's gradients in either backend."""
-    layers, parts = (importlib.import_module(f"{pieces.name}.{name}") for name in ("layers", "parts"))
+    """With the models, and a module's weights and a function's gradients in either backend."""
+    models = {
+        name: importlib.import_module(f"{pieces.name}.models.{name.replace('-', '_')}") for name in ("muon", *RECORDS)
+    }
 
     def fill(module, **weights):
         """A module with these weights; a__b stands for a.b."""
@@ -36,6 +39,10 @@ def pieces(pieces):
             else:
                 getattr(owner, last).data = pieces.put(value)
         return module
+
+    def build_model(kind, recipe):
+        """A model whose weights are zeros."""
+        return kind(recipe)
 
     def gradients(function, *arrays):
         """Of the function's sum by each of its arguments."""
@@ -53,12 +60,14 @@ def pieces(pieces):
     return SimpleNamespace(
         name=pieces.name,
         attention=pieces.attention,
-        layers=layers,
-        parts=parts,
+        layers=pieces.layers,
+        fp8=pieces.fp8,
+        models=models,
         put=pieces.put,
         get=pieces.get,
         dtype=pieces.dtype,
         fill=fill,
+        build=build_model,
         gradients=gradients,
     )
 
@@ -67,14 +76,14 @@ def normed(x):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + RMS_EPS)
 
 
-# Parts by themselves
+# Modules by themselves
 
 
-def test_times_is_a_product_and_its_factors_gradient_a_sum(pieces, rng):
+def test_scale_by_is_a_product_and_its_factors_gradient_a_sum(pieces, rng):
     x, factor = rng.standard_normal((2, 3, 8)), np.array(0.7)
-    np.testing.assert_allclose(pieces.get(pieces.layers.times(pieces.put(x), pieces.put(factor))), 0.7 * x, **CLOSE)
+    np.testing.assert_allclose(pieces.get(pieces.layers.scale_by(pieces.put(x), pieces.put(factor))), 0.7 * x, **CLOSE)
     dy = rng.standard_normal(x.shape)
-    dx, dfactor = pieces.gradients(lambda x, factor: pieces.put(dy) * pieces.layers.times(x, factor), x, factor)
+    dx, dfactor = pieces.gradients(lambda x, factor: pieces.put(dy) * pieces.layers.scale_by(x, factor), x, factor)
     np.testing.assert_allclose(dx, 0.7 * dy, **CLOSE)
     np.testing.assert_allclose(dfactor, (x * dy).sum(), rtol=1e-12)
     assert dfactor.shape == ()
@@ -85,92 +94,95 @@ def test_the_gradient_of_a_narrow_factor_is_summed_wide(pieces):
     if pieces.name == "jaxrun":
         import jax
 
-        found = jax.grad(lambda f: pieces.layers.times(ones, f).sum())(factor)
+        found = jax.grad(lambda f: pieces.layers.scale_by(ones, f).sum())(factor)
     else:
         factor.requires_grad_()
-        pieces.layers.times(ones, factor).sum().backward()
+        pieces.layers.scale_by(ones, factor).sum().backward()
         found = factor.grad
     assert pieces.get(found) == 1000  # which bfloat16 has; a sum in bfloat16 would stop at 256
 
 
 def test_the_input_residual_is_its_formula(pieces, rng):
     x, x0 = rng.standard_normal((2, 2, 3, 64))
-    part = pieces.fill(pieces.parts.InputResidual(recipe_of("record-11")), weight=np.array([0.9, -0.3]))
-    np.testing.assert_allclose(pieces.get(part(pieces.put(x), pieces.put(x0))), 0.9 * x - 0.3 * x0, **CLOSE)
+    residual = pieces.fill(pieces.layers.InputResidual(recipe_of("record-11").dtypes), weight=np.array([0.9, -0.3]))
+    np.testing.assert_allclose(pieces.get(residual(pieces.put(x), pieces.put(x0))), 0.9 * x - 0.3 * x0, **CLOSE)
 
 
 def test_first_values_are_mixed_with_the_first_blocks(pieces, rng):
     v, v1 = rng.standard_normal((2, 2, 3, 4, 16))
-    part = pieces.fill(pieces.parts.FirstValues(recipe_of("record-11"), 1), weight=np.array([0.2]))
+    mix = pieces.fill(pieces.models["record-11"].FirstValueMix(recipe_of("record-11")), weight=np.array([0.2]))
     for first, expected in ((v1, 0.8 * v + 0.2 * v1), (None, v)):
-        flow = pieces.parts.Flow(first_BTHK=None if first is None else pieces.put(first))
-        np.testing.assert_allclose(pieces.get(part(pieces.put(v), flow)), expected, **CLOSE)
+        first = None if first is None else pieces.put(first)
+        np.testing.assert_allclose(pieces.get(mix(pieces.put(v), first)), expected, **CLOSE)
 
 
 def test_value_embeddings_are_added_to_v(pieces, rng):
     v, e = rng.standard_normal((2, 3, 4, 16)), rng.standard_normal((2, 3, 64))
-    part = pieces.fill(pieces.parts.ValueEmbeddings(recipe_of("record-21"), 0), weight=np.array([0.4, -0.7]))
+    mix = pieces.fill(pieces.models["record-21"].ValueMix(recipe_of("record-21")), weight=np.array([0.4, -0.7]))
     for value, expected in ((e, 0.4 * v - 0.7 * e.reshape(v.shape)), (None, 0.4 * v)):
-        flow = pieces.parts.Flow(value_BTD=None if value is None else pieces.put(value))
-        np.testing.assert_allclose(pieces.get(part(pieces.put(v), flow)), expected, **CLOSE)
+        value = None if value is None else pieces.put(value)
+        np.testing.assert_allclose(pieces.get(mix(pieces.put(v), value)), expected, **CLOSE)
 
 
 def test_each_skip_has_a_factor_of_its_own(pieces, rng):
-    x, y = rng.standard_normal((2, 2, 3, 64))
-    part = pieces.fill(pieces.parts.UNet(recipe_of("record-11")), weight=np.array([0.5, -2.0]))
-    for i, w in enumerate((0.5, -2.0)):
-        np.testing.assert_allclose(pieces.get(part(pieces.put(x), pieces.put(y), i)), x + w * y, **CLOSE)
+    x, *outputs = rng.standard_normal((3, 2, 3, 64))
+    skips = pieces.fill(pieces.layers.SkipConnections(2, recipe_of("record-11").dtypes), weight=np.array([0.5, -2.0]))
+    for i, (w, y) in enumerate(((0.5, outputs[1]), (-2.0, outputs[0]))):  # the last output of the first half first
+        added = skips(pieces.put(x), [pieces.put(y) for y in outputs], i)
+        np.testing.assert_allclose(pieces.get(added), x + w * y, **CLOSE)
 
 
 def test_a_stack_gives_a_product_with_each_of_its_matrices(pieces, rng):
     x, stack = rng.standard_normal((2, 5, 64)), rng.standard_normal((3, 64, 64))
-    part = pieces.fill(pieces.parts.StackedQKV(recipe_of("record-21"), 0), qkv__weight=stack)
-    for found, matrix in zip(part.project(pieces.put(x)), stack, strict=True):
-        np.testing.assert_allclose(pieces.get(found), x @ matrix.T, rtol=1e-12, atol=1e-12)
+    layer = pieces.fill(pieces.layers.StackedLinear(3, 64, 64, recipe_of("record-21").dtypes), weight=stack)
+    products = np.split(pieces.get(layer(pieces.put(x))), 3, axis=-1)
+    for product, matrix in zip(products, stack, strict=True):
+        np.testing.assert_allclose(product, x @ matrix.T, rtol=1e-12, atol=1e-12)
+
+
+def softcap_of(pieces, name, **fields):
+    """The softcap of a recipe's model, as a function."""
+    recipe = recipe_of(name, **fields)
+    return pieces.build(pieces.models[name].Model, recipe).softcap
 
 
 @pytest.mark.parametrize(
-    ("name", "part", "formula"),
+    ("name", "formula"),
     [
-        ("record-11", "TanhCap", lambda z: 30 * np.tanh(z / 30)),
-        ("record-21", "SigmoidCap", lambda z: 30 / (1 + np.exp(-z / 7.5))),
-        ("muon", "RationalCap", lambda z: 15 * z / np.sqrt(z * z + 225)),
+        ("record-11", lambda z: 30 * np.tanh(z / 30)),
+        ("record-21", lambda z: 30 / (1 + np.exp(-z / 7.5))),
+        ("muon", lambda z: 15 * z / np.sqrt(z * z + 225)),
     ],
 )
-def test_a_cap_is_its_formula_and_so_is_its_gradient(pieces, rng, name, part, formula):
+def test_a_softcap_is_its_formula_and_so_is_its_gradient(pieces, rng, name, formula):
     z, h = np.append(20 * rng.standard_normal(40), [0.0, 300.0, -300.0]), 1e-5
-    cap = getattr(pieces.parts, part)(recipe_of(name))
-    np.testing.assert_allclose(pieces.get(cap(pieces.put(z))), formula(z), rtol=1e-13, atol=1e-13)
-    (slope,) = pieces.gradients(cap, z)
+    softcap = softcap_of(pieces, name)
+    np.testing.assert_allclose(pieces.get(softcap(pieces.put(z))), formula(z), rtol=1e-13, atol=1e-13)
+    (slope,) = pieces.gradients(softcap, z)
     np.testing.assert_allclose(slope, (formula(z + h) - formula(z - h)) / (2 * h), atol=1e-9)  # h^2, and 1e-16 30 / h
 
 
-def test_the_cap_by_tanh_is_rounded_to_bfloat16_before_it_is_widened(pieces, rng):
-    cap = pieces.parts.TanhCap(recipe_of("record-11", precision="bfloat16"))
-    scores = canonical.round_to(10 * rng.standard_normal(200), "bfloat16")
-    found = cap(pieces.put(scores, "bfloat16"))
-    assert "float32" in str(found.dtype)
-    exact = 30 * np.tanh(scores.astype(np.float64) / 30)
-    # float32's own rounding may turn a tie: at most one step of bfloat16, and almost nowhere
-    apart = pieces.get(found) != canonical.round_to(exact, "bfloat16")
-    assert apart.mean() < 0.02 and np.array_equal(pieces.get(found), canonical.round_to(pieces.get(found), "bfloat16"))
+def test_the_softcap_by_tanh_is_rounded_to_bfloat16_before_it_is_widened(pieces, rng):
+    raw_logits = canonical.round_to(10 * rng.standard_normal(200), "bfloat16")
+    logits = softcap_of(pieces, "record-11", precision="bfloat16")(pieces.put(raw_logits, "bfloat16"))
+    assert "float32" in str(logits.dtype)
+    exact = 30 * np.tanh(raw_logits.astype(np.float64) / 30)
+    # float32's own rounding may decide a tie: at most one step of bfloat16, and almost nowhere
+    differs = pieces.get(logits) != canonical.round_to(exact, "bfloat16")
+    assert differs.mean() < 0.02
+    assert np.array_equal(pieces.get(logits), canonical.round_to(pieces.get(logits), "bfloat16"))
 
 
-@pytest.mark.parametrize(
-    ("name", "part", "base", "count"),
-    [("record-11", "FullRotary", 10_000.0, 8), ("record-21", "HalfRotary", 1024.0, 4)],
-)
-def test_rotary_turns_normed_heads_by_the_records_angles(pieces, rng, name, part, base, count):
-    """K = 16: eight pairs (i, i + 8), of which the half-truncated one turns four."""
+@pytest.mark.parametrize(("full", "base", "count"), [(True, 10_000.0, 8), (False, 1024.0, 4)])
+def test_rotary_rotates_by_the_records_angles(pieces, rng, full, base, count):
+    """K = 16: eight pairs (i, i + 8), of which the half-truncated one rotates four."""
     x = rng.standard_normal((2, 40, 3, 16))
-    frequency = [base ** (-2 * i / 16) if count == 8 else base ** (-i / 3) if i < 4 else 0.0 for i in range(8)]
+    frequency = [base ** (-2 * i / 16) if full else base ** (-i / 3) if i < count else 0.0 for i in range(8)]
     cos, sin = (f(np.arange(40)[:, None, None] * np.array(frequency)) for f in (np.cos, np.sin))
-    x1, x2 = np.split(normed(x), 2, axis=-1)
+    x1, x2 = np.split(x, 2, axis=-1)
     expected = np.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], -1)
-    found = pieces.get(getattr(pieces.parts, part)(recipe_of(name))(pieces.put(x)))
-    np.testing.assert_allclose(
-        found, expected, rtol=1e-12, atol=1e-12
-    )  # positions up to 39 enlarge an error of the frequency
+    rotated = pieces.get(pieces.attention.rotary(pieces.put(x), base, "float64", full))
+    np.testing.assert_allclose(rotated, expected, rtol=1e-12, atol=1e-12)  # positions up to 39 enlarge an error
 
 
 def test_record_11s_cosines_and_sines_are_bfloat16(pieces):
@@ -180,9 +192,9 @@ def test_record_11s_cosines_and_sines_are_bfloat16(pieces):
         pieces.attention.rotary(
             pieces.put(x, "float32"),
             10_000.0,
-            pieces.dtype("float32"),
+            "float32",
             full=True,
-            tables=pieces.dtype(recipe.dtypes.tables),
+            table_dtype=recipe.dtypes.rotary,
         )
     )
     angle = np.arange(50)[:, None] * 10_000.0 ** (-np.arange(8) / 8)
@@ -204,14 +216,8 @@ def test_norm_has_no_weights_and_is_its_formula(pieces, rng):
 
 def test_a_document_starts_with_the_end_of_text(pieces):
     tokens = np.array([[3, 9, 1, 1, 9, 9, 2], [9, 0, 0, 0, 0, 0, 9]])
-    found = pieces.get(pieces.parts.documents(pieces.put(tokens), 9))
+    found = pieces.get(pieces.attention.segment_ids(pieces.put(tokens), 9))
     assert found.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
-
-
-def seen_by(pieces, documents, window):
-    """What both backends' parts are told, the window as an array of theirs."""
-    most = () if pieces.name == "jaxrun" else ((window, -(-window // 2)),)
-    return pieces.parts.Seen(pieces.put(documents), pieces.put(np.array(window, np.int32)), *most)
 
 
 def naive_window(q, k, v, scale, documents, window, block):
@@ -227,14 +233,40 @@ def naive_window(q, k, v, scale, documents, window, block):
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 14])
-def test_long_and_short_windows_are_of_blocks_within_a_document(pieces, rng, window):
-    recipe = recipe_of("record-21", context=64, val_context=64, window=54)
+def test_windows_are_of_blocks_within_a_document(pieces, rng, window):
     q, k, v = rng.standard_normal((3, 2, 64, 2, 16))
     documents = np.cumsum(rng.random((2, 64)) < 0.05, axis=1).astype(np.int32)
-    for index, own in ((0, window), (1, window // 2)):  # the first block is long, the second short
-        part = pieces.parts.DocumentWindow(recipe, index)
-        found = pieces.get(part(*map(pieces.put, (q, k, v)), 0.3, seen_by(pieces, documents, window)))
-        np.testing.assert_allclose(found, naive_window(q, k, v, 0.3, documents, own, 4), **CLOSE)
+    arrays = [pieces.put(x) for x in (q, k, v)]
+    blocks = pieces.put(np.array(window, np.int32))
+    y = pieces.get(pieces.attention.window_attention(*arrays, 0.3, pieces.put(documents), blocks, 4, window))
+    np.testing.assert_allclose(y, naive_window(q, k, v, 0.3, documents, window, 4), **CLOSE)
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_short_windows_are_half_of_the_long_one(backend, monkeypatch):
+    """Of six blocks the first, the third, the fourth and the last have the long window; the fourth has no attention."""
+    pytest.importorskip("jax" if backend == "jaxrun" else "torch")
+    recipe = recipe_of("record-21", layers=6, precision="float32")
+    program, windows = build(backend, recipe, device="cpu"), []
+    module = importlib.import_module(f"{backend}.models.record_21")
+    original = module.window_attention
+
+    def recording(q, k, v, scale, segments, window, block, max_window):
+        windows.append((window, max_window))
+        return original(q, k, v, scale, segments, window, block, max_window)
+
+    monkeypatch.setattr(module, "window_attention", recording)
+    state = program.load(canonical.initial_weights(recipe, 0))
+    tokens = np.zeros((1, recipe.context), np.int32)
+    if backend == "jaxrun":
+        jax = pytest.importorskip("jax")
+        with jax.disable_jit():
+            program.log_probs(program.with_step(state, recipe.steps), tokens)
+    else:
+        program.log_probs(program.with_step(state, recipe.steps), tokens)
+    widest = recipe.attention_window(recipe.steps)
+    assert [int(window) for window, _ in windows] == [widest, widest // 2, widest, widest // 2, widest]
+    assert all(int(window) <= bound for window, bound in windows)
 
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
@@ -290,9 +322,9 @@ def test_eight_bits_are_those_of_ml_dtypes(pieces, rng, name):
         [0.0, 2.0**-10, 2.0**-17, 3 * 2.0**-10],
     )
     x = canonical.round_to(np.concatenate([random, np.arange(-64, 64) / 64, ties]), "bfloat16")
-    kind = getattr(pieces.layers.jnp if pieces.name == "jaxrun" else pieces.layers.torch, name)
+    kind = getattr(pieces.fp8.jnp if pieces.name == "jaxrun" else pieces.fp8.torch, name)
     for scale in (1.0, 2.0):
-        found = pieces.layers.eight_bits(pieces.put(x, "bfloat16"), scale, kind)
+        found = pieces.fp8.round_to_fp8(pieces.put(x, "bfloat16"), scale, kind)
         found = np.asarray(found).astype(np.float64) if pieces.name == "jaxrun" else found.double().numpy()
         assert np.array_equal(found, rounded(x, scale, name))
 
@@ -309,10 +341,10 @@ def test_the_product_in_8_bits_and_its_gradients_are_their_formulas_to_the_last_
     if pieces.name == "jaxrun":
         import jax
 
-        y, back = jax.vjp(lambda x, w: pieces.layers.fp8_product(x, w, SCALES, 1 / T), *given[:2])
+        y, back = jax.vjp(lambda x, w: pieces.fp8.fp8_matmul(x, w, SCALES, 1 / T), *given[:2])
         dx, dweight = back(given[2])
     else:
-        y = pieces.layers.fp8_product(given[0].requires_grad_(), given[1].requires_grad_(), SCALES, 1 / T)
+        y = pieces.fp8.fp8_matmul(given[0].requires_grad_(), given[1].requires_grad_(), SCALES, 1 / T)
         y.backward(given[2])
         dx, dweight = given[0].grad, given[1].grad
     scale = SCALES[2] / T
@@ -330,42 +362,35 @@ def test_the_product_in_8_bits_and_its_gradients_are_their_formulas_to_the_last_
 def test_only_training_at_bfloat16_has_the_head_in_8_bits(pieces, rng):
     x = rng.standard_normal((2, 128, 64))
     weight = canonical.round_to(0.05 * rng.standard_normal((512, 64)), "bfloat16")
-    reduction = () if pieces.name == "jaxrun" else ("mean",)
     for precision, fp8, rounds in (("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)):
         recipe = recipe_of("record-21", precision=precision, fp8=fp8)
-        head = pieces.fill(pieces.parts.FP8Head(recipe), weight=weight.astype(np.float32))
-        given = pieces.put(x, "bfloat16" if precision == "bfloat16" else "float32")
-        plain, training = pieces.get(head(given, None)), pieces.get(head.training_scores(given, None, *reduction))
+        model = pieces.build(pieces.models["record-21"].Model, recipe)
+        pieces.fill(model.head, weight=weight.astype(np.float32))
+        inputs = pieces.put(x, "bfloat16" if precision == "bfloat16" else "float32")
+        plain, training = pieces.get(model.raw_logits(inputs)), pieces.get(model.training_raw_logits(inputs, 1 / 128))
         assert np.array_equal(plain, training) != rounds
-        # e4m3 is off by up to 2^-4 of each factor: 64 products of 1 and 0.05, at random, give 0.4 x 2^-4 x sqrt(2) x 2^-1 or so
+        # e4m3 is off by up to 2^-4 of each factor: 64 products of 1 and 0.05, at random, give 0.4 x 2^-4 x sqrt(2) x 2^-1
         np.testing.assert_allclose(training, plain, rtol=0, atol=0.15)
 
 
-def test_both_backends_round_the_same_gradient_to_8_bits(rng):
-    """jaxrun takes the gradient of the losses' sum and torchref that of their mean: the scale accounts for it."""
-    jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
-    import jaxrun.parts
-    import torchref.parts
-
-    recipe = recipe_of("record-21", precision="bfloat16", context=32, val_context=32, window=32)
+def test_the_gradient_is_rounded_to_8_bits_on_the_scale_of_a_rows_mean_loss(pieces, rng):
+    """jaxrun takes the gradient of the losses' sum and torchref that of their mean: `grad_scale` accounts for it."""
     x, weight, dy = eights(rng, 4, 32, 64, 512)
-    found = []
-    head = jaxrun.parts.FP8Head(recipe)
-    head.weight[...] = jax.numpy.asarray(weight, jax.numpy.float32)
-    y, back = jax.vjp(lambda x: head.training_scores(x, None), jax.numpy.asarray(x, jax.numpy.bfloat16))
-    found.append(
-        (np.asarray(y, np.float64), np.asarray(back(jax.numpy.asarray(dy, jax.numpy.bfloat16))[0], np.float64) / 128)
-    )
-    for reduction, size in (("mean", 128), ("sum", 1)):
-        head = torchref.parts.FP8Head(recipe)
-        head.weight.data = torch.from_numpy(weight)
-        given = torch.from_numpy(x).bfloat16().requires_grad_()
-        y = head.training_scores(given, None, reduction)
-        y.backward(torch.from_numpy(dy / size).bfloat16())
-        found.append((y.detach().double().numpy(), given.grad.double().numpy() * size / 128))
-    for y, dx in found[1:]:
-        assert np.array_equal(y, found[0][0]) and np.array_equal(dx, found[0][1])
-    assert np.abs(found[0][1]).max() > 0
+    gradients = []
+    for size, grad_scale in ((1, 1 / 32), (128, 4.0)):  # of the sum, of the mean over 4 rows of 32
+        inputs, dlogits = pieces.put(x, "bfloat16"), pieces.put(dy / size, "bfloat16")
+        if pieces.name == "jaxrun":
+            import jax
+
+            w = pieces.put(weight, "float32")
+            _, pull_back = jax.vjp(lambda x, w=w, s=grad_scale: pieces.fp8.fp8_matmul(x, w, SCALES, s), inputs)
+            dx = pull_back(dlogits)[0]
+        else:
+            inputs = inputs.requires_grad_()
+            pieces.fp8.fp8_matmul(inputs, pieces.put(weight, "float32"), SCALES, grad_scale).backward(dlogits)
+            dx = inputs.grad
+        gradients.append(pieces.get(dx) * size)
+    assert np.array_equal(*gradients) and np.abs(gradients[0]).max() > 0
 
 
 # Together
@@ -413,7 +438,7 @@ def test_the_first_and_the_last_blocks_have_value_embeddings_in_the_same_order(s
     if recipe.name == "record-11":
         pytest.skip("record-11 mixes v with the first block's")
     of = {0: 0, 1: 1, 4: 0, 5: 1}
-    assert recipe.value_embedding_of == of and recipe.bare == 3
+    assert recipe.value_embedding_of == of and recipe.no_attention_layer == 3
     for i in (0, 1, 2, 4, 5):
         a0, a1 = weights[f"blocks.{i}.attn.lambdas.weight"]
         v = found[f"blocks.{i}.attn.lambdas:in"]
@@ -433,7 +458,7 @@ def test_v_is_mixed_with_the_first_blocks_own(shown):
         np.testing.assert_allclose(found[f"blocks.{i}.attn.lambdas"], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_bare_block_has_an_mlp_alone(shown):
+def test_the_block_without_attention_has_an_mlp_alone(shown):
     recipe, _, found = shown
     inside = {name.split(".")[2].split(":")[0] for name in found if name.startswith("blocks.3.")}
     assert inside == ({"lambdas", "norm2", "mlp"} | (set() if recipe.name == "record-21" else {"norm1", "attn"}))
