@@ -354,14 +354,14 @@ def _jax_parts(
     import jax
     import jax.numpy as jnp
 
-    from jaxrun import model
+    from jaxrun import layers
     from jaxrun.attention import causal_attention
     from jaxrun.kernels import head_blocks
 
     device = jax.devices(options.device)[0]
-    narrow = recipe.dtypes.products
+    narrow = recipe.dtypes.matmul
     qkv, x, weight, targets = (jax.device_put(jnp.asarray(a), device) for a in (qkv, x, weight, targets))
-    scores = lambda w, x: model.product(x, w["w"], narrow)  # noqa: E731
+    scores = lambda w, x: layers.matmul_t(x, w["w"], narrow)  # noqa: E731
     one = head_blocks.Head(scores, scores, lambda scores: scores.astype("float32"))
     attention = jax.jit(jax.grad(lambda qkv: causal_attention(*qkv.astype(narrow), 0.1).astype("float32").sum()))
     whole = jax.jit(jax.grad(lambda w, x: head_blocks.total_loss(one, w, x, targets), (0, 1)))
@@ -376,16 +376,16 @@ def _torch_parts(
 ) -> dict[str, Callable[[], Any]]:
     import torch
 
-    from torchref import model
+    from torchref import layers
     from torchref.attention import causal_attention
 
     device = torch.device("cuda" if options.device == "gpu" else "cpu")
-    narrow = model.torch_dtype(recipe.dtypes.products)
+    narrow = recipe.dtypes.matmul
     qkv, x, weight = (torch.from_numpy(a).to(device).requires_grad_() for a in (qkv, x, weight))
     targets = torch.from_numpy(targets).to(device)
 
     def loss(x, weight):
-        return model.token_losses(model.product(x, weight, narrow).float(), targets).sum()
+        return layers.token_losses(layers.matmul_t(x, weight, narrow).float(), targets).sum()
 
     whole = torch.compile(loss) if options.device == "gpu" else loss
 
@@ -424,7 +424,7 @@ def windows(options: Options, _: str) -> dict[str, Any]:
         rng.standard_normal((3, 1, T, H, K), np.float32),
         np.cumsum(rng.random((1, T)) < 1 / 600, axis=1).astype(np.int32),
     )
-    narrow, place = recipe.dtypes.products, torch.device("cuda" if options.device == "gpu" else "cpu")
+    narrow, place = recipe.dtypes.matmul, torch.device("cuda" if options.device == "gpu" else "cpu")
 
     @jax.jit
     def jaxrun(qkv, ids, window):

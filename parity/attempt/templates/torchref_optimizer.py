@@ -7,7 +7,8 @@ tokens.
 import torch
 
 from parity.recipes import Muon
-from torchref import model, optim
+from torchref import optim
+from torchref.layers import torch_dtype
 
 
 class Together(torch.optim.Optimizer):
@@ -53,7 +54,7 @@ def make(recipe: Muon, weights: dict[str, torch.nn.Parameter]):
         recipe.momentum,
         recipe.newton_schulz_steps,
         recipe.newton_schulz,
-        model.torch_dtype(recipe.dtypes.newton_schulz),
+        torch_dtype(recipe.dtypes.newton_schulz),
     )
     for part in (adamw, muon):
         for group in part.param_groups:
