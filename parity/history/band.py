@@ -1,4 +1,4 @@
-"""Is a run's validation curve inside the band that the public seeds of the same record left?
+"""Is a run's validation curve inside the band of the public seeds of the same record?
 
 The band is a prediction interval for one new seed at every evaluation that the run and the seeds share, made
 simultaneous by Bonferroni. It ties a run on the public hardware to the public programs; the public runs are reported by
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from parity.errors import InputError, nearest
-from parity.history.records import History, Run, distinct, groups_of, load, own_runs
+from parity.history.records import History, Run, groups_of, load, own_runs
 
 ALPHA = 0.05
 LEAST_SEEDS = 3
 RECIPES = {("muon", "small"): "20260610_tuned_baseline_3250"}
-"""Which public record trains a recipe at a scale."""
+"""The public record that trains a recipe at a scale."""
 
 
 @dataclass(frozen=True)
 class BandPoint:
-    """One evaluation: the run's val loss and the band, nats per token; `z` is the distance from the seeds' mean in
-    standard deviations of a new seed's distance from it."""
+    """One evaluation: the run's val loss and the band, nats per token; `z` is its distance from the seeds' mean, in
+    standard deviations of that distance for a new seed."""
 
     step: int
     loss: float
@@ -38,8 +38,7 @@ class BandPoint:
 
 @dataclass(frozen=True)
 class Band:
-    """A run against the public seeds of one record. `inside`: at every evaluation; `worst` the one of the largest
-    |z|."""
+    """A run against the public seeds of one record. `inside`: at every evaluation; `worst`: that of the largest |z|."""
 
     record: str
     seeds: int
@@ -60,15 +59,25 @@ class Band:
         }
 
 
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Public seeds, each against the band of the others: how many were tried, how many were outside, and both numbers
+    by how many seeds made the band."""
+
+    tried: int
+    outside: int
+    by_seeds: dict[int, tuple[int, int]]
+
+
 def families(history: History | None = None) -> dict[str, list[Run]]:
-    """All sets of public seeds by name: `folder`, or `folder/variant`, and ` @ steps` where that leaves several.
-    Without copies."""
+    """All sets of public seeds by name, without copies: `folder` or `folder/variant`, with ` @ steps` where several
+    sets share that name."""
     history = history or load()
     named: dict[str, list[list[Run]]] = {}
-    by_folder = groupby(sorted(history.runs, key=lambda run: run.folder), key=lambda run: run.folder)
-    for folder, runs in by_folder:
-        for group in _regardless_of_gpu(groups_of(runs)):
-            named.setdefault("/".join(part for part in (folder, group[0].variant) if part), []).append(group)
+    for folder, runs in groupby(sorted(history.runs, key=lambda run: run.folder), key=lambda run: run.folder):
+        for group in groups_of(runs, by_gpu=False):  # the loss is the program's; only the time is the machine's
+            variant = group[0].variant
+            named.setdefault(f"{folder}/{variant}" if variant else folder, []).append(group)
     return {
         name if len(groups) == 1 else f"{name} @ {group[0].steps}": group
         for name, groups in named.items()
@@ -91,8 +100,8 @@ def band(points: Sequence[tuple[int, float]], record: str, history: History | No
     """A run's (step, val loss) against the public seeds of `record`: a folder's name, or a name of `families`.
 
     At each of the k shared evaluations after step 0 the band is mean +- t sd sqrt(1 + 1/n), with the quantile t of n -
-    1 degrees of freedom at 1 - 0.05 / (2k), widened by the rounding of what was printed. Points of one curve correlate,
-    so that all k hold together at least as often as 95 times in 100. Raises InputError for curves that cannot be
+    1 degrees of freedom at 1 - 0.05 / (2k), widened by the rounding of the printed losses. Points of one curve
+    correlate, so that all k hold together at least 95 times in 100. Raises InputError for curves that cannot be
     compared: another number of steps, no shared evaluation, fewer than 3 seeds, losses that are not finite.
     """
     curve = dict(points)
@@ -103,43 +112,48 @@ def band(points: Sequence[tuple[int, float]], record: str, history: History | No
     name, seeds = _seeds(record, max(curve), history or load())
     if len(seeds) < LEAST_SEEDS:
         raise InputError(
-            f"band: {name}: expected at least {LEAST_SEEDS} public seeds, found {len(seeds)}: a band cannot be drawn "
-            "from them; choose another record"
+            f"band: {name}: expected at least {LEAST_SEEDS} public seeds, found {len(seeds)}: too few for a band; "
+            "choose another record"
         )
-    found = against(curve, seeds)
-    if not found:
-        steps = ", ".join(map(str, _shared(seeds)[1:6]))
+    band_points = against(curve, seeds)
+    if not band_points:
+        steps = ", ".join(map(str, _shared_steps(seeds)[1:6]))
         raise InputError(
             f"band: {name}: expected evaluations at steps at which the seeds were evaluated and differ (of {steps} ..."
             f"), found {', '.join(map(str, sorted(curve)[:5]))}: evaluate there"
         )
-    return _judged(name, len(seeds), found)
+    worst = max(band_points, key=lambda point: abs(point.z))
+    outside = sum(not point.inside for point in band_points)
+    where = f"at {outside or 'all'} of {len(band_points)} evaluations"
+    sentence = (
+        f"{'OUTSIDE' if outside else 'inside'} the band of {len(seeds)} public seeds of {name} {where}: "
+        f"largest distance at step {worst.step}, {worst.loss:.4f} against {worst.low:.4f} to {worst.high:.4f} "
+        f"(z {worst.z:+.1f})"
+    )
+    return Band(name, len(seeds), band_points, not outside, worst, sentence)
 
 
 def against(curve: dict[int, float], seeds: Sequence[Run], alpha: float = ALPHA) -> tuple[BandPoint, ...]:
-    """The band of `seeds` at the evaluations that they share with a curve {step: loss}; those at which all seeds score
-    alike, such as step 0, say nothing of chance and are left out. Empty where none is left."""
+    """The band of `seeds` at the evaluations that they share with a curve {step: loss}.
+
+    Evaluations at which all seeds have the same loss, such as step 0, say nothing about chance and are left out. Empty
+    where none remain.
+    """
     from scipy import stats
 
     tables = [{p.step: p.val_loss for p in run.points} for run in seeds]
-    steps = [s for s in _shared(seeds) if s and s in curve and len({table[s] for table in tables}) > 1]
+    steps = [s for s in _shared_steps(seeds) if s and s in curve and len({table[s] for table in tables}) > 1]
     if not steps:
         return ()
     losses = np.array([[table[step] for step in steps] for table in tables])
     n, quantile = len(seeds), float(stats.t.isf(alpha / (2 * len(steps)), len(seeds) - 1))
     means, spread = losses.mean(0), losses.std(0, ddof=1) * math.sqrt(1 + 1 / n)
     half = quantile * spread + resolution(losses)
-    return tuple(
-        BandPoint(
-            step,
-            curve[step],
-            float(mean - h),
-            float(mean + h),
-            float((curve[step] - mean) / s),
-            bool(abs(curve[step] - mean) <= h),
-        )
-        for step, mean, h, s in zip(steps, means, half, spread, strict=True)
-    )
+    points = []
+    for step, mean, h, sd in zip(steps, means.tolist(), half.tolist(), spread.tolist(), strict=True):
+        distance = curve[step] - mean
+        points.append(BandPoint(step, curve[step], mean - h, mean + h, distance / sd, abs(distance) <= h))
+    return tuple(points)
 
 
 def resolution(losses: np.ndarray) -> float:
@@ -151,73 +165,48 @@ def resolution(losses: np.ndarray) -> float:
     return 1e-6
 
 
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """Public seeds against the band of their fellows: how many were tried, and how many were said to be outside; both
-    by the number of seeds that the band was drawn from."""
-
-    tried: int
-    outside: int
-    by_seeds: dict[int, tuple[int, int]]
-
-
+@functools.lru_cache(maxsize=16)
 def leave_one_out(shift: float = 0.0, least: int = 5, history: History | None = None) -> LeaveOneOut:
     """Every public seed of a set of at least `least`, with `shift` nats added to its curve, against the band of the
     others.
 
-    Without a shift `outside` over `tried` is the rate of false alarms; with one, the power against it.
+    Without a shift `outside` over `tried` is the false-positive rate; with one, the power against it.
     """
-    return _leave_one_out(shift, least, history or load())
-
-
-@functools.lru_cache(maxsize=16)
-def _leave_one_out(shift: float, least: int, history: History) -> LeaveOneOut:
     by_seeds: dict[int, tuple[int, int]] = {}
     for seeds in families(history).values():
         for run in seeds if len(seeds) >= least else ():
             others = [other for other in seeds if other is not run]
-            found = against({p.step: p.val_loss + shift for p in run.points}, others)
+            points = against({p.step: p.val_loss + shift for p in run.points}, others)
             tried, outside = by_seeds.get(len(others), (0, 0))
-            if found:
-                by_seeds[len(others)] = tried + 1, outside + (not all(point.inside for point in found))
+            if points:
+                by_seeds[len(others)] = tried + 1, outside + (not all(point.inside for point in points))
+    totals = by_seeds.values()
     return LeaveOneOut(
-        sum(tried for tried, _ in by_seeds.values()),
-        sum(outside for _, outside in by_seeds.values()),
-        dict(sorted(by_seeds.items())),
+        sum(tried for tried, _ in totals), sum(outside for _, outside in totals), dict(sorted(by_seeds.items()))
     )
-
-
-def _judged(name: str, seeds: int, found: tuple[BandPoint, ...]) -> Band:
-    worst = max(found, key=lambda point: abs(point.z))
-    outside = [point for point in found if not point.inside]
-    where = f"at all of {len(found)} evaluations" if not outside else f"at {len(outside)} of {len(found)} evaluations"
-    verb = "inside" if not outside else "OUTSIDE"
-    sentence = (
-        f"{verb} the band of {seeds} public seeds of {name} {where}: largest distance at step {worst.step}, "
-        f"{worst.loss:.4f} against "
-        f"{worst.low:.4f} to {worst.high:.4f} (z {worst.z:+.1f})"
-    )
-    return Band(name, seeds, found, not outside, worst, sentence)
 
 
 def _seeds(record: str, steps: int, history: History) -> tuple[str, list[Run]]:
     """The seeds of a record that have as many steps as the run, and their name."""
-    known = families(history)
-    mine = {
-        name: runs for name, runs in known.items() if name == record or name.startswith((f"{record}/", f"{record} @ "))
+    sets = {
+        name: runs
+        for name, runs in families(history).items()
+        if name == record or name.startswith((f"{record}/", f"{record} @ "))
     }
-    if not mine:
+    if not sets:
         folders = sorted({run.folder for run in history.runs})
         raise InputError(f"band: no public run of a record {record[:60]!r}; {nearest(record[:60], folders)}")
-    fitting = {name: runs for name, runs in mine.items() if runs[0].steps == steps}
+    fitting = {name: runs for name, runs in sets.items() if runs[0].steps == steps}
     if not fitting:
-        found = sorted({runs[0].steps for runs in mine.values()})
+        lengths = sorted({runs[0].steps for runs in sets.values()})
         raise InputError(
-            f"band: {record}: expected a run of {' or '.join(map(str, found))} steps, found one of {steps}: curves of "
-            "another length are not comparable; choose --steps or another record"
+            f"band: {record}: expected a run of {' or '.join(map(str, lengths))} steps, found one of {steps}: curves "
+            "of another length are not comparable; choose --steps or another record"
         )
-    if len(fitting) > 1:
-        fitting = _own_only(record, fitting, history)
+    if len(fitting) > 1:  # the set of the record itself, where it is one of the ladder's
+        rows = [row for row in history.records if row.folder == record]
+        own = {(run.path, run.trial) for row in rows for run in own_runs(row, history.runs)}
+        fitting = {n: runs for n, runs in fitting.items() if any((r.path, r.trial) in own for r in runs)} or fitting
     if len(fitting) > 1:
         raise InputError(
             f"band: {record}: expected one set of seeds of {steps} steps, found {', '.join(fitting)}: name one of them"
@@ -225,21 +214,5 @@ def _seeds(record: str, steps: int, history: History) -> tuple[str, list[Run]]:
     return next(iter(fitting.items()))
 
 
-def _own_only(record: str, fitting: dict[str, list[Run]], history: History) -> dict[str, list[Run]]:
-    """Of several sets, that of the record itself, where it is one of the ladder's."""
-    rows = [row for row in history.records if row.folder == record]
-    own = {(run.path, run.trial) for row in rows for run in own_runs(row, history.runs)}
-    kept = {name: runs for name, runs in fitting.items() if any((run.path, run.trial) in own for run in runs)}
-    return kept or fitting
-
-
-def _regardless_of_gpu(groups: list[list[Run]]) -> list[list[Run]]:
-    """Groups that only differ in the GPU, together: the loss is the program's, the time the machine's."""
-    merged: dict[tuple[Any, ...], list[Run]] = {}
-    for group in groups:
-        merged.setdefault((group[0].variant, group[0].baseline, group[0].steps), []).extend(group)
-    return [distinct(group) for group in merged.values()]
-
-
-def _shared(seeds: Sequence[Run]) -> list[int]:
+def _shared_steps(seeds: Sequence[Run]) -> list[int]:
     return sorted(set.intersection(*({point.step for point in run.points} for run in seeds)))

@@ -134,7 +134,7 @@ def test_bad_input_is_one_sentence(said, arguments, told):
 
 
 def test_the_histories_tables_need_a_document(tmp_path):
-    with pytest.raises(InputError, match="expected docs/history.md, found nothing that can be read"):
+    with pytest.raises(InputError, match="expected docs/appendix/history.md, found nothing that can be read"):
         reported.main([str(tmp_path / "missing.md")])
 
 

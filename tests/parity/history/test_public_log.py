@@ -1,4 +1,4 @@
-"""Public logs: every format that speedruns printed, what is odd about some, and whatever else a file may hold."""
+"""Public logs: every format that speedruns printed, unusual logs, and arbitrary files."""
 
 import importlib.util
 import json
@@ -49,7 +49,8 @@ def in_seconds() -> str:
     return (
         "Running PyTorch 2.11.0 compiled for CUDA 13.0\nRunning on device_name=NVIDIA L40S with world_size=4\n"
         + "".join(
-            f"step:{s}/500 val_loss:{8 - s / 100:.5f} train_time:{s / 10:.3f}s step_avg:{100 if s else float('nan'):.2f}ms\n"
+            f"step:{s}/500 val_loss:{8 - s / 100:.5f} train_time:{s / 10:.3f}s "
+            f"step_avg:{100 if s else float('nan'):.2f}ms\n"
             for s in STEPS
         )
     )
@@ -57,7 +58,8 @@ def in_seconds() -> str:
 
 def extra_fields() -> str:
     return "".join(
-        f"step:{s}/500 lr:0.1 val_loss:{8 - s / 100:.5f} train_time:{s / 10:.3f}s step_avg:100.00ms extrap:{s} rel:7.7e-04 kept:yes\n"
+        f"step:{s}/500 lr:0.1 val_loss:{8 - s / 100:.5f} train_time:{s / 10:.3f}s step_avg:100.00ms extrap:{s} "
+        "rel:7.7e-04 kept:yes\n"
         for s in STEPS[1:]
     )
 
@@ -110,9 +112,9 @@ def kinds(log) -> set[str]:
     ],
 )
 def test_the_final_step_loss_and_time_are_read_in_every_format(tmp_path, text, final):
-    found = read_log(written(tmp_path, text)).to_json()["final"]
-    assert (found["step"], found["steps"]) == final[:2] and found["val_loss"] == pytest.approx(final[2])
-    assert found["train_time_ms"] == (final[3] if final[3] is None else pytest.approx(final[3]))
+    result = read_log(written(tmp_path, text)).to_json()["final"]
+    assert (result["step"], result["steps"]) == final[:2] and result["val_loss"] == pytest.approx(final[2])
+    assert result["train_time_ms"] == (final[3] if final[3] is None else pytest.approx(final[3]))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_the_final_step_loss_and_time_are_read_in_every_format(tmp_path, text, f
         (plain() + plain(), "repeated-lines"),
     ],
 )
-def test_what_is_odd_is_found(tmp_path, text, kind):
+def test_what_is_unusual_is_reported(tmp_path, text, kind):
     assert kind in kinds(read_log(written(tmp_path, text)))
 
 
@@ -157,10 +159,9 @@ def test_a_copy_names_the_other_file(tmp_path):
 def test_the_command_prints_a_list_and_its_exit_code_is_the_answer(tmp_path, capsys):
     good, bad = written(tmp_path, plain(), "a.txt"), written(tmp_path, plain(400, 0.3), "b.txt")
     assert main_logs([good], as_json=True) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["final"] == {"step": 500, "steps": 500, "val_loss": 3.0, "train_time_ms": 50000.0} and found[
-        "path"
-    ] == str(good)
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["final"] == {"step": 500, "steps": 500, "val_loss": 3.0, "train_time_ms": 50000.0}
+    assert result["path"] == str(good)
     assert main_logs([good, bad], as_json=False) == 1
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
     with pytest.raises(InputError, match=r"none.txt"):
@@ -172,9 +173,9 @@ def mutated(tmp_path: Path, count: int) -> None:
     path = tmp_path / "log.txt"
     for seed in range(count):
         path.write_bytes(fuzzing.mutate(base, random.Random(seed)))
-        found = read_log(path).to_json()
-        assert (found["final"] is None) == (found["refused"] is not None)
-        json.dumps(found, allow_nan=False)
+        result = read_log(path).to_json()
+        assert (result["final"] is None) == (result["refused"] is not None)
+        json.dumps(result, allow_nan=False)
 
 
 def test_mutated_logs_are_read_or_refused(tmp_path):
