@@ -16,14 +16,13 @@ TOP = ("jaxrun", "torchref", "parity")
 # The modules directly in parity/, by the node that stands for them in the picture; its packages are nodes themselves.
 MODULES = {
     "base": ("cli", "devices", "errors", "memory", "statistics", "tables"),
-    "protocol": ("program", "track", "user_program", "weights"),
-    "recipes": ("parts",),
+    "protocol": ("program", "program_source", "track", "user_program", "weights"),
 }
 LABELS = {
     "jaxrun": "jaxrun: JAX backend",
     "torchref": "torchref: PyTorch backend",
     "base": "errors, cli, devices, memory, statistics, tables",
-    "protocol": "program, user_program, track, weights",
+    "protocol": "program, program_source, user_program, track, weights",
     "recipes": "recipes: sizes, weights, schedules",
     "formats": "formats: files on disk",
     "data": "data: slices, token order",
@@ -111,6 +110,8 @@ def picture() -> str:
     """The packages and their arrows as a Mermaid flowchart."""
     graph = reduced(forward(arrows()))
     nodes = sorted(graph.keys() | {end for ends in graph.values() for end in ends})
+    if unknown := [name for name in nodes if name not in LABELS]:
+        raise SystemExit(f"scripts/doc_blocks.py: no label for {', '.join(unknown)}: add it to LABELS or MODULES")
     lines = [f'    {name}["{LABELS[name]}"]' for name in nodes]
     lines += [f"    {a} --> {b}" for a in sorted(graph) for b in sorted(graph[a])]
     return "\n".join(["```mermaid", "flowchart TD", *lines, "```"])

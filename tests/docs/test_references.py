@@ -16,7 +16,6 @@ PAGES = sorted(
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 TOP = ("jaxrun", "torchref", "parity", "scripts", "tests", "docs", ".ci")
 EXAMPLES = re.compile(r"record_55|/X\.py")  # files that a page tells the reader to write
-MODELS_ARE_FILES = (ROOT / "jaxrun" / "models").exists()
 COMMANDS = (
     "-m jaxrun.train", "-m jaxrun.train --recipe record-21", "-m torchref.train", "-m jaxrun.sample",
     "-m parity.compare", "-m parity.verify",
@@ -35,10 +34,6 @@ def code(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`]+)`", inline)
 
 
-def exists(path: str) -> bool:
-    return (ROOT / path).exists() or ("models" in path and not MODELS_ARE_FILES)
-
-
 def pages(names=tuple(TEXTS)):
     return pytest.mark.parametrize("page", names)
 
@@ -47,7 +42,7 @@ def pages(names=tuple(TEXTS)):
 def test_every_path_exists(page):
     pattern = rf"(?<![\w/.-])(?:{'|'.join(map(re.escape, TOP))})/[\w./-]*\w/?"
     paths = {path for piece in code(TEXTS[page]) for path in re.findall(pattern, piece)}
-    missing = [path for path in paths if not EXAMPLES.search(path) and not exists(path)]
+    missing = [path for path in paths if not EXAMPLES.search(path) and not (ROOT / path).exists()]
     assert missing == []
 
 
@@ -55,7 +50,7 @@ def test_every_path_exists(page):
 def test_every_file_of_a_backend_exists_in_both(page):
     missing = []
     for name in {name for piece in code(TEXTS[page]) for name in re.findall(r"(?<![\w/])models/[\w]+\.py", piece)}:
-        missing += [f"{top}/{name}" for top in ("jaxrun", "torchref") if not exists(f"{top}/{name}")]
+        missing += [f"{top}/{name}" for top in ("jaxrun", "torchref") if not (ROOT / top / name).exists()]
     assert missing == []
 
 
@@ -144,7 +139,6 @@ def test_every_page_of_docs_is_in_the_index():
     assert [page for page in pages if page != "index.md" and f"({page})" not in index] == []
 
 
-@pytest.mark.skipif(not MODELS_ARE_FILES, reason="the models are not files yet")
 def test_the_techniques_table_names_what_is_in_the_files():
     """Of a row's last cell: each name in backticks occurs in the file before it, or is a field of a recipe."""
     fields = "\n".join(path.read_text() for path in (ROOT / "parity" / "recipes").glob("*.py"))
