@@ -11,7 +11,7 @@ from torch import nn
 
 from parity.recipes import Dtypes
 
-MASKED = -1e30  # a masked score: exp(MASKED - max) is exactly 0 in every precision in use
+_MASKED = -1e30  # a masked score: exp(_MASKED - max) is exactly 0 in every precision in use
 
 
 class Linear(nn.Module):
@@ -136,7 +136,7 @@ def mask_padding(logits_BTV, size: int):
     """The logits with those of the rows above `size` masked: they take no part in a softmax."""
     if logits_BTV.shape[-1] == size:
         return logits_BTV
-    return logits_BTV.masked_fill(torch.arange(logits_BTV.shape[-1], device=logits_BTV.device) >= size, MASKED)
+    return logits_BTV.masked_fill(torch.arange(logits_BTV.shape[-1], device=logits_BTV.device) >= size, _MASKED)
 
 
 def split_heads(x_BTD, head_dim: int):

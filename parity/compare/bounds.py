@@ -83,7 +83,7 @@ def updated(recipe: Any, steps: int, group: str, shape: tuple[int, ...], largest
 def decay(recipe: Recipe) -> Bound:
     """What decay takes from a weight in one step, as the difference of two weights."""
     rates = recipe.learning_rates(0)
-    factors = [decay for group in rates if (decay := recipe.decay(group))]
+    factors = [decay for group in rates if (decay := recipe.group_weight_decay(group))]
     if not factors:
         return rounding(8)
     return rounding(8, 1 / (min(factors) * min(rates.values())), "a step takes so small a part of a weight")

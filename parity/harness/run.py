@@ -435,7 +435,7 @@ def _write_run_json(
             "slice": {"name": track.slice, "digest": identity["slice"]},
             "source_sha256": source,
             "plan": [dataclasses.asdict(segment) for segment in recipe.plan],
-            "eval_context": recipe.eval_context,
+            "val_row": recipe.eval_context,
             "val_tokens": track.val_tokens,
             "malloc": SETTINGS if keep_freed_memory() else {},
             "eval_steps": list(recipe.eval_steps()),

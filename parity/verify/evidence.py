@@ -104,7 +104,7 @@ class Evidence:
     @property
     def eval_context(self) -> int:
         """Tokens of a row in evaluation."""
-        return int(self.run.get("eval_context", self.context))
+        return int(self.run.get("val_row", self.context))
 
     @property
     def context(self) -> int:

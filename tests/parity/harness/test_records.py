@@ -62,7 +62,7 @@ def test_evaluation_of_the_final_weights_is_the_logged_one_with_the_last_window_
 def test_a_run_says_how_long_its_rows_of_evaluation_are(run):
     _, path = run
     facts = json.loads((path / "run.json").read_text())
-    assert (facts["eval_context"], facts["plan"][0]["seq_len"]) == (512, 128)
+    assert (facts["val_row"], facts["plan"][0]["seq_len"]) == (512, 128)
 
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
@@ -89,27 +89,27 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(run, back
 
 
 @pytest.mark.parametrize(
-    ("args", "parts"),
+    ("args", "words"),
     [
         (
             ["--context", "64", "--block", "48"],
-            ["part DocumentWindow does not fit --context 64", "multiple of --block 48"],
+            ["--context must be a multiple of --block 48", "found 64"],
         ),
-        (["--window", "200"], ["part DocumentWindow does not fit --window 200", "above the context, 128"]),
-        (["--val-context", "510"], ["part DocumentWindow does not fit --val-context 510", "multiple of --block 4"]),
+        (["--window", "200"], ["--window must be at most the context, 128", "found 200"]),
+        (["--val-context", "510"], ["--val-context must be a multiple of --block 4", "found 510"]),
         (["--val-context", "20"], ["--val-context 20 does not divide the track's 8,192 val tokens"]),
-        (["--layers", "5"], ["part UNet does not fit --layers 5", "halves must be equal"]),
-        (["--bare-block", "0"], ["part ValueEmbeddings does not fit --bare-block 0"]),
+        (["--layers", "5"], ["--layers must be even", "found 5"]),
+        (["--bare-block", "0"], ["--bare-block must be a block without a value embedding", "found 0"]),
         (["--bare-block", "9"], ["--bare-block must be -1, or from 0 to 3", "found 9"]),
-        (["--value-embeddings", "3"], ["part ValueEmbeddings does not fit --value-embeddings 3"]),
+        (["--value-embeddings", "3"], ["--value-embeddings must be from 1 to 2", "found 3"]),
         (["--block", "0"], ["--block must be positive"]),
         (["--fp8-scales", "1.0", "0.0", "1.0"], ["--fp8-scales must be three positive numbers"]),
     ],
 )
-def test_parts_that_do_not_fit_are_named_before_a_run_directory_is_made(args, parts, commands, tmp_path):
+def test_sizes_that_do_not_fit_are_refused_before_a_run_directory_is_made(args, words, commands, tmp_path):
     done = commands.run(*command("torchref", "record-21", commands, tmp_path, *args))
     assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
-    assert all(part in done.err for part in parts), done.err
+    assert all(word in done.err for word in words), done.err
     assert not list(tmp_path.glob("*/*"))
 
 
