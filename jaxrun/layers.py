@@ -52,7 +52,8 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, variance biased, in the accumulation dtype."""
+    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, in the accumulation dtype; variance
+    biased."""
 
     def __init__(self, dim: int, eps: float, dtypes: Dtypes):
         self.weight = empty((dim,), dtypes.weights)

@@ -25,7 +25,7 @@ from torchref.program import TorchProgram
 from torchref.sharding import pick_device
 """,
 }
-HEAD = '''"""An attempt in {framework}: the recipe `{recipe}`, its model, optimizer and schedules in one file, to be edited.
+HEAD = '''"""An attempt in {framework}, to be edited: the model, optimizer and schedules of the recipe `{recipe}`.
 
 The harness owns the data, the clock, the evaluation and the log; this file owns the model, the optimizer and the
 schedules. Attribute paths of the model are the names of its weights. Letters: B rows of a batch, T positions, D width,
@@ -35,7 +35,7 @@ L blocks, H heads, K width of a head, V rows of the head.
 RECIPE = '''
 @dataclass(frozen=True, kw_only=True)
 class Mine({base}):
-    """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, before what the track or the
+    """Sizes, rates and steps. A field given here, such as `steps: int = 200`, is what runs, whatever the track or the
     command line says. To add a weight, override `parameters`, which names every weight with its shape, first value and
     optimizer group."""
 

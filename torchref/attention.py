@@ -25,8 +25,8 @@ def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, segments_BT, window, 
     """softmax(scale q k^T, masked) v. Position t sees position s where s <= t, both are in the same segment, and
     s // block > t // block - max(1, window): its own block of `block` positions and the `window` - 1 before it.
 
-    q, k, v: (B, T, H, K), one type; segments (B, T), int32, never falling along a row; `window` an int32 tensor, at most
-    `max_window`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider.
+    q, k, v: (B, T, H, K), one type; segments (B, T), int32, never falling along a row; `window` an int32 tensor, at
+    most `max_window`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider.
     """
     if q_BTHK.device.type == "cuda":
         return flex_window_attention(q_BTHK, k_BTHK, v_BTHK, scale, segments_BT, window, block)

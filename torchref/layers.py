@@ -51,7 +51,8 @@ class Embedding(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, variance biased, in the accumulation dtype."""
+    """(x - mean) / sqrt(variance + eps) * gain + bias over the last axis, in the accumulation dtype; variance
+    biased."""
 
     def __init__(self, dim: int, eps: float, dtypes: Dtypes):
         super().__init__()

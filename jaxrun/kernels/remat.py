@@ -21,4 +21,6 @@ def remat(policy: str) -> Iterator[None]:
 
 def maybe_remat(block: Callable) -> Callable:
     """The block, rematerialised in its gradient where the policy says so (see `remat`)."""
-    return jax.checkpoint(lambda *inputs: block(*inputs)) if _remat.get() == "blocks" else block
+    if _remat.get() != "blocks":
+        return block
+    return jax.checkpoint(lambda *inputs: block(*inputs))  # noqa: PLW0108 (jax.checkpoint needs a function, not a module)

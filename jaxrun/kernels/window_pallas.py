@@ -147,7 +147,8 @@ def _product(a_MK, b_NK):
 
 
 def _forward_kernel(first_ref, q_ref, k_ref, v_ref, y_ref, lse_ref, *, scale, keys):
-    """One tile of queries; a loop over the tiles of keys that it sees, its own last: online softmax (flash attention)."""
+    """One tile of queries; a loop over the tiles of keys that it sees, its own last: online softmax (flash
+    attention)."""
     T, K = q_ref.shape
     begin = pl.program_id(0) * T
     at_T, first_T, q_TK = begin + jnp.arange(T, dtype=jnp.int32), first_ref[...], q_ref[...]

@@ -89,7 +89,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, x0_BTD, value_BTD, segments_BT, window):
         x_BTD = self.lambdas(x_BTD, x0_BTD)
-        if self.attn is not None:
+        if self.norm1 is not None and self.attn is not None:
             x_BTD = x_BTD + self.attn(self.norm1(x_BTD), value_BTD, segments_BT, window)
         return x_BTD + self.mlp(self.norm2(x_BTD))
 

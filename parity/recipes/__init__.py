@@ -28,7 +28,8 @@ def recipe_for(name: str, scale: str) -> Recipe:
         raise InputError(f"unknown recipe {name!r}; {nearest(name, RECIPES)}")
     if scale not in SIZES:
         raise InputError(f"unknown scale {scale!r}; {nearest(scale, SIZES)}")
-    return RECIPES[name](**(SIZES[scale] | RECIPES[name].sizes.get(scale, {})))
+    fields: dict[str, Any] = SIZES[scale] | RECIPES[name].sizes.get(scale, {})
+    return RECIPES[name](**fields)
 
 
 def to_fields(recipe: Recipe) -> dict[str, Any]:
@@ -46,4 +47,5 @@ def from_fields(data: dict[str, Any]) -> Recipe:
     if unknown := set(fields) - known:
         field = min(unknown)
         raise InputError(f"recipe {name} has no field {field!r}; {nearest(field, known)}")
-    return RECIPES[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return RECIPES[name](**values)

@@ -79,7 +79,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Recipe(abc.ABC):
-    """Sizes, batch plan, evaluation and checkpoint steps, precision. A subclass adds hyperparameters, weights, schedules.
+    """Sizes, batch plan, evaluation and checkpoint steps, precision; a subclass adds hyperparameters, weights,
+    schedules.
 
     `sizes` holds what a recipe changes of `SIZES` at each scale, `optimizers` the optimizer of each parameter group,
     `bfloat16` the types at that precision.
@@ -144,6 +145,7 @@ class Recipe(abc.ABC):
         self._check_hyperparameters()
         self._check_groups()
 
+    @abc.abstractmethod
     def _check_hyperparameters(self) -> None:
         """Raises InputError for impossible values of the fields that a subclass adds."""
 
@@ -259,7 +261,9 @@ class Recipe(abc.ABC):
         """The types at this recipe's precision."""
         if self.precision == "bfloat16":
             return self.bfloat16
-        return Dtypes(**{field.name: self.precision for field in dataclasses.fields(Dtypes) if field.name != "fp8"})
+        names = (field.name for field in dataclasses.fields(Dtypes) if field.name != "fp8")
+        types: dict[str, Any] = dict.fromkeys(names, self.precision)
+        return Dtypes(**types)
 
     def storage_dtype(self, name: str) -> str:
         """The type that a weight is stored in."""

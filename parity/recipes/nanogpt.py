@@ -1,4 +1,4 @@
-"""`nanogpt`: GPT-2 as in nanoGPT, trained with AdamW. Its models: jaxrun/models/nanogpt.py, torchref/models/nanogpt.py."""
+"""`nanogpt`: GPT-2 as in nanoGPT, trained with AdamW. Models: {jaxrun,torchref}/models/nanogpt.py."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -57,7 +57,7 @@ class NanoGPT(Recipe):
         self._require(0 <= self.final_fraction <= 1, "final_fraction", "in [0, 1]", "it is a fraction of the peak")
 
     def parameters(self) -> ParameterTable:
-        """N(0, init_std); the projections back into the residual stream N(0, init_std / sqrt(2 L)); biases 0, gains 1."""
+        """N(0, init_std); projections into the residual stream N(0, init_std / sqrt(2 L)); biases 0, gains 1."""
         D, V, T, std = self.dim, self.vocab_size, self.context, self.init_std
         residual_std = std / (2 * self.layers) ** 0.5
         table = {

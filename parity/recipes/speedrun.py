@@ -1,4 +1,4 @@
-"""The hyperparameters that the recipes of the speedrun share: Adam, Muon on the blocks' matrices, and their schedules."""
+"""The hyperparameters that the speedrun's recipes share: Adam, Muon on the blocks' matrices, and their schedules."""
 
 import math
 from dataclasses import dataclass

@@ -67,7 +67,7 @@ def distance(x, y) -> float:
 
 @pytest.mark.parametrize("T", LENGTHS)
 def test_output_and_gradient_are_those_of_plain_attention(T):
-    for name, x, y in zip(("y", "dq", "dk", "dv"), ours(*inputs(T)), naive(*inputs(T))):
+    for name, x, y in zip(("y", "dq", "dk", "dv"), ours(*inputs(T)), naive(*inputs(T)), strict=True):
         if np.linalg.norm(y) < 1e-12:  # one position: the softmax of a single score is constant
             assert np.linalg.norm(x) < 1e-12, name
         else:
@@ -77,7 +77,7 @@ def test_output_and_gradient_are_those_of_plain_attention(T):
 @pytest.mark.parametrize("T", (65, 256, 300))
 def test_bfloat16_comes_as_near_as_its_eight_bits_allow(T):
     given = inputs(T, jnp.bfloat16)
-    for name, x, y in zip(("y", "dq", "dk", "dv"), ours(*given), naive(*given)):
+    for name, x, y in zip(("y", "dq", "dk", "dv"), ours(*given), naive(*given), strict=True):
         assert x.dtype == jnp.bfloat16
         assert distance(x, y) < 2**-7, name  # probabilities, score gradients and results each rounded by at most 2^-9
 
@@ -119,7 +119,8 @@ def ours(q, k, v, dy):
 assert len(jax.devices()) == 4
 mesh = sharding.make_mesh(jax.devices())
 rows = sharding.by_row(mesh)
-step = jax.jit(lambda *x: sharding.over_rows(mesh, lambda _, *own: ours(*own), sharding.ROWS)({}, *x), in_shardings=rows, out_shardings=rows)
+step = jax.jit(lambda *x: sharding.over_rows(mesh, lambda _, *own: ours(*own), sharding.ROWS)({}, *x),
+in_shardings=rows, out_shardings=rows)
 assert not any(word in step.lower(*given).compile().as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
 for one, four in zip(jax.jit(ours)(*given), step(*jax.device_put(given, rows))):
     assert len(four.sharding.device_set) == 4

@@ -1,4 +1,5 @@
-"""jaxrun.kernels.head_blocks: losses and gradients in blocks are those of the whole batch at once, and no memory holds its logits."""
+"""jaxrun.kernels.head_blocks: losses and gradients in blocks are those of the whole batch at once, and no memory holds
+its logits."""
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +39,12 @@ def made(kind: str, dtype=np.float64):
         "head.bias": jnp.asarray(rng.standard_normal(V), dtype),
         "other": jnp.ones(3, dtype),
     }
-    scores = lambda weights, x: (
-        layers.matmul_t(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)
-    )  # noqa: E731
+
+    def raw_logits(weights, x):
+        return layers.matmul_t(x, weights["head.weight"], x.dtype.name) + weights["head.bias"].astype(x.dtype)
+
     x, targets = jnp.asarray(3 * rng.standard_normal((B, T, D)), dtype), jnp.asarray(rng.integers(0, V - 3, (B, T)))
-    return head_blocks.Head(scores, scores, HEADS[kind]), weights, x, targets
+    return head_blocks.Head(raw_logits, raw_logits, HEADS[kind]), weights, x, targets
 
 
 def plain(one, weights, x, targets):
@@ -63,12 +65,15 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(kind, limit, platform
             head_blocks.token_losses(one, weights, x, targets), plain(one, weights, x, targets), rtol=1e-12
         )
         for some in (None, counted):
-            ours = jax.jit(
-                jax.value_and_grad(lambda w, x: 0.3 * head_blocks.total_loss(one, w, x, targets, some), (0, 1))
-            )(weights, x)
-            theirs = jax.value_and_grad(
-                lambda w, x: 0.3 * jnp.sum(plain(one, w, x, targets) * (1 if some is None else some)), (0, 1)
-            )(weights, x)
+
+            def in_blocks(w, x, some=some):
+                return 0.3 * head_blocks.total_loss(one, w, x, targets, some)
+
+            def whole(w, x, some=some):
+                return 0.3 * jnp.sum(plain(one, w, x, targets) * (1 if some is None else some))
+
+            ours = jax.jit(jax.value_and_grad(in_blocks, (0, 1)))(weights, x)
+            theirs = jax.value_and_grad(whole, (0, 1))(weights, x)
             for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
                 assert got.dtype == expected.dtype
                 np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1, float(jnp.abs(expected).max())))
@@ -80,7 +85,8 @@ def test_the_head_knows_which_weights_it_uses():
 
 
 def test_narrow_gradients_are_summed_wide_over_blocks(monkeypatch):
-    """In bfloat16 a sum of 24 blocks' gradients, were it narrow, would lose up to 24 x 2^-9 of the largest; kept wide it is rounded once."""
+    """In bfloat16 a sum of 24 blocks' gradients, were it narrow, would lose up to 24 x 2^-9 of the largest; kept wide
+    it is rounded once."""
     one, weights, x, targets = made("capped", jnp.bfloat16)
     weights = {name: w.astype(jnp.float32) for name, w in weights.items()}
     found = {}

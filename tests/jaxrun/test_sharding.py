@@ -1,4 +1,5 @@
-"""jaxrun.sharding: any number of devices, any division of the state and any microbatches make the same numbers, and compile once."""
+"""jaxrun.sharding: any number of devices, any division of the state and any microbatches make the same numbers, and
+compile once."""
 
 import json
 import os
@@ -18,7 +19,8 @@ from jaxrun.program import JaxProgram
 from parity import weights
 from parity.recipes import recipe_for
 
-recipe = dataclasses.replace(recipe_for(sys.argv[1], "tiny"), precision="float64", layers=int(sys.argv[3]), dim=32, head_dim=16, context=32, batch_tokens=512)
+recipe = dataclasses.replace(recipe_for(sys.argv[1], "tiny"), precision="float64", layers=int(sys.argv[3]), dim=32,
+head_dim=16, context=32, batch_tokens=512)
 rng = np.random.default_rng(0)
 start = {name: w + rng.normal(0, 0.1, w.shape) for name, w in weights.initial_weights(recipe, 0).items()}
 batches = rng.integers(0, 500, (3, 2, 16, 32)).astype(np.int32)
@@ -32,7 +34,8 @@ for devices, shards, microbatches in json.loads(sys.argv[2]):
     scored = program.fetch(program.token_losses(state, program.put_global_batch(*batches[0])))
     prefix = program.fetch(program.loss_and_grads(state, program.put_global_batch(*batches[0]), prefix=5))
     pieces = {len(x.addressable_shards[0].data) / max(1, len(x)) for x in state["weights"].values() if x.ndim == 2}
-    found.append({"values": [metrics, program.export(state), scored, prefix], "compiled": program._step._cache_size(), "pieces": pieces})
+    found.append({"values": [metrics, program.export(state), scored, prefix], "compiled": program._step._cache_size(),
+    "pieces": pieces})
     program.loss_and_grads(state, program.put_global_batch(*batches[0]))
 first = found[0]["values"]
 print(json.dumps([{"apart": max(float(np.abs(np.asarray(a) - b).max() / max(1e-3, np.abs(b).max()))
@@ -50,7 +53,8 @@ LAYOUTS = [(1, 1, 1), (1, 1, 4), (2, 2, 1), (4, 4, 2), (4, 2, 1), (8, 8, 1), (8,
     ],
 )
 def test_every_layout_makes_the_same_numbers_and_is_compiled_once(recipe, layers, layouts):
-    """Float64 sums in another order through three steps: 1e-16 x sqrt(500) terms x some thirty layers is below 1e-12; AdamW divides small
+    """Float64 sums in another order through three steps: 1e-16 x sqrt(500) terms x some thirty layers is below 1e-12;
+    AdamW divides small
     gradients by their own size, for which a hundred times as much is allowed."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -44,7 +44,8 @@ def dense(q_BTHK, k_BTHK, v_BTHK, visible_BTS):
 
 @cache
 def with_gradients(block: int | None):
-    """The kernels' function of (q, k, v, dy, documents, window), or without a block the dense one's of (q, k, v, dy, visible)."""
+    """The kernels' function of (q, k, v, dy, documents, window), or without a block the dense one's of (q, k, v, dy,
+    visible)."""
 
     def run(q, k, v, dy, *others):
         attend = dense if block is None else partial(kernel, block=block)
@@ -72,8 +73,9 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(shape, kind):
     for window in WINDOWS:
         found = with_gradients(block)(*values, ids, jnp.int32(window))
         expected = with_gradients(None)(*values, visible(ids, window, block))
-        for name, one, other in zip(("y", "dq", "dk", "dv"), found, expected):
-            # float32 sums of up to T terms of about 1, in another order: a few times sqrt(T) 2^-24, of a largest value of a few
+        for name, one, other in zip(("y", "dq", "dk", "dv"), found, expected, strict=True):
+            # float32 sums of up to T terms of about 1, in another order: a few times sqrt(T) 2^-24, of a largest value
+            # of a few
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5, err_msg=f"{name}, window {window}")
 
 
@@ -86,7 +88,7 @@ def test_narrow_types_round_only_probabilities_and_results(dtype):
     roundings = (
         4 * float(jnp.finfo(dtype).eps) / 2
     )  # of a gradient: y (in delta), probabilities, their gradient, the result
-    for name, one, other in zip(("y", "dq", "dk", "dv"), found, expected):
+    for name, one, other in zip(("y", "dq", "dk", "dv"), found, expected, strict=True):
         assert one.dtype == dtype
         error = np.linalg.norm(np.float32(one) - np.float32(other)) / np.linalg.norm(np.float32(other))
         assert error < roundings, f"{name}: {error:.1e}"

@@ -44,7 +44,8 @@ class Pieces:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Matrices this small are done before a second thread has woken up, and waiting threads take a busy machine's cores."""
+    """Matrices this small are done before a second thread has woken up, and waiting threads take a busy machine's
+    cores."""
     if importlib.util.find_spec("torch"):
         import torch
 

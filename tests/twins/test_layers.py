@@ -11,7 +11,8 @@ from parity.recipes import RMS_EPS, recipe_for
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-# A handful of float64 operations on numbers of order 1, each wrong by at most 1.1e-16 of its result; sums of up to 64 terms.
+# A handful of float64 operations on numbers of order 1, each wrong by at most 1.1e-16 of its result; sums of up to 64
+# terms.
 CLOSE = {"rtol": 1e-13, "atol": 1e-14}
 
 
@@ -144,7 +145,8 @@ def test_gelu_has_both_forms(pieces, gelu):
     np.testing.assert_allclose(pieces.get(mlp(pieces.put(x)))[0, 0, 0], {"exact": exact, "tanh": tanh}[gelu], **CLOSE)
 
 
-# A singular value s becomes 2 s - 1.5 s^3 + 0.5 s^5 each step: small ones double, from 0.03 to 0.8 in 5 or 6 steps, and near 1
+# A singular value s becomes 2 s - 1.5 s^3 + 0.5 s^5 each step: small ones double, from 0.03 to 0.8 in 5 or 6 steps, and
+# near 1
 # the distance e becomes e^2 / 2, so 12 steps end at rounding: 36 products of up to 40 terms, 1e-13 to 1e-12 in all.
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
 def test_orthogonalize_gives_the_orthogonal_factor_of_the_singular_value_decomposition(pieces, rng, shape):

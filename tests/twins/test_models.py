@@ -1,4 +1,5 @@
-"""The models of records 11 and 21 in both backends: their modules against formulas, and how a model puts them together."""
+"""The models of records 11 and 21 in both backends: their modules against formulas, and how a model puts them
+together."""
 
 import dataclasses
 import functools
@@ -112,16 +113,16 @@ def test_first_values_are_mixed_with_the_first_blocks(pieces, rng):
     v, v1 = rng.standard_normal((2, 2, 3, 4, 16))
     mix = pieces.fill(pieces.models["record-11"].FirstValueMix(recipe_of("record-11")), weight=np.array([0.2]))
     for first, expected in ((v1, 0.8 * v + 0.2 * v1), (None, v)):
-        first = None if first is None else pieces.put(first)
-        np.testing.assert_allclose(pieces.get(mix(pieces.put(v), first)), expected, **CLOSE)
+        first_v = None if first is None else pieces.put(first)
+        np.testing.assert_allclose(pieces.get(mix(pieces.put(v), first_v)), expected, **CLOSE)
 
 
 def test_value_embeddings_are_added_to_v(pieces, rng):
     v, e = rng.standard_normal((2, 3, 4, 16)), rng.standard_normal((2, 3, 64))
     mix = pieces.fill(pieces.models["record-21"].ValueMix(recipe_of("record-21")), weight=np.array([0.4, -0.7]))
     for value, expected in ((e, 0.4 * v - 0.7 * e.reshape(v.shape)), (None, 0.4 * v)):
-        value = None if value is None else pieces.put(value)
-        np.testing.assert_allclose(pieces.get(mix(pieces.put(v), value)), expected, **CLOSE)
+        value_BTD = None if value is None else pieces.put(value)
+        np.testing.assert_allclose(pieces.get(mix(pieces.put(v), value_BTD)), expected, **CLOSE)
 
 
 def test_each_skip_has_a_factor_of_its_own(pieces, rng):
@@ -299,7 +300,8 @@ SCALES = (2.0, 2.0**9, 2.0**19)
 
 
 def eights(rng, *shape):
-    """x, W, dy whose 8-bit forms have sums that float32 holds exactly, so that no order of a sum counts. All are bfloat16."""
+    """x, W, dy whose 8-bit forms have sums that float32 holds exactly, so that no order of a sum counts. All are
+    bfloat16."""
     B, T, D, V = shape
     wide = [
         rng.integers(-1024, 1025, (B, T, D)) / 256,
@@ -369,7 +371,8 @@ def test_only_training_at_bfloat16_has_the_head_in_8_bits(pieces, rng):
         inputs = pieces.put(x, "bfloat16" if precision == "bfloat16" else "float32")
         plain, training = pieces.get(model.raw_logits(inputs)), pieces.get(model.training_raw_logits(inputs, 1 / 128))
         assert np.array_equal(plain, training) != rounds
-        # e4m3 is off by up to 2^-4 of each factor: 64 products of 1 and 0.05, at random, give 0.4 x 2^-4 x sqrt(2) x 2^-1
+        # e4m3 is off by up to 2^-4 of each factor: 64 products of 1 and 0.05, at random, give 0.4 x 2^-4 x sqrt(2) x
+        # 2^-1
         np.testing.assert_allclose(training, plain, rtol=0, atol=0.15)
 
 

@@ -1,4 +1,5 @@
-"""The way to add a technique that CONTRIBUTING.md gives: a model file a backend and a recipe, held against each other."""
+"""The way to add a technique that CONTRIBUTING.md gives: a model file a backend and a recipe, held against each
+other."""
 
 import dataclasses
 import importlib

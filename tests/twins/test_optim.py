@@ -1,6 +1,7 @@
 """Both backends' optimizers, in float64, against PyTorch's and optax's.
 
-Rounding in float64 is 1.1e-16; a step of AdamW is a dozen operations on numbers of order 1, so five steps agree to 1e-14.
+Rounding in float64 is 1.1e-16; a step of AdamW is a dozen operations on numbers of order 1, so five steps agree to
+1e-14.
 """
 
 import math
@@ -72,7 +73,7 @@ def torch_after(make, weights, grads):
 
     parameters = {name: torch.nn.Parameter(torch.from_numpy(w.copy())) for name, w in weights.items()}
     optimizer = make(list(parameters.values()))
-    for rate, gradients in zip(RATES, grads):
+    for rate, gradients in zip(RATES, grads, strict=True):
         optimizer.param_groups[0]["lr"] = float(rate)
         for name, p in parameters.items():
             p.grad = torch.from_numpy(gradients[name].copy())
@@ -117,7 +118,7 @@ def test_adamw_first_step_moves_every_weight_by_its_rate_against_the_sign(pieces
 def naive_muon(weights, grads, decay, momentum, steps, summed=False):
     """The description's formulas, a matrix at a time; `momentum` is one number, or one a step."""
     weights, kept = dict(weights), {name: np.zeros_like(w) for name, w in weights.items()}
-    for rate, share, gradients in zip(RATES, np.broadcast_to(momentum, len(RATES)), grads):
+    for rate, share, gradients in zip(RATES, np.broadcast_to(momentum, len(RATES)), grads, strict=True):
         for name, g in gradients.items():
             m = kept[name] = share * kept[name] + (g if summed else (1 - share) * g)
             x = g + share * m if summed else (1 - share) * g + share * m
@@ -185,7 +186,8 @@ def test_muon_takes_a_stack_as_the_matrices_that_it_holds(pieces, rng):
 
 
 def test_muon_is_torchs_up_to_the_bfloat16_that_torch_always_orthogonalises_in(pieces, rng):
-    """Momentum, look ahead, aspect factor and decay agree. Epsilon does not (torch divides by at least 1e-7, ours adds it),
+    """Momentum, look ahead, aspect factor and decay agree. Epsilon does not (torch divides by at least 1e-7, ours adds
+    it),
     nor do the defaults (coefficients 3.4445, -4.7750, 2.0315; 5 steps), nor the precision, which torch fixes."""
     torch = pytest.importorskip("torch")
     if not hasattr(torch.optim, "Muon"):
@@ -235,7 +237,8 @@ def test_muon_is_not_optaxs_later_because_optax_corrects_the_momentum_for_its_st
     weights, grads = start(rng, {"wide": SHAPES["wide"]})
     peer = optax_after(optax_muon(optax, weights), weights, grads[:2], optax)
     found = after(pieces, "muon", weights, grads[:2], 0.05, 0.95, 12, NEWTON_SCHULZ, "float64")
-    # the first step agrees; in the second the old gradient's share is a little smaller with optax, a few percent of the step
+    # the first step agrees; in the second the old gradient's share is a little smaller with optax, a few percent of the
+    # step
     assert 1e-3 < np.abs(found["wide"] - peer["wide"]).max() < 0.1
 
 
@@ -262,7 +265,7 @@ def test_clipping_is_torchs_clip_grad_norm(pieces, rng, size):
     torch = pytest.importorskip("torch")
     grads = {"a": size * rng.standard_normal((3, 4)), "b": size * rng.standard_normal(5)}
     peers = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads.values()]
-    for p, g in zip(peers, grads.values()):
+    for p, g in zip(peers, grads.values(), strict=True):
         p.grad = torch.from_numpy(g.copy())
     torch.nn.utils.clip_grad_norm_(peers, 1.0)
     mine = {name: pieces.put(g) for name, g in grads.items()}
@@ -270,7 +273,10 @@ def test_clipping_is_torchs_clip_grad_norm(pieces, rng, size):
         mine, _ = pieces.optim.clip_by_global_norm(1.0).update(mine, ())
     else:
         pieces.optim.clip_by_global_norm(list(mine.values()), 1.0, pieces.optim.global_norm(mine))
-    same({name: pieces.get(g) for name, g in mine.items()}, dict(zip(grads, (p.grad.numpy() for p in peers))))
+    same(
+        {name: pieces.get(g) for name, g in mine.items()},
+        dict(zip(grads, (p.grad.numpy() for p in peers), strict=True)),
+    )
     changed = not np.array_equal(pieces.get(mine["a"]), grads["a"])
     assert changed == (size > 1)
 

@@ -73,7 +73,8 @@ def test_initial_weights_are_the_canonical_ones_bit_for_bit(program):
 def test_a_first_step_comes_near_its_twins_in_float32():
     for name in NAMES:
         losses = [run(p, p.init(0), 5)[0] for p in (made(backend, name) for backend in BACKENDS)]
-        # float32 rounds to 6e-8, and the loss adds up 1024 tokens, perhaps one by one; AdamW's first steps move a weight by
+        # float32 rounds to 6e-8, and the loss adds up 1024 tokens, perhaps one by one; AdamW's first steps move a
+        # weight by
         # its whole rate even where the gradient is only rounding, which moves the loss in its fourth digit at most
         np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1024 * 6e-8)
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
@@ -249,7 +250,8 @@ for x in tokens:
     state, metrics = program.step(state, program.put_global_batch(x[:, :-1], x[:, 1:]))
 batch = program.put_global_batch(tokens[0][:, :-1], tokens[0][:, 1:])
 scalars = program.fetch([metrics["loss"], metrics["grad_norm"], metrics["norms"]["updates"]["GROUP"]])
-found = {"losses": program.fetch(program.token_losses(state, batch)), "scalars": np.array(scalars)} | program.export(state)
+found = {"losses": program.fetch(program.token_losses(state, batch)), "scalars": np.array(scalars)} |
+program.export(state)
 rank = __import__("os").environ.get("RANK", "alone")
 weights.save(__import__("pathlib").Path(out) / rank, found)
 """

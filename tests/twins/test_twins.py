@@ -158,7 +158,8 @@ def test_loss_and_gradients_are_equal_in_float64(pair):
     (loss, grads), (peer_loss, peers) = pair.both(lambda p, s, b: p.loss_and_grads(s, b))
     assert abs(loss / peer_loss - 1) < TOLERANCE
     assert grads.keys() == peers.keys() == pair.start.keys()
-    # the key bias has a gradient of zero, so nanogpt's is judged with q and v in the one bias they share; and that of the factor that
+    # the key bias has a gradient of zero, so nanogpt's is judged with q and v in the one bias they share; and that of
+    # the factor that
     # mixes the first block's v with itself is zero to the last bit
     for name in grads:
         whole = name.replace("attn.k.bias", "attn.v.bias")

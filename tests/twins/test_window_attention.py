@@ -1,4 +1,5 @@
-"""Attention within documents and windows, of both backends, against the public record's rule for blocks as it is written."""
+"""Attention within documents and windows, of both backends, against the public record's rule for blocks as it is
+written."""
 
 import itertools
 
@@ -25,7 +26,8 @@ def documents(starts):
 
 
 def kept_blocks(documents_T, query: int, window: int) -> set[int]:
-    """The key blocks of a query block: of those wholly in its document (F of them), and of those that share one with it in part (P)."""
+    """The key blocks of a query block: of those wholly in its document (F of them), and of those that share one with it
+    in part (P)."""
     low, high = documents_T[::BLOCK], documents_T[BLOCK - 1 :: BLOCK]
     shares = [j for j in range(query + 1) if high[j] >= low[query]]
     whole = [j for j in shares if j < query and low[j] == high[j] == low[query] == high[query]]
@@ -111,14 +113,15 @@ def torchref(q, k, v, documents_BT, window, most):
 @pytest.mark.parametrize("attend", [jaxrun, torchref])
 @pytest.mark.parametrize("first, second", [*itertools.pairwise(STARTS)])
 def test_attention_is_the_dense_mask_of_the_rule(x64, attend, first, second):
-    """Up to 96 terms of float64 in each sum, through three sums: 1e-16 sqrt(96) 3 is 3e-15 of the largest; 1e-13 leaves room."""
+    """Up to 96 terms of float64 in each sum, through three sums: 1e-16 sqrt(96) 3 is 3e-15 of the largest; 1e-13 leaves
+    room."""
     documents_BT = np.stack([documents(STARTS[first]), documents(STARTS[second])])
     q, k, v = np.random.default_rng(1).standard_normal((3, 2, T, H, K))
     for window in WINDOWS:
         expected, grads = dense(q, k, v, np.stack([visible(row, window) for row in documents_BT]))
         y, found = attend(q, k, v, documents_BT, window, 12)
         np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-13)
-        for g, wanted in zip(found, grads):
+        for g, wanted in zip(found, grads, strict=True):
             np.testing.assert_allclose(g, wanted.numpy(), atol=1e-13 * np.abs(wanted.numpy()).max() * 10)
 
 
@@ -197,7 +200,8 @@ def test_the_window_grows_without_being_compiled_again(x64):
 
 
 def test_the_window_of_the_public_record():
-    """1,728 tokens in blocks of 128 over 1,770 steps: the next multiple of 128 at or above 1728 step / 1770, at least one block."""
+    """1,728 tokens in blocks of 128 over 1,770 steps: the next multiple of 128 at or above 1728 step / 1770, at least
+    one block."""
     found = [window_schedule(step, 1770, 1728, 128) for step in range(1771)]
     assert found == [max(1, -(-1728 * step // (1770 * 128))) for step in range(1771)]
     assert (found[0], found[131], found[132], found[885], found[1770]) == (1, 1, 2, 7, 14)

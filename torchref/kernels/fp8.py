@@ -42,4 +42,7 @@ def _fp8_dot(a, b, scale: float, dtype: torch.dtype):
     if a.device.type == "cpu":
         return ((a.float() @ b.float()) / scale).to(dtype)
     one = torch.ones((), device=a.device)
-    return torch._scaled_mm(a.contiguous(), b.T.contiguous().T, out_dtype=dtype, scale_a=one / scale, scale_b=one)
+    a, b = a.contiguous(), b.T.contiguous().T
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        a, b, out_dtype=dtype, scale_a=one / scale, scale_b=one
+    )

@@ -1,12 +1,15 @@
 """The models of the recipes, one module each, in the order in which they compute. `jaxrun/models` has their twins."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from parity.errors import InputError
 from parity.recipes import Recipe
 from torchref.models import muon, nanogpt, record_11, record_21
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "nanogpt": nanogpt.Model,
     "muon": muon.Model,
     "record-11": record_11.Model,
@@ -14,7 +17,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def model_class(recipe: Recipe) -> type[nn.Module]:
+def model_class(recipe: Recipe) -> Callable[[Any], nn.Module]:
     """The model of a recipe, or of the recipe that it derives from. Raises InputError where there is none."""
     for kind in type(recipe).__mro__:
         if vars(kind).get("name") in MODELS:

@@ -1,4 +1,5 @@
-"""The model of `nanogpt`: GPT-2 as in nanoGPT. Attribute paths are the weights' names; letters: parity/recipes/base.py."""
+"""The model of `nanogpt`, GPT-2 as in nanoGPT. Attribute paths are the weights' names; letters:
+parity/recipes/base.py."""
 
 import torch
 from torch import nn
