@@ -3,25 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from parity.errors import InputError
 
 
-def save(directory: Path, state: Any, alone: bool = True) -> None:
-    """Writes a state (a tree of arrays) below an existing folder; not `alone`: beside other processes, which do not call."""
+def save(directory: Path, state: Any) -> None:
+    """Writes a state (a tree of arrays) into an existing folder. Of several processes, only the first calls."""
     import orbax.checkpoint as ocp
 
-    only = (
-        {}
-        if alone
-        else {"multiprocessing_options": ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})}
-    )
-    # Synchronous: orbax's background threads would print what goes wrong themselves, as on a full disk.
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler(**only), **only) as checkpointer:
+    options: dict[str, Any] = {}
+    if jax.process_count() > 1:
+        options = {"multiprocessing_options": ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})}
+    # Synchronous: orbax's background threads would print errors themselves, such as that of a full disk.
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options) as checkpointer:
         checkpointer.save((directory / "state").absolute(), args=ocp.args.StandardSave(state))
 
 
 def restore(directory: Path, template: Any) -> Any:
-    """Reads a state with the structure, shapes, types and shardings of `template`; InputError where it differs."""
+    """Reads a state with the structure, shapes, types and shardings of `template`.
+
+    Raises InputError if it is missing, damaged or different.
+    """
     import orbax.checkpoint as ocp
 
     path = (directory / "state").absolute()

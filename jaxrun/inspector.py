@@ -1,10 +1,8 @@
-"""What only the comparison of two programs asks of one: activations, optimizer state, single updates, in JAX."""
+"""What the comparer asks of a JAX program beyond training: activations, optimizer state, single updates."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -14,112 +12,104 @@ from flax import nnx
 
 from jaxrun import model, optim
 from jaxrun.kernels.fp8 import fp8_matmul
-from parity.program import Outputs
+from jaxrun.program import JaxProgram, State
+from parity.capture import Capture, replaced
 
 
-class Inspection:
-    """Implements parity.program.Inspected beside a program."""
+class Inspector:
+    """Implements parity.program.Inspected for a JaxProgram."""
 
-    def activations(self, state, batch) -> dict[str, Any]:
-        return dict(zip(*self._named(self._outputs, state["weights"], batch[0], self.window(state["step"]))))
+    def __init__(self, program: JaxProgram):
+        self.program = program
+        self.recipe: Any = program.recipe
+
+    def activations(self, state: State, batch) -> dict[str, Any]:
+        captured = Capture()
+
+        def run(net, inputs_BT, window):
+            with capturing(net, captured):
+                return net.logits(net(inputs_BT, *window))
+
+        def values(weights, *inputs):
+            captured["logits"] = model.apply(self.program.definition, weights, run, *inputs)
+            return list(captured.values())  # jit would sort a dict by name
+
+        arrays = jax.jit(values)(state["weights"], batch[0], self.program.window(state["step"]))
+        return dict(zip(captured, arrays, strict=True))
 
     def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
         largest = getattr(self.recipe, "clip_norm", None)
-        grads = {name: jnp.asarray(g) for name, g in grads.items()}
-        return grads if largest is None else optim.clip_by_global_norm(largest).update(grads, optax.EmptyState())[0]
+        arrays: Any = {name: jnp.asarray(g) for name, g in grads.items()}
+        if largest is not None:
+            arrays, _ = optim.clip_by_global_norm(largest).update(arrays, optax.EmptyState())
+        return arrays
 
-    def update(self, state, grads: dict[str, np.ndarray]):
-        return self._given({name: jnp.asarray(g, state["weights"][name].dtype) for name, g in grads.items()}, state)
+    def update(self, state: State, grads: dict[str, np.ndarray]) -> State:
+        arrays = {name: jnp.asarray(g, state["weights"][name].dtype) for name, g in grads.items()}
+        return self.program.apply_gradients(state, arrays)
 
-    def moments(self, state) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for _, part in self._parts(state):
+    def moments(self, state: State) -> dict[str, dict[str, Any]]:
+        moments: dict[str, dict[str, Any]] = {}
+        for _, part in _optimizer_states(state):
             for kind, tensors in part._asdict().items():
                 if kind != "count":
-                    found.setdefault(kind, {}).update(tensors)
-        return found
+                    moments.setdefault(kind, {}).update(tensors)
+        return moments
 
-    def param_groups(self, state) -> list[tuple[str, str]]:
-        return [(name, group) for group, part in self._parts(state) for name in part[1]]
+    def param_groups(self, state: State) -> list[tuple[str, str]]:
+        return [(name, group) for group, part in _optimizer_states(state) for name in part[1]]
 
     def schedules(self) -> dict[str, np.ndarray]:
-        found = {group: optim.learning_rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+        groups = sorted(set(self.program.groups.values()))
+        schedules = {group: optim.learning_rates(self.recipe, group) for group in groups}
         if hasattr(self.recipe, "momentum"):
-            found["momentum"] = optim.momentum_schedule(self.recipe)
-        if windows := self.window(jnp.arange(self.recipe.steps + 1)):
-            found["window"] = np.asarray(windows[0], np.float64)
-        return found
+            schedules["momentum"] = optim.momentum_schedule(self.recipe)
+        if windows := self.program.window(jnp.arange(self.recipe.steps + 1)):
+            schedules["window"] = np.asarray(windows[0], np.float64)
+        return schedules
 
     def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
-        recipe = self.recipe
-        y, pull = jax.vjp(
-            lambda x, w: fp8_matmul(x, w, recipe.fp8_scales, 1 / recipe.context),
-            jnp.asarray(x_TD),
-            jnp.asarray(weight_VD),
-        )
-        return {"y": y, **dict(zip(("dx", "dweight"), pull(jnp.asarray(dy_TV))))}
+        def product(x_TD, weight_VD):
+            return fp8_matmul(x_TD, weight_VD, self.recipe.fp8_scales, 1 / self.recipe.context)
+
+        y_TV, vjp = jax.vjp(product, jnp.asarray(x_TD), jnp.asarray(weight_VD))
+        dx_TD, dweight_VD = vjp(jnp.asarray(dy_TV))
+        return {"y": y_TV, "dx": dx_TD, "dweight": dweight_VD}
 
     def orthogonalize(self, x_RC: np.ndarray) -> dict[str, Any]:
-        found = Outputs()
-        with patch.object(optim, "gram", found.wrapped(optim.gram, "Gram matrix of step {}")):
-            recipe = self.recipe
-            result = optim.orthogonalize(
-                jnp.asarray(x_RC)[None], recipe.newton_schulz_steps, recipe.newton_schulz, recipe.dtypes.newton_schulz
-            )
-        return {**found, "result": result}
+        recipe, grams = self.recipe, []
+        coefficients, dtype = recipe.newton_schulz, recipe.dtypes.newton_schulz
+        x_NRC = jnp.asarray(x_RC)[None]
+        result = optim.orthogonalize(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
+        return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
-    @staticmethod
-    def _parts(state) -> list[tuple[str, Any]]:
-        """(group, state) of every AdamW and Muon in the optimizer."""
-        kinds = optim.AdamWState, optim.MuonState
-        leaves = jax.tree_util.tree_leaves_with_path(state["optimizer"], is_leaf=lambda x: isinstance(x, kinds))
-        return [(path[-1].key, part) for path, part in leaves if isinstance(part, kinds)]
 
-    def _named(self, function, *args):
-        """The names and values of what a function that returns a mapping gives: jit would sort it by name."""
-        names: list[str] = []
-
-        def values(*args):
-            found = function(*args)
-            names[:] = found
-            return list(found.values())
-
-        return names, jax.jit(values)(*args)
-
-    def _outputs(self, weights, inputs_BT, window) -> Outputs:
-        found = Outputs()
-
-        def run(net):
-            with recorded(net, found):
-                return net.logits(net(inputs_BT, *window))
-
-        found["logits"] = model.apply(self.definition, weights, run)
-        return found
+def _optimizer_states(state: State) -> list[tuple[str, Any]]:
+    """(group, state) of every AdamW and Muon in the optimizer."""
+    kinds = optim.AdamWState, optim.MuonState
+    leaves = jax.tree_util.tree_leaves_with_path(state["optimizer"], is_leaf=lambda x: isinstance(x, kinds))
+    return [(path[-1].key, part) for path, part in leaves if isinstance(part, kinds)]
 
 
 @contextmanager
-def recorded(net: nnx.Module, found: Outputs) -> Iterator[None]:
-    """Notes what goes into and comes out of every module of a model, and of attention, while it runs."""
+def capturing(net: nnx.Module, captured: Capture) -> Iterator[None]:
+    """Captures what goes into and comes out of every module of a model, and of attention, while this is entered."""
     paths = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(net)}
-    inside: list[str] = []
+    kinds = {type(module) for path, module in nnx.iter_modules(net) if path and callable(module)}
+    path: list[str] = []
 
-    def noting(original):
+    def with_capture(original: Callable) -> Callable:
         def call(module, x, *args):
-            inside.append(paths[id(module)])
-            found.note(f"{inside[-1]}:in", x)
+            path.append(paths[id(module)])
+            captured.add(f"{path[-1]}:in", x)
             y = original(module, x, *args)
-            found.note(inside.pop(), y[0] if isinstance(y, tuple) else y)
+            captured.add(path.pop(), y[0] if isinstance(y, tuple) else y)
             return y
 
         return call
 
-    kinds = {type(module) for _, module in nnx.iter_modules(net) if paths[id(module)] and callable(module)}
-    before = {kind: kind.__call__ for kind in kinds}
-    with ExitStack() as patches:
-        for place in {sys.modules[kind.__module__] for kind in type(net).__mro__}:  # where the model calls attention
-            for name in ("causal_attention", "window_attention"):
-                if hasattr(place, name):
-                    patches.enter_context(patch.object(place, name, found.attending(getattr(place, name), inside)))
-        for kind in kinds:
-            patches.enter_context(patch.object(kind, "__call__", noting(before[kind])))
+    with ExitStack() as stack:
+        stack.enter_context(captured.attention(kinds | {type(net)}, path))
+        for kind, call in [(kind, with_capture(kind.__call__)) for kind in kinds]:
+            stack.enter_context(replaced(kind, "__call__", call))
         yield

@@ -106,10 +106,17 @@ def muon(
     return optax.GradientTransformation(init, update)
 
 
-def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], dtype: str):
+def orthogonalize(
+    x_NRC,
+    steps: int,
+    coefficients: tuple[float, float, float],
+    dtype: str,
+    observe: Callable[[Any], None] | None = None,
+):
     """The nearest semi-orthogonal matrix of each of N matrices (R, C), by Newton-Schulz iteration in `dtype`.
 
     X / (||X||_F + 1e-7), transposed where R > C; then `steps` times A = X X^T, B = b A + c A A, X = a X + B X.
+    `observe` is called with every A.
     """
     a, b, c = coefficients
     x = x_NRC.astype(dtype)
@@ -117,14 +124,11 @@ def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], d
     x = x.mT if tall else x
     x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=wider(x))) + 1e-7).astype(dtype)
     for _ in range(steps):
-        A = gram(x)
+        A = matmul(x, x.mT)
+        if observe:
+            observe(A)
         x = a * x + matmul(b * A + c * matmul(A, A), x)
     return x.mT if tall else x
-
-
-def gram(x_NRC):
-    """X X^T."""
-    return matmul(x_NRC, x_NRC.mT)
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:

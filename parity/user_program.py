@@ -1,18 +1,20 @@
-"""Somebody's own program in one Python file: how it is loaded, and its mistakes told by file, line and what was called.
+"""User programs: loading one Python file, and explaining its errors by file, line and method.
 
 The file has `build(recipe, *, device, devices)`, which returns a parity.program.Program, and may have
-`make_recipe(base)`, which makes the recipe that is run from the one that --recipe and the other options name.
+`make_recipe(base)`, which returns the recipe that is run, made from that of --recipe and the other options.
 """
 
+import importlib
+import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from parity.errors import InputError
+from parity.errors import InputError, nearest
 from parity.memory import keep_freed_memory
 from parity.program import Program
 from parity.recipes import Recipe
@@ -22,7 +24,7 @@ METHODS = tuple(name for name in vars(Program) if not name.startswith("_") and n
 
 @contextmanager
 def explained(spec: str, what: str) -> Iterator[None]:
-    """Whatever somebody's own code raises is an InputError that names the file, the line and the method."""
+    """Turns any error of user code into an InputError that names the file, the line and the method."""
     try:
         yield
     except InputError:
@@ -33,15 +35,15 @@ def explained(spec: str, what: str) -> Iterator[None]:
         line = lines[-1] if lines else getattr(error, "lineno", None)
         message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise InputError(
-            f"{spec}{f', line {line}' if line else ''}: {what} raised {type(error).__name__}: {message}: mend the "
+            f"{spec}{f', line {line}' if line else ''}: {what} raised {type(error).__name__}: {message}: fix the "
             "program, or install what it needs"
         ) from error
 
 
-def load(spec: str | Path, name: str = "own_program") -> ModuleType:
-    """The file as a module, its folder not on the import path: all of a program is in its one file.
+def load(spec: str | Path, name: str = "user_program") -> ModuleType:
+    """The file as a module, without its folder on the import path: a program is one file.
 
-    Raises InputError where there is no such file, its import fails, or it has no function `build`.
+    Raises InputError if there is no such file, its import fails, or it has no function `build`.
     """
     path = Path(spec).resolve()
     if not path.is_file() or path.suffix != ".py":
@@ -53,9 +55,8 @@ def load(spec: str | Path, name: str = "own_program") -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look themselves up there
-    with explained(
-        str(spec), "its import"
-    ):  # from the source itself: what Python keeps compiled beside it may be other code
+    with explained(str(spec), "its import"):
+        # from the source itself: a cached .pyc file may hold other code
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     if not callable(getattr(module, "build", None)):
         raise InputError(
@@ -68,26 +69,46 @@ def make_recipe(module: ModuleType, base: Recipe) -> Recipe:
     """The recipe that the file runs: its own, made from `base`, or `base` itself."""
     if not hasattr(module, "make_recipe"):
         return base
-    with explained(module.__file__, "make_recipe"):
-        made = module.make_recipe(base)
-    if not isinstance(made, Recipe):
+    with explained(str(module.__file__), "make_recipe"):
+        recipe = module.make_recipe(base)
+    if not isinstance(recipe, Recipe):
         raise InputError(
             f"{module.__file__}: make_recipe expected to return a parity.recipes.Recipe, found "
-            f"{type(made).__name__}: derive it from a recipe that there is"
+            f"{type(recipe).__name__}: derive it from an existing recipe"
         )
-    return made
+    return recipe
 
 
 def build(module: ModuleType, recipe: Recipe, **options: Any) -> Program:
-    """The file's program of a recipe; InputError where it lacks a method of the protocol."""
-    with explained(module.__file__, "build"):
-        made = module.build(recipe, **options)
-    missing = [name for name in METHODS if not hasattr(made, name)] + [
-        name for name in ("framework", "recipe", "devices") if not hasattr(made, name)
-    ]
+    """The file's program of a recipe. Raises InputError if it lacks a method of the protocol."""
+    with explained(str(module.__file__), "build"):
+        program = module.build(recipe, **options)
+    missing = [name for name in (*METHODS, "framework", "recipe", "devices") if not hasattr(program, name)]
     if missing:
         raise InputError(
             f"{module.__file__}: build(recipe) expected a program as parity/program.py describes it, found "
-            f"{type(made).__name__} without {missing[0]}: add it, or derive from the backend's own program"
+            f"{type(program).__name__} without {missing[0]}: add it, or derive from the backend's own program"
         )
-    return made
+    return program
+
+
+def load_function(spec: str, option: str) -> Callable[..., Any]:
+    """The function that `module:name` names, imported. Raises InputError if there is no such module or function."""
+    module_name, _, name = spec.partition(":")
+    if not name:
+        raise InputError(f"{option} {spec}: expected module:function, for example mymodule:make")
+    # from the source itself: a cached .pyc file may hold other code
+    pycache_prefix, sys.pycache_prefix = sys.pycache_prefix, os.devnull
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name not in (module_name.split(".")[0], module_name):
+            raise
+        raise InputError(
+            f"{option} {spec}: no module {module_name} on the import path: run from its folder or set PYTHONPATH"
+        ) from error
+    finally:
+        sys.pycache_prefix = pycache_prefix
+    if not callable(getattr(module, name, None)):
+        raise InputError(f"{option} {spec}: {module.__file__} has no function {name!r}; {nearest(name, vars(module))}")
+    return getattr(module, name)

@@ -1,7 +1,7 @@
 """Canonical weights: names, first values, digests, and the neutral file format (safetensors).
 
-Weights travel between programs as one flat mapping from canonical name to numpy array, matrices as (out, in), in float32
-(float64 for float64 programs). A weight that a program stores in bfloat16 is exact in float32.
+Programs exchange weights as one flat mapping from canonical name to numpy array, matrices as (out, in), in float32, or
+float64 at that precision. A weight that a program stores in bfloat16 is exact in float32.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ Weights = dict[str, np.ndarray]
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """The random numbers of one weight: Philox keyed by the first 16 bytes of sha256("seed:name")."""
+    """The random generator of one weight: Philox keyed by the first 16 bytes of sha256("seed:name")."""
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
 
 def initial_weights(recipe: Recipe, seed: int) -> Weights:
-    """First values of every weight of a recipe, drawn in float64 and rounded once to the type it is stored in."""
+    """The first values of every weight of a recipe, drawn in float64 and rounded once to the type of the weight."""
     weights = {}
     for name, parameter in recipe.parameters().items():
         if parameter.std is not None:
@@ -41,7 +41,7 @@ def round_to(value: np.ndarray, dtype: str) -> np.ndarray:
     """A float64 array rounded (nearest, ties to even) to float64, float32, or bfloat16 held in float32."""
     if dtype != "bfloat16":
         return value.astype(dtype)
-    # bfloat16 keeps 7 of float64's 52 fraction bits; rounding in one step, since float32 in between could round twice.
+    # bfloat16 keeps 7 of float64's 52 fraction bits; rounded in one step: float32 in between could round twice.
     bits = value.astype(np.float64).view(np.uint64)
     dropped = np.uint64(45)
     half = np.uint64((1 << 44) - 1) + ((bits >> dropped) & np.uint64(1))

@@ -124,9 +124,8 @@ def report(options: Options) -> dict[str, Any]:
             options.save.mkdir(parents=True, exist_ok=True)
             (options.save / f"{recipe.name}-{n}-{what}.txt").write_text(compiled.as_text())
     model = recipe.model_flops_per_token() * tokens["step"]
-    state = program._placed(program.shapes, program.shardings)
     batch = [jax.ShapeDtypeStruct((rows * n, recipe.context), "int32")] * 2
-    counted = count(program._step, state, *batch) / n
+    counted = count(program.step, program.shapes, batch) / n
     return {
         "recipe": recipe.name,
         "track": track.name,

@@ -49,11 +49,11 @@ def test_seeds_give_different_weights(tiny):
 def test_uniform_weights_are_drawn_from_the_same_stream_within_their_bound():
     key = int.from_bytes(hashlib.sha256(b"7:blocks.1.attn.qkv.weight").digest()[:16], "little")
     uniform = np.random.Generator(np.random.Philox(key=key)).uniform(-1, 1, (3, 64, 64))
-    found = weights.initial_weights(recipe_for("record-21", "tiny"), 7)
-    assert np.array_equal(found["blocks.1.attn.qkv.weight"], (uniform * (0.5 * 3**0.5 / 64**0.5)).astype(np.float32))
+    initial = weights.initial_weights(recipe_for("record-21", "tiny"), 7)
+    assert np.array_equal(initial["blocks.1.attn.qkv.weight"], (uniform * (0.5 * 3**0.5 / 64**0.5)).astype(np.float32))
     # the standard deviation is 0.5 / sqrt(64); of 12,288 numbers it is known to 0.4%
-    assert abs(found["blocks.1.attn.qkv.weight"].std() * 16 - 1) < 0.02
-    assert found["blocks.0.lambdas.weight"].tolist() == [1, 0] and found["skips.weight"].tolist() == [1, 1]
+    assert abs(initial["blocks.1.attn.qkv.weight"].std() * 16 - 1) < 0.02
+    assert initial["blocks.0.lambdas.weight"].tolist() == [1, 0] and initial["skips.weight"].tolist() == [1, 1]
 
 
 def test_only_embeddings_that_are_looked_up_alone_are_rounded_to_bfloat16():

@@ -1,31 +1,34 @@
-"""What only the comparison of two programs asks of one: activations, optimizer state, single updates, in PyTorch."""
+"""What the comparer asks of a PyTorch program beyond training: activations, optimizer state, single updates."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
-from parity.program import Outputs
+from parity.capture import Capture
 from torchref import layers, optim
 from torchref.kernels.fp8 import fp8_matmul
+from torchref.program import State, TorchProgram
 
-KINDS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum"}  # torch's names of what an optimizer keeps
+MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum"}  # by torch's names
 
 
-class Inspection:
-    """Implements parity.program.Inspected beside a program."""
+class Inspector:
+    """Implements parity.program.Inspected for a TorchProgram."""
+
+    def __init__(self, program: TorchProgram):
+        self.program = program
+        self.recipe: Any = program.recipe
 
     @torch.no_grad()
-    def activations(self, state, batch) -> dict[str, Any]:
-        found = Outputs()
-        with recorded(state.model, found):
-            found["logits"] = state.model.logits(state.model(batch[0], *self.window(state.step)))
-        return found
+    def activations(self, state: State, batch) -> dict[str, Any]:
+        captured, net = Capture(), state.model
+        with capturing(net, captured):
+            captured["logits"] = net.logits(net(batch[0], *self.program.window(state.step)))
+        return captured
 
     def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
         tensors = {name: torch.from_numpy(np.array(g)) for name, g in grads.items()}
@@ -33,84 +36,72 @@ class Inspection:
             optim.clip_by_global_norm(list(tensors.values()), largest, optim.global_norm(tensors))
         return tensors
 
-    def update(self, state, grads: dict[str, np.ndarray]):
-        weights = dict(state.model.named_parameters())
-        tensors = {name: torch.from_numpy(np.array(grads[name])).to(w) for name, w in weights.items()}
-        self._apply(state, tensors, optim.global_norm(tensors))
-        return state
+    def update(self, state: State, grads: dict[str, np.ndarray]) -> State:
+        tensors = {name: torch.from_numpy(np.array(grads[name])).to(w) for name, w in state.weights.items()}
+        return self.program.apply_gradients(state, tensors)
 
-    def moments(self, state) -> dict[str, dict[str, Any]]:
-        names = {w: name for name, w in state.model.named_parameters()}
-        found: dict[str, dict[str, Any]] = {}
-        for part in self._parts(state):
-            for w, kept in part.state.items():
-                for kind, tensor in kept.items():
-                    if kind in KINDS:
-                        found.setdefault(KINDS[kind], {})[names[w]] = tensor
-        return found
+    def moments(self, state: State) -> dict[str, dict[str, Any]]:
+        names: dict[torch.Tensor, str] = {w: name for name, w in state.model.named_parameters()}
+        moments: dict[str, dict[str, Any]] = {}
+        for optimizer in _optimizers(state):
+            for w, tensors in optimizer.state.items():
+                for kind in MOMENTS.keys() & tensors.keys():
+                    moments.setdefault(MOMENTS[kind], {})[names[w]] = tensors[kind]
+        return moments
 
-    def param_groups(self, state) -> list[tuple[str, str]]:
+    def param_groups(self, state: State) -> list[tuple[str, str]]:
         names = {w: name for name, w in state.model.named_parameters()}
-        return [
-            (names[w], group["name"])
-            for part in self._parts(state)
-            for group in part.param_groups
-            for w in group["params"]
-        ]
+        groups = [group for optimizer in _optimizers(state) for group in optimizer.param_groups]
+        return [(names[w], group["name"]) for group in groups for w in group["params"]]
 
     def schedules(self) -> dict[str, np.ndarray]:
-        found = {group: optim.learning_rates(self.recipe, group) for group in sorted(set(self.groups.values()))}
+        groups = sorted(set(self.program.groups.values()))
+        schedules = {group: optim.learning_rates(self.recipe, group) for group in groups}
         if hasattr(self.recipe, "momentum"):
-            found["momentum"] = optim.momentum_schedule(self.recipe)
-        if self.window(0):
-            found["window"] = np.array([float(self.window(step)[0][0]) for step in range(self.recipe.steps + 1)])
-        return found
+            schedules["momentum"] = optim.momentum_schedule(self.recipe)
+        if self.program.window(0):
+            windows = [float(self.program.window(step)[0][0]) for step in range(self.recipe.steps + 1)]
+            schedules["window"] = np.array(windows)
+        return schedules
 
     def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         x, weight = (torch.from_numpy(a).requires_grad_() for a in (x_TD, weight_VD))
-        y = fp8_matmul(x, weight, self.recipe.fp8_scales, 1 / self.recipe.context)
-        return {"y": y, **dict(zip(("dx", "dweight"), torch.autograd.grad(y, (x, weight), torch.from_numpy(dy_TV))))}
+        y_TV = fp8_matmul(x, weight, self.recipe.fp8_scales, 1 / self.recipe.context)
+        dx_TD, dweight_VD = torch.autograd.grad(y_TV, (x, weight), torch.from_numpy(dy_TV))
+        return {"y": y_TV, "dx": dx_TD, "dweight": dweight_VD}
 
     @torch.no_grad()
     def orthogonalize(self, x_RC: np.ndarray) -> dict[str, Any]:
-        found = Outputs()
-        with patch.object(optim, "gram", found.wrapped(optim.gram, "Gram matrix of step {}")):
-            recipe = self.recipe
-            result = optim.orthogonalize(
-                torch.from_numpy(x_RC)[None],
-                recipe.newton_schulz_steps,
-                recipe.newton_schulz,
-                layers.torch_dtype(recipe.dtypes.newton_schulz),
-            )
-        return {**found, "result": result}
+        recipe, grams = self.recipe, []
+        coefficients, dtype = recipe.newton_schulz, layers.torch_dtype(recipe.dtypes.newton_schulz)
+        x_NRC = torch.from_numpy(x_RC)[None]
+        result = optim.orthogonalize(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
+        return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
-    @staticmethod
-    def _parts(state) -> list[torch.optim.Optimizer]:
-        return [part for part in state.optimizer.parts.values() if isinstance(part, torch.optim.Optimizer)]
+
+def _optimizers(state: State) -> list[torch.optim.Optimizer]:
+    return [part for part in state.optimizer.parts.values() if isinstance(part, torch.optim.Optimizer)]
 
 
 @contextmanager
-def recorded(net: nn.Module, found: Outputs) -> Iterator[None]:
-    """Notes what goes into and comes out of every module of a model, and of attention, while it runs."""
-    inside: list[str] = []
+def capturing(net: nn.Module, captured: Capture) -> Iterator[None]:
+    """Captures what goes into and comes out of every module of a model, and of attention, while this is entered."""
+    path: list[str] = []
 
-    def before(path):
+    def before(name: str) -> Callable:
         def hook(module, inputs):
-            inside.append(path)
-            found.note(f"{path}:in", inputs[0])
+            path.append(name)
+            captured.add(f"{name}:in", inputs[0])
 
         return hook
 
     def after(module, inputs, y):
-        found.note(inside.pop(), y[0] if isinstance(y, tuple) else y)
+        captured.add(path.pop(), y[0] if isinstance(y, tuple) else y)
 
-    with ExitStack() as hooks:
-        for place in {sys.modules[kind.__module__] for kind in type(net).__mro__}:  # where the model calls attention
-            for name in ("causal_attention", "window_attention"):
-                if hasattr(place, name):
-                    hooks.enter_context(patch.object(place, name, found.attending(getattr(place, name), inside)))
-        for path, module in net.named_modules():
-            if path and not isinstance(module, nn.ModuleList):
-                hooks.callback(module.register_forward_pre_hook(before(path)).remove)
-                hooks.callback(module.register_forward_hook(after).remove)
+    with ExitStack() as stack:
+        stack.enter_context(captured.attention(map(type, net.modules()), path))
+        for name, module in net.named_modules():
+            if name and not isinstance(module, nn.ModuleList):
+                stack.callback(module.register_forward_pre_hook(before(name)).remove)
+                stack.callback(module.register_forward_hook(after).remove)
         yield

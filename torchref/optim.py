@@ -89,10 +89,17 @@ class _Muon(torch.optim.Optimizer):
                 torch._foreach_add_(weights, turned, alpha=-rate * aspect)
 
 
-def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype):
+def orthogonalize(
+    x_NRC,
+    steps: int,
+    coefficients: tuple[float, float, float],
+    dtype: torch.dtype,
+    observe: Callable[[Any], None] | None = None,
+):
     """The nearest semi-orthogonal matrix of each of N matrices (R, C), by Newton-Schulz iteration in `dtype`.
 
     X / (||X||_F + 1e-7), transposed where R > C; then `steps` times A = X X^T, B = b A + c A A, X = a X + B X.
+    `observe` is called with every A.
     """
     a, b, c = coefficients
     x = x_NRC.to(dtype)
@@ -100,14 +107,11 @@ def orthogonalize(x_NRC, steps: int, coefficients: tuple[float, float, float], d
     x = x.mT.contiguous() if tall else x
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wider(x)) + 1e-7).to(dtype)
     for _ in range(steps):
-        A = gram(x)
+        A = torch.bmm(x, x.mT)
+        if observe:
+            observe(A)
         x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-def gram(x_NRC):
-    """X X^T."""
-    return torch.bmm(x_NRC, x_NRC.mT)
 
 
 def clip_by_global_norm(grads: list[torch.Tensor], largest: float, norm: torch.Tensor) -> None:

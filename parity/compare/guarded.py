@@ -1,5 +1,6 @@
 """A program behind a guard: its results are checked for kind, shape, type and finite values."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -15,15 +16,16 @@ from parity.weights import Weights
 
 
 class Guarded:
-    """A program of a backend or of a file (`spec`), perhaps with a fault. Its methods can be called on this;
-    exceptions of a user program, and results of a wrong kind, become one sentence."""
+    """A program of a backend or of a file (`spec`), perhaps with a fault. Its methods can be called on this, and those of
+    parity.program.Inspected that its backend's Inspector has; exceptions of a user program, and results of a wrong kind,
+    become one sentence."""
 
     def __init__(self, program: Any, spec: str, recipe: Recipe, fault: Fault | None = None):
-        self._program, self._trusted = program, spec in BACKENDS
+        self._program, self._inspector, self._trusted = program, inspector_of(program), spec in BACKENDS
         self.spec, self.recipe, self.fault = spec, recipe, fault
 
     def __getattr__(self, name: str) -> Callable:
-        method = getattr(self._program, name)  # AttributeError where the program lacks it
+        method = getattr(self._owner(name), name)  # AttributeError where the program lacks it
         if self._trusted:
             return method
 
@@ -36,10 +38,14 @@ class Guarded:
 
         return guarded
 
+    def _owner(self, name: str) -> Any:
+        """The program or, for a method that it lacks, its backend's inspector."""
+        return self._program if hasattr(self._program, name) or self._inspector is None else self._inspector
+
     def missing(self, *methods: str) -> str | None:
         """The first of some methods that the program does not have; "x|y" stands for either of two."""
         for names in methods:
-            if not any(callable(getattr(self._program, name, None)) for name in names.split("|")):
+            if not any(callable(getattr(self._owner(name), name, None)) for name in names.split("|")):
                 return names.replace("|", " or ")
         return None
 
@@ -92,6 +98,15 @@ class Guarded:
             for name, parameter in self.recipe.parameters().items()
             if name in values
         }
+
+
+def inspector_of(program: Any) -> Any:
+    """The Inspector of a backend's program, or of a subclass of its class; None for any other program."""
+    for kind in type(program).__mro__:
+        backend, _, module = kind.__module__.partition(".")
+        if backend in BACKENDS and module == "program":
+            return importlib.import_module(f"{backend}.inspector").Inspector(program)
+    return None
 
 
 def _problem(name: str, value: Any, recipe: Recipe) -> str | None:

@@ -128,7 +128,7 @@ def open_run(backend: str, arguments: Arguments, team: Team | None = None) -> It
     options, track, recipe, given = arguments
     team = team or Team()
     if team.size > 1:
-        programs.join(backend, options.device)
+        programs.init_distributed(backend, options.device)
     place, seed, before, guard = None, options.seed, None, None
     if options.resume is not None:
         _refuse_changes(given)

@@ -118,9 +118,9 @@ def ours(q, k, v, dy):
     return y, *pull(dy)
 assert len(jax.devices()) == 4
 mesh = sharding.make_mesh(jax.devices())
-rows = sharding.by_row(mesh)
-step = jax.jit(lambda *x: sharding.over_rows(mesh, lambda _, *own: ours(*own), sharding.ROWS)({}, *x),
-in_shardings=rows, out_shardings=rows)
+rows = jax.sharding.NamedSharding(mesh, sharding.ROWS)
+step = jax.jit(lambda *x: sharding.shard_map_rows(mesh, lambda _, *own: ours(*own), sharding.ROWS)({}, *x),
+               in_shardings=rows, out_shardings=rows)
 assert not any(word in step.lower(*given).compile().as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
 for one, four in zip(jax.jit(ours)(*given), step(*jax.device_put(given, rows))):
     assert len(four.sharding.device_set) == 4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from parity import weights as canonical
+from parity.errors import InputError
 from parity.program import build
 from parity.recipes import recipe_for
 
@@ -18,16 +19,23 @@ def test_loss_and_gradients_do_not_depend_on_microbatches(backend, name, x64):
         recipe_for(name, "tiny"), precision="float64", layers=2, dim=32, head_dim=16, context=32, batch_tokens=512
     )
     tokens = np.random.default_rng(0).integers(0, 500, (2, 16, 32)).astype(np.int32)
-    found = []
+    results = []
     for count in (1, 4):
         program = build(backend, recipe, device="cpu", microbatches=count)
         state = program.load(canonical.initial_weights(recipe, 0))
         loss, grads = program.fetch(program.loss_and_grads(state, program.put_global_batch(*tokens)))
         _, metrics = program.step(state, program.put_global_batch(*tokens))
-        found.append((loss, float(program.fetch(metrics["loss"])), grads))
-    for loss, mean, grads in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=1e-13) and mean == pytest.approx(found[0][1], rel=1e-13)
-        for key, grad in grads.items():
-            np.testing.assert_allclose(
-                grad, found[0][2][key], rtol=0, atol=1e-12 * max(1.0, np.abs(found[0][2]["embed.weight"]).max())
-            )
+        results.append((loss, float(program.fetch(metrics["loss"])), grads))
+    (loss, mean, grads), (expected_loss, expected_mean, expected_grads) = results[1], results[0]
+    assert loss == pytest.approx(expected_loss, rel=1e-13) and mean == pytest.approx(expected_mean, rel=1e-13)
+    tolerance = 1e-12 * max(1.0, np.abs(expected_grads["embed.weight"]).max())
+    for name in grads:
+        np.testing.assert_allclose(grads[name], expected_grads[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_microbatches_that_do_not_divide_a_batch_are_refused(backend):
+    program = build(backend, recipe_for("muon", "tiny"), device="cpu", microbatches=4)
+    tokens = np.zeros((2, 6, 64), np.int32)
+    with pytest.raises(InputError, match="--microbatches 4: expected a divisor of the 6 rows that a device has"):
+        program.loss_and_grads(program.init(0), program.put_global_batch(*tokens))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from parity import weights as canonical
+from parity.compare.guarded import inspector_of
 from parity.program import build
 from parity.recipes import RMS_EPS, recipe_for
 
@@ -275,8 +276,12 @@ def test_the_window_of_a_state_is_that_of_its_step(backend):
     pytest.importorskip("jax" if backend == "jaxrun" else "torch")
     recipe = recipe_of("record-21", precision="float32", layers=2)
     program = build(backend, recipe, device="cpu")
-    assert program.schedules()["window"].tolist() == [recipe.attention_window(step) for step in range(recipe.steps + 1)]
-    assert list(program.schedules()["momentum"]) == [recipe.momentum_at(step) for step in range(recipe.steps)]
+    assert inspector_of(program).schedules()["window"].tolist() == [
+        recipe.attention_window(step) for step in range(recipe.steps + 1)
+    ]
+    assert list(inspector_of(program).schedules()["momentum"]) == [
+        recipe.momentum_at(step) for step in range(recipe.steps)
+    ]
     tokens = np.random.default_rng(0).integers(0, 500, (2, 8, recipe.context)).astype(np.int32)
     noise = np.random.default_rng(1)
     start = {
@@ -413,7 +418,7 @@ def shown(request, x64):
     program = build(backend, recipe, device="cpu")
     tokens = rng.integers(0, 512, (2, 2, 32)).astype(np.int32)
     state = program.with_step(program.load(weights), recipe.steps)
-    return recipe, weights, program.fetch(program.activations(state, program.put_global_batch(*tokens)))
+    return recipe, weights, program.fetch(inspector_of(program).activations(state, program.put_global_batch(*tokens)))
 
 
 def test_the_last_output_of_the_first_half_is_the_first_that_is_added(shown):

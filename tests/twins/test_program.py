@@ -1,4 +1,4 @@
-"""Both backends as programs, in float32 and bfloat16: state, files, precision, own optimizers, bad input."""
+"""Both backends as programs, in float32 and bfloat16: state, files, precision, user optimizers, bad input."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def small(name, **fields):
 
 
 @functools.cache
-def made(backend, name, **fields):
+def built(backend, name, **fields):
     """A program, built once for all tests: JAX compiles for seconds."""
     pytest.importorskip("jax" if backend == "jaxrun" else "torch")
     return build(backend, small(name, **fields), device="cpu")
@@ -45,13 +45,13 @@ def run(program, state, steps=1):
 
 @pytest.fixture(scope="module", params=[(b, n) for b in BACKENDS for n in NAMES], ids="-".join)
 def program(request):
-    return made(*request.param)
+    return built(*request.param)
 
 
 @pytest.fixture
 def adamw_module(tmp_path, monkeypatch):
-    """A module of a user's own with optimizers for both backends, and some that are none."""
-    (tmp_path / "own_optimizers.py").write_text(
+    """A user's module with optimizers for both backends, and functions that return none."""
+    (tmp_path / "user_optimizers.py").write_text(
         "import optax, torch\n"
         "def for_jax(recipe): return optax.sgd(0.5)\n"
         "def for_torch(recipe, parameters): return torch.optim.SGD(parameters.values(), lr=0.5)\n"
@@ -61,8 +61,8 @@ def adamw_module(tmp_path, monkeypatch):
         "def wrong(recipe, parameters=None): return 7\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    yield "own_optimizers"
-    sys.modules.pop("own_optimizers", None)
+    yield "user_optimizers"
+    sys.modules.pop("user_optimizers", None)
 
 
 def test_initial_weights_are_the_canonical_ones_bit_for_bit(program):
@@ -72,10 +72,9 @@ def test_initial_weights_are_the_canonical_ones_bit_for_bit(program):
 
 def test_a_first_step_comes_near_its_twins_in_float32():
     for name in NAMES:
-        losses = [run(p, p.init(0), 5)[0] for p in (made(backend, name) for backend in BACKENDS)]
-        # float32 rounds to 6e-8, and the loss adds up 1024 tokens, perhaps one by one; AdamW's first steps move a
-        # weight by
-        # its whole rate even where the gradient is only rounding, which moves the loss in its fourth digit at most
+        losses = [run(p, p.init(0), 5)[0] for p in (built(backend, name) for backend in BACKENDS)]
+        # float32 rounds to 6e-8, and the loss adds up 1024 tokens, perhaps one by one; AdamW's first steps change a
+        # weight by its whole rate even where the gradient is only rounding: the loss's fourth digit at most
         np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1024 * 6e-8)
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
@@ -106,15 +105,15 @@ def test_a_digest_sees_the_weights_and_the_optimizer(program):
     assert program.digest(program.init(0)) != program.digest(program.init(1))
 
 
-def test_a_checkpoint_goes_on_bit_for_bit(program, tmp_path):
+def test_a_checkpoint_continues_bit_for_bit(program, tmp_path):
     _, state = run(program, program.init(0), 2)
     program.save(state, tmp_path)
-    found = program.restore(tmp_path)
-    assert program.digest(found) == program.digest(state)
+    restored = program.restore(tmp_path)
+    assert program.digest(restored) == program.digest(state)
     expected, state = run(program, state, 2)
-    losses, found = run(program, found, 2)
+    losses, restored = run(program, restored, 2)
     assert np.array_equal(losses, expected)
-    assert program.digest(found) == program.digest(state)
+    assert program.digest(restored) == program.digest(state)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(program, tmp_path):
@@ -130,7 +129,7 @@ def test_a_checkpoint_that_is_missing_is_named(program, tmp_path):
 
 
 def test_a_torch_checkpoint_with_a_changed_byte_or_a_missing_end_is_refused(tmp_path):
-    program = made("torchref", "muon")
+    program = built("torchref", "muon")
     program.save(program.init(0), tmp_path)
     path = tmp_path / "state.pt"
     whole = path.read_bytes()
@@ -143,7 +142,7 @@ def test_a_torch_checkpoint_with_a_changed_byte_or_a_missing_end_is_refused(tmp_
 
 def test_weights_go_from_one_backend_to_the_other_and_back_as_equal_bytes(tmp_path):
     for name, precision in (("muon", "bfloat16"), ("nanogpt", "float32")):
-        jax, torch = (made(backend, name, precision=precision) for backend in BACKENDS)
+        jax, torch = (built(backend, name, precision=precision) for backend in BACKENDS)
         for first, second in ((jax, torch), (torch, jax)):
             weights = first.export(run(first, first.init(0))[1])
             canonical.save(tmp_path / "there", weights)
@@ -155,11 +154,11 @@ def test_weights_go_from_one_backend_to_the_other_and_back_as_equal_bytes(tmp_pa
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_trains_and_keeps_its_weights_as_described(backend, name):
-    program = made(backend, name, precision="bfloat16")
+    program = built(backend, name, precision="bfloat16")
     losses, state = run(program, program.init(0), 2)
     assert losses.dtype == np.float32
     # logits are wrong by some 2^-8 of their size, a few units at most, and the mean is over 1024 tokens
-    exact = made(backend, name)
+    exact = built(backend, name)
     assert losses[0] == pytest.approx(run(exact, exact.init(0))[0][0], abs=5e-3)
     stored = {
         key: str(w.dtype).removeprefix("torch.")
@@ -177,7 +176,7 @@ def test_bfloat16_trains_and_keeps_its_weights_as_described(backend, name):
     )
 
 
-def test_own_optimizers_replace_the_recipes_and_see_gradients_that_were_not_clipped(adamw_module):
+def test_user_optimizers_replace_the_recipes_and_see_gradients_that_were_not_clipped(adamw_module):
     results = []
     for backend, function in (("jaxrun", "for_jax"), ("torchref", "for_torch")):
         pytest.importorskip("jax" if backend == "jaxrun" else "torch")
@@ -250,10 +249,9 @@ for x in tokens:
     state, metrics = program.step(state, program.put_global_batch(x[:, :-1], x[:, 1:]))
 batch = program.put_global_batch(tokens[0][:, :-1], tokens[0][:, 1:])
 scalars = program.fetch([metrics["loss"], metrics["grad_norm"], metrics["norms"]["updates"]["GROUP"]])
-found = {"losses": program.fetch(program.token_losses(state, batch)), "scalars": np.array(scalars)} |
-program.export(state)
+values = {"losses": program.fetch(program.token_losses(state, batch)), "scalars": np.array(scalars)}
 rank = __import__("os").environ.get("RANK", "alone")
-weights.save(__import__("pathlib").Path(out) / rank, found)
+weights.save(__import__("pathlib").Path(out) / rank, values | program.export(state))
 """
 
 
@@ -278,7 +276,7 @@ def test_two_processes_do_what_one_does(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_compiled_program_is_near_the_eager_one_and_compiles_once_for_all_states(name):
     torch = pytest.importorskip("torch")
-    eager, compiled = made("torchref", name), build("torchref", small(name), device="cpu", compile=True)
+    eager, compiled = built("torchref", name), build("torchref", small(name), device="cpu", compile=True)
     state = compiled.init(0)
     fresh, snapshot = compiled.digest(state), compiled.snapshot(state)
     losses, state = run(compiled, state, 3)

@@ -923,7 +923,7 @@ UPDATE = [
         "update",
         "Newton-Schulz: 256 x 64 *step 0",
         TURNED,
-        patches=_by_backend("optim", "orthogonalize", parts.orthogonalize_untransposed),
+        patches=_one("optim", "orthogonalize", parts.orthogonalize_untransposed),
         only="nanogpt has no Muon",
     ),
     Fault(

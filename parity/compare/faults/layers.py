@@ -142,22 +142,20 @@ def block(change: str) -> Change:
     return make
 
 
-def orthogonalize_untransposed(backend: str) -> Change:
+def orthogonalize_untransposed(original):
     """Newton-Schulz on tall matrices as they are: the same numbers, from Gram matrices of the longer side."""
 
-    def make(original):
-        def orthogonalize(x, steps, coefficients, dtype):
-            optim = importlib.import_module(f"{backend}.optim")
-            a, b, c = coefficients
-            x = x / ((x * x).sum((-2, -1))[..., None, None] ** 0.5 + 1e-7)
-            for _ in range(steps):
-                gram = optim.gram(x)
-                x = a * x + (b * gram + c * gram @ gram) @ x
-            return x
+    def orthogonalize(x, steps, coefficients, dtype, observe=None):
+        a, b, c = coefficients
+        x = x / ((x * x).sum((-2, -1))[..., None, None] ** 0.5 + 1e-7)
+        for _ in range(steps):
+            gram = x @ x.mT
+            if observe:
+                observe(gram)
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x
 
-        return orthogonalize
-
-    return make
+    return orthogonalize
 
 
 def orthogonalize_with_epsilon(factor: float) -> Change:

@@ -1,12 +1,12 @@
-"""How a fault gets into a backend without a file being edited: its functions are replaced while the fault is planted."""
+"""Planting a fault in a backend: its functions are replaced for a while; no file is edited."""
 
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
+from parity.capture import replaced
 from parity.recipes import Recipe
 
 MODELS = "models"  # as a patch's module: every module of a backend's models that has the name
@@ -30,10 +30,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Fault:
-    """One single mistake. `level` is the earliest that can see it, `place` a pattern of where it must be named.
+    """One mistake. `level` is the first that can detect it, `place` a pattern of the name that it must report.
 
-    `recipe` changes the recipe that the program is built from; `patches` are for both backends, or for one of them by name;
-    `only` says why a fault makes sense in some recipes or one backend only; `dtype` is the precision in which it can be seen.
+    `recipe` changes the recipe that the program is built from; `patches` gives the patches of a backend; `only` is the
+    reason for a fault of some recipes or of one backend; `dtype` is the precision in which it can be detected.
     """
 
     name: str
@@ -50,6 +50,11 @@ class Fault:
     def changed(self, recipe: Recipe) -> Recipe:
         """The recipe that a program with this fault is built from."""
         return self.recipe(recipe) if self.recipe else recipe
+
+
+def around(function: Callable) -> Change:
+    """The change of a function into `function(original, *args)`; a decorator."""
+    return lambda original: lambda *args, **options: function(original, *args, **options)
 
 
 def one(module: str, *names: str, change: Change) -> Patches:
@@ -83,9 +88,9 @@ def targets(change: Patch, backend: str) -> list[tuple[Any, str]]:
 def planted(fault: Fault, backend: str | None) -> Iterator[None]:
     """The fault is in the backend's code while this is entered. Programs must be built and used inside."""
     with ExitStack() as stack:
-        for change in fault.patches(backend) if fault.patches else []:
-            for owner, name in targets(change, backend):
-                inherited = not isinstance(owner, type) or name not in vars(owner)
-                original = getattr(owner, name) if inherited else vars(owner)[name]
-                stack.enter_context(patch.object(owner, name, change.change(original)))
+        backend = backend or ""
+        for patch in fault.patches(backend) if fault.patches else []:
+            for owner, name in targets(patch, backend):
+                original = vars(owner).get(name, getattr(owner, name))
+                stack.enter_context(replaced(owner, name, patch.change(original)))
         yield

@@ -1,34 +1,37 @@
-"""Faults of whole programs, whose code differs between the backends: name -> backend -> patches."""
+"""Faults of whole programs: name -> backend -> patches."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from parity.compare.faults.layers import detached, forward_of
 from parity.compare.faults.optimizers import faulty_adamw, faulty_muon
-from parity.compare.faults.plant import MODELS, Change, Patch
+from parity.compare.faults.plant import MODELS, Change, Patch, around
 from parity.weights import round_to
 
 CLASSES = {"jaxrun": "JaxProgram", "torchref": "TorchProgram"}
 FROZEN = "blocks.1.mlp.fc.weight"
 
+ByBackend = dict[str, list[Patch]]
 
-def _methods(**changes: Change) -> dict[str, list[Patch]]:
-    """Patches of methods of the program's class, alike in both backends."""
+
+def _methods(**changes: Change) -> ByBackend:
+    """Patches of methods of the program's class, the same in both backends."""
     return {
         backend: [Patch("program", f"{kind}.{name}", change) for name, change in changes.items()]
         for backend, kind in CLASSES.items()
     }
 
 
-def _exported(change) -> dict[str, list[Patch]]:
-    return _methods(
-        export=lambda original: (
-            lambda self, state: {
-                name: np.ascontiguousarray(change(w).astype(w.dtype)) for name, w in original(self, state).items()
-            }
-        )
-    )
+def _by_backend(module: str, name: str, jax: Change, torch: Change) -> ByBackend:
+    """Patches of a function that has the same name in both backends, or of a program's method, written for each."""
+    names = [f"{kind}.{name}" if module == "program" else name for kind in CLASSES.values()]
+    return {
+        backend: [Patch(module, full_name, change)]
+        for backend, full_name, change in zip(CLASSES, names, (jax, torch), strict=True)
+    }
 
 
 def step_of(state: Any) -> Any:
@@ -36,305 +39,240 @@ def step_of(state: Any) -> Any:
     return state["step"] if isinstance(state, dict) else state.step
 
 
-def _dropout(original):
-    def token_losses(self, state, batch):
-        weights = self.export(state)
-        kept = np.random.default_rng(0).random(weights["embed.weight"].shape) > 0.1
-        dropped = weights | {"embed.weight": weights["embed.weight"] * kept / 0.9}
-        return original(self, self.with_step(self.load(dropped), step_of(state)), batch)
+def _exported(change: Callable[[np.ndarray], np.ndarray]) -> ByBackend:
+    @around
+    def export(original, self, state):
+        weights = original(self, state)
+        return {name: np.ascontiguousarray(change(w).astype(w.dtype)) for name, w in weights.items()}
 
-    return token_losses
-
-
-def _keeping_stale(original):
-    def step(self, state, batch):
-        self.stale = self.export(state), int(step_of(state))  # the state itself is given up to the step
-        return original(self, state, batch)
-
-    return step
+    return _methods(export=export)
 
 
-def _forgetting_stale(original):
-    def load(self, weights):
-        self.stale = None
-        return original(self, weights)
-
-    return load
-
-
-def _scoring_stale(original):
-    def token_losses(self, state, batch):
-        stale = getattr(self, "stale", None)
-        return original(self, state if stale is None else self.with_step(self.load(stale[0]), stale[1]), batch)
-
-    return token_losses
+@around
+def _dropout(original, self, state, batch):
+    weights = self.export(state)
+    mask = np.random.default_rng(0).random(weights["embed.weight"].shape) > 0.1
+    dropped = weights | {"embed.weight": weights["embed.weight"] * mask / 0.9}
+    return original(self, self.with_step(self.load(dropped), step_of(state)), batch)
 
 
-def _first_batch(original):
-    def step(self, state, batch):
-        self.batch = getattr(self, "batch", batch)
-        return original(self, state, self.batch)
+@around
+def _keeping_stale(original, self, state, batch):
+    self.stale = self.export(state), int(step_of(state))  # the state itself is donated to the step
+    return original(self, state, batch)
 
-    return step
+
+@around
+def _forgetting_stale(original, self, weights):
+    self.stale = None
+    return original(self, weights)
+
+
+@around
+def _scoring_stale(original, self, state, batch):
+    if stale := getattr(self, "stale", None):
+        weights, step = stale
+        state = self.with_step(self.load(weights), step)
+    return original(self, state, batch)
+
+
+@around
+def _first_batch(original, self, state, batch):
+    self.batch = getattr(self, "batch", batch)
+    return original(self, state, self.batch)
+
+
+@around
+def _first_rows(original, self, inputs, targets):
+    count = len(self.devices)
+    return original(self, *(np.tile(x[: len(x) // count], (count, 1)) for x in (inputs, targets)))
 
 
 def _is_head(weight) -> bool:
     return weight.shape[0] > 4 * weight.shape[1]
 
 
-def _untied(original):
-    return lambda x, weight, *rest: original(x, detached(weight) if _is_head(weight) else weight, *rest)
+@around
+def _untied(original, x, weight, *rest):
+    return original(x, detached(weight) if _is_head(weight) else weight, *rest)
 
 
-def _without_head_bias(original):
-    return lambda self, x: original(self, x) - self.bias[...] if _is_head(self.weight) else original(self, x)
+@around
+def _without_head_bias(original, self, x):
+    y = original(self, x)
+    return y - self.bias[...] if _is_head(self.weight) else y
 
 
-def _jax_clip(factor) -> Change:
-    """`factor(jnp, norms by name, global norm, largest)` gives what every gradient is multiplied by."""
+def _clip(factor: Callable) -> ByBackend:
+    """Every gradient times `factor(at_most_1, norm of the gradient, global norm, largest)` as clipping."""
 
-    def change(original):
-        def clip_by_global_norm(largest):
-            import jax.numpy as jnp
-            import optax
-
-            def update(grads, state, weights=None):
-                each = {name: jnp.sqrt(jnp.sum(g * g)) for name, g in grads.items()}
-                whole = jnp.sqrt(sum(n * n for n in each.values()))
-                return {name: g * factor(jnp.minimum, each[name], whole, largest) for name, g in grads.items()}, state
-
-            return optax.GradientTransformation(lambda weights: optax.EmptyState(), update)
-
-        return clip_by_global_norm
-
-    return change
-
-
-def _torch_clip(factor) -> Change:
-    def change(original):
-        def clip_by_global_norm(grads, largest, norm):
-            for g in grads:
-                g.mul_(factor(lambda one, x: x.clamp(max=one), g.norm(), norm, largest))
-
-        return clip_by_global_norm
-
-    return change
-
-
-def _clip(factor) -> dict[str, list[Patch]]:
-    return {
-        "jaxrun": [Patch("optim", "clip_by_global_norm", _jax_clip(factor))],
-        "torchref": [Patch("optim", "clip_by_global_norm", _torch_clip(factor))],
-    }
-
-
-def _jax_late() -> list[Patch]:
-    return [
-        Patch("optim", "adamw", lambda original: faulty_adamw("jaxrun", "late_rate")),
-        Patch("optim", "muon", lambda original: faulty_muon("jaxrun", "late_rate")),
-    ]
-
-
-def _torch_late(original):
-    return lambda self, step, grads, norm: original(self, step + 1, grads, norm)
-
-
-def _jax_two_groups(original):
-    def by_group(transforms, groups):
+    @around
+    def jax(original, largest):
+        import jax.numpy as jnp
         import optax
 
-        def part(tensors, group):
-            return {
-                name: x
-                for name, x in tensors.items()
-                if groups[name] == group or (group, name) == ("matrix", "embed.weight")
-            }
+        def update(updates, state, params=None):
+            norms = {name: jnp.sqrt(jnp.sum(g * g)) for name, g in updates.items()}
+            norm = jnp.sqrt(sum(n * n for n in norms.values()))
+            factors = {name: factor(partial(jnp.minimum, 1.0), n, norm, largest) for name, n in norms.items()}
+            return {name: g * factors[name] for name, g in updates.items()}, state
 
-        def init(weights):
-            return {group: transform.init(part(weights, group)) for group, transform in transforms.items()}
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
-        def update(grads, state, weights):
-            done = {
-                group: transform.update(part(grads, group), state[group], part(weights, group))
-                for group, transform in transforms.items()
-            }
-            updates: dict[str, Any] = {}
-            for found, _ in done.values():
-                for name, x in found.items():
-                    updates[name] = updates[name] + x if name in updates else x
-            return {name: updates[name] for name in grads}, {group: new for group, (_, new) in done.items()}
+    @around
+    def torch(original, grads, largest, norm):
+        for g in grads:
+            g.mul_(factor(lambda x: x.clamp(max=1.0), g.norm(), norm, largest))
 
-        return optax.GradientTransformation(init, update)
-
-    return by_group
+    return _by_backend("optim", "clip_by_global_norm", jax, torch)
 
 
-def _torch_two_groups(original):
-    def parts(recipe, weights, groups):
-        found = original(recipe, weights, groups)
-        if "matrix" in found:
-            found["matrix"]["embed.weight"] = weights["embed.weight"]
-        return found
-
-    return parts
+@around
+def _late_update(original, self, step, grads, norm):
+    return original(self, step + 1, grads, norm)
 
 
-def _jax_frozen(original):
-    def apply(self, grads, state):
-        updates, new = original(self, grads, state)
-        return updates, new | {"weights": new["weights"] | {FROZEN: state["weights"][FROZEN]}}
-
-    return apply
-
-
-def _torch_frozen(original):
-    def apply(self, state, grads, norm):
-        weight = dict(state.model.named_parameters())[FROZEN]
-        before = weight.detach().clone()
-        original(self, state, grads, norm)
-        weight.data.copy_(before)
-
-    return apply
+LATE_RATE: ByBackend = {
+    "jaxrun": [
+        Patch("optim", "adamw", lambda original: faulty_adamw("jaxrun", "late_rate")),
+        Patch("optim", "muon", lambda original: faulty_muon("jaxrun", "late_rate")),
+    ],
+    "torchref": [Patch("optim", "ByGroup.update", _late_update)],
+}
 
 
-def _jax_restored(wanted_kind: str) -> Change:
-    """A restore that gives zeros for the optimizer's arrays of a kind: "f" floating, "i" counts."""
+@around
+def _jax_two_groups(original, transforms, groups):
+    import optax
 
-    def change(original):
-        def restore(self, directory):
-            import jax
-            import jax.numpy as jnp
+    def own(tensors, group):
+        return {n: x for n, x in tensors.items() if groups[n] == group or (group, n) == ("matrix", "embed.weight")}
 
-            state = original(self, directory)
-            return state | jax.tree.map(
-                lambda x: jnp.zeros_like(x) if x.dtype.kind == wanted_kind else x,
-                {name: state[name] for name in ("optimizer", "step")},
-            )
+    def init(params):
+        return {group: transform.init(own(params, group)) for group, transform in transforms.items()}
 
-        return restore
+    def update(updates, state, params=None):
+        total, states = dict.fromkeys(updates, 0.0), {}
+        for group, transform in transforms.items():
+            own_updates, states[group] = transform.update(own(updates, group), state[group], own(params, group))
+            total |= {name: total[name] + x for name, x in own_updates.items()}
+        return total, states
 
-    return change
-
-
-def _torch_restored(names: tuple[str, ...]) -> Change:
-    def change(original):
-        def restore(self, directory):
-            state = original(self, directory)
-            for part in state.optimizer.parts.values():
-                for kept in part.state.values():
-                    for name in names:
-                        if name in kept:
-                            kept[name].zero_()
-                for group in part.param_groups:
-                    if "step" in names and "updates" in group:
-                        group["updates"] = 0
-            state.step = 0 if "step" in names else state.step
-            return state
-
-        return restore
-
-    return change
+    return optax.GradientTransformation(init, update)
 
 
-def _jax_reduced(change) -> list[Patch]:
-    """`change(grads, ranks, reduce)` reduces gradients; `reduce(grads)` does so rightly."""
-
-    def make(original):
-        def reduce_gradients(mesh, loss, grads):
-            loss_all, _ = original(mesh, loss, {})
-            return loss_all, change(grads, mesh.size, lambda grads: original(mesh, loss, grads)[1])
-
-        return reduce_gradients
-
-    return [Patch("sharding", "reduce_gradients", make)]
+@around
+def _torch_two_groups(original, recipe, weights, groups):
+    tensors = original(recipe, weights, groups)
+    if "matrix" in tensors:
+        tensors["matrix"]["embed.weight"] = weights["embed.weight"]
+    return tensors
 
 
-def _jax_scaled(power: int):
-    return lambda grads, ranks, reduce: {name: g * float(ranks) ** power for name, g in reduce(grads).items()}
+@around
+def _jax_frozen(original, self, state, grads):
+    new, updates = original(self, state, grads)
+    return new | {"weights": new["weights"] | {FROZEN: state["weights"][FROZEN]}}, updates
 
 
-def _jax_clipped_early(grads, ranks, reduce):
-    if ranks > 1:  # a part's gradient, before it is averaged
-        norm = sum((g * g).sum() for g in grads.values()) ** 0.5 * ranks
-        grads = {name: g / norm.clip(1.0) for name, g in grads.items()}
-    return reduce(grads)
+@around
+def _torch_frozen(original, self, state, grads, norm):
+    before = state.weights[FROZEN].clone()
+    state, updates = original(self, state, grads, norm)
+    state.weights[FROZEN].copy_(before)
+    return state, updates
 
 
-def _torch_reduced(change) -> list[Patch]:
-    """`change(tensors, reduction, ranks, original)` reduces loss and gradients."""
+def _jax_restored(dtype_kind: str) -> Change:
+    """A restore that returns zeros for the optimizer's arrays of a kind: "f" floating, "i" counts."""
 
-    def make(original):
-        def reduce_gradients(tensors, reduction):
-            from torchref.sharding import world_size
+    @around
+    def restore(original, self, directory):
+        import jax
+        import jax.numpy as jnp
 
-            change(tensors, reduction, world_size(), original)
+        state = original(self, directory)
+        tree = {name: state[name] for name in ("optimizer", "step")}
+        return state | jax.tree.map(lambda x: jnp.zeros_like(x) if x.dtype.kind == dtype_kind else x, tree)
 
-        return reduce_gradients
-
-    return [Patch("sharding", "reduce_gradients", make)]
-
-
-def _torch_averaged_twice(tensors, reduction, ranks, original):
-    original(tensors, reduction)
-    for g in tensors[1:]:
-        g /= ranks
+    return restore
 
 
-def _torch_not_averaged(tensors, reduction, ranks, original):
-    original(tensors, reduction)
-    for g in tensors[1:]:
-        g *= ranks
+def _torch_restored(*names: str) -> Change:
+    """A restore that returns zeros for the optimizer's tensors of these names."""
+
+    @around
+    def restore(original, self, directory):
+        state = original(self, directory)
+        for part in state.optimizer.parts.values():
+            for tensors in part.state.values():
+                for name in tensors.keys() & {*names}:
+                    tensors[name].zero_()
+            for group in part.param_groups:
+                if "step" in names and "updates" in group:
+                    group["updates"] = 0
+        state.step = 0 if "step" in names else state.step
+        return state
+
+    return restore
 
 
-def _torch_clipped_early(tensors, reduction, ranks, original):
+def _reduced(change: Callable) -> ByBackend:
+    """Another reduction: `change(reduce, ranks, scale, loss, grads)`; a rank has `scale` times its gradients."""
+
+    @around
+    def jax(original, mesh, loss, grads):
+        return change(partial(original, mesh), mesh.size, 1 / mesh.size, loss, grads)
+
+    @around
+    def torch(original, loss, grads):
+        from torchref.sharding import world_size
+
+        return change(original, world_size(), 1.0, loss, grads)
+
+    return _by_backend("sharding", "reduce_gradients", jax, torch)
+
+
+def _averaged_twice(reduce, ranks, scale, loss, grads):
+    loss, grads = reduce(loss, grads)
+    return loss, {name: g / ranks for name, g in grads.items()}
+
+
+def _not_averaged(reduce, ranks, scale, loss, grads):
+    loss, grads = reduce(loss, grads)
+    return loss, {name: g * float(ranks) for name, g in grads.items()}
+
+
+def _clipped_early(reduce, ranks, scale, loss, grads):
     if ranks > 1:
-        norm = sum(float((g * g).sum()) for g in tensors[1:]) ** 0.5
-        for g in tensors[1:]:
-            g *= min(1.0, 1.0 / norm)
-    original(tensors, reduction)
+        norm = sum((g * g).sum() for g in grads.values()) ** 0.5 / scale
+        grads = {name: g / norm.clip(1.0) for name, g in grads.items()}
+    return reduce(loss, grads)
 
 
-def _jax_one_part(original):
-    def put_global_batch(self, inputs, targets):
-        parts = self.mesh.size
-        return original(self, *(np.tile(x[: len(x) // parts], (parts, 1)) for x in (inputs, targets)))
-
-    return put_global_batch
-
-
-PROGRAM_PATCHES: dict[str, dict[str, list[Patch]]] = {
+PROGRAM_PATCHES: dict[str, ByBackend] = {
     "export-bfloat16": _exported(lambda w: round_to(w.astype(np.float64), "bfloat16")),
     "export-transposed": _exported(lambda w: w.swapaxes(-1, -2) if w.ndim >= 2 and w.shape[-2] == w.shape[-1] else w),
     "head-bias": {backend: [forward_of(backend, "Linear", _without_head_bias)] for backend in CLASSES},
     "dropout": _methods(token_losses=_dropout),
     "untied": {backend: [Patch(MODELS, "matmul_t", _untied)] for backend in CLASSES},
-    "clip-per-tensor": _clip(lambda least, own, whole, largest: least(1.0, largest / (own + 1e-6))),
-    "clip-always": _clip(lambda least, own, whole, largest: largest / (whole + 1e-6)),
-    "clip-epsilon": _clip(lambda least, own, whole, largest: least(1.0, largest / whole)),
-    "late-rate": {"jaxrun": _jax_late(), "torchref": [Patch("optim", "ByGroup.update", _torch_late)]},
+    "clip-per-tensor": _clip(lambda at_most_1, own, norm, largest: at_most_1(largest / (own + 1e-6))),
+    "clip-always": _clip(lambda at_most_1, own, norm, largest: largest / (norm + 1e-6)),
+    "clip-epsilon": _clip(lambda at_most_1, own, norm, largest: at_most_1(largest / norm)),
+    "late-rate": LATE_RATE,
     "two-groups": {
         "jaxrun": [Patch("optim", "by_group", _jax_two_groups)],
         "torchref": [Patch("optim", "_parts", _torch_two_groups)],
     },
-    "frozen": {
-        "jaxrun": [Patch("program", "JaxProgram._apply", _jax_frozen)],
-        "torchref": [Patch("program", "TorchProgram._apply", _torch_frozen)],
-    },
+    "frozen": _by_backend("program", "_apply", _jax_frozen, _torch_frozen),
     "stale": _methods(step=_keeping_stale, load=_forgetting_stale, token_losses=_scoring_stale),
     "first-batch": _methods(step=_first_batch),
-    "no-moments": {
-        "jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("f"))],
-        "torchref": [Patch("program", "TorchProgram.restore", _torch_restored(("exp_avg", "exp_avg_sq", "momentum")))],
-    },
-    "no-step": {
-        "jaxrun": [Patch("program", "JaxProgram.restore", _jax_restored("i"))],
-        "torchref": [Patch("program", "TorchProgram.restore", _torch_restored(("step",)))],
-    },
-    "averaged-twice": {"jaxrun": _jax_reduced(_jax_scaled(-1)), "torchref": _torch_reduced(_torch_averaged_twice)},
-    "not-averaged": {"jaxrun": _jax_reduced(_jax_scaled(1)), "torchref": _torch_reduced(_torch_not_averaged)},
-    "clipped-early": {"jaxrun": _jax_reduced(_jax_clipped_early), "torchref": _torch_reduced(_torch_clipped_early)},
-    "one-part": {
-        "jaxrun": [Patch("program", "JaxProgram.put_global_batch", _jax_one_part)],
-        "torchref": [Patch("sharding", "by_row", lambda original: lambda x: x[: len(original(x))])],
-    },
+    "no-moments": _by_backend(
+        "program", "restore", _jax_restored("f"), _torch_restored("exp_avg", "exp_avg_sq", "momentum")
+    ),
+    "no-step": _by_backend("program", "restore", _jax_restored("i"), _torch_restored("step")),
+    "averaged-twice": _reduced(_averaged_twice),
+    "not-averaged": _reduced(_not_averaged),
+    "clipped-early": _reduced(_clipped_early),
+    "one-part": _methods(put_global_batch=_first_rows),
 }

@@ -26,7 +26,7 @@ from parity.compare.faults.catalogue import fault_for
 from parity.compare.guarded import Guarded
 from parity.compare.observation import Observation
 from parity.compare.side import Side
-from parity.program import build, join
+from parity.program import build, init_distributed
 from parity.recipes import Recipe, from_fields, to_fields
 from parity.weights import Weights
 
@@ -123,7 +123,7 @@ def _work(task: dict[str, Any]) -> None:
             for n in task["counts"]:
                 canonical.save(_file(task, f"{n} devices"), _train(side, recipe, folder, devices=n))
             return
-        join(side.spec, "cpu")
+        init_distributed(side.spec, "cpu")
         trained = _train(side, recipe, folder)
         if os.environ["RANK"] == "0":
             canonical.save(_file(task, f"{os.environ['WORLD_SIZE']} processes"), trained)

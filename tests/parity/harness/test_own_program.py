@@ -33,7 +33,6 @@ def test_what_lies_compiled_beside_the_source_is_not_what_runs(tmp_path):
     import sys
 
     from parity import user_program
-    from parity.program import own_function
 
     path = tmp_path / "lying.py"
     path.write_text("def build(recipe):\n    return 'other'\n")
@@ -43,7 +42,7 @@ def test_what_lies_compiled_beside_the_source_is_not_what_runs(tmp_path):
     assert user_program.load(path).build(None) == "source"
     sys.path.insert(0, str(tmp_path))
     try:
-        assert own_function("lying:build", "--optimizer")(None) == "source"
+        assert user_program.load_function("lying:build", "--optimizer")(None) == "source"
     finally:
         sys.path.remove(str(tmp_path))
 
