@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from parity.compare.case import Case
 from parity.compare.faults.catalogue import FAULTS
 from parity.compare.faults.plant import Fault
-from parity.compare.judge import Sides, judge
+from parity.compare.judge import Pairing, judge
 from parity.compare.levels import Level
 from parity.compare.observation import Finding, Observation
 from parity.compare.side import Memo, Side
@@ -83,8 +83,8 @@ def _departure(
 def first_difference(level: str, observations: list[Observation], reference: list[Observation], side: Side) -> float:
     """The index of the first value at which a side departs from the reference in float64; infinite where they agree and
     miss what is expected of each alone at the same locations."""
-    sides = Sides("a", "b", strict=bool(side.backend), check_expected=False, b_is_reference=True)
-    finding = judge(level, observations, reference, sides, "float64").finding
+    pairing = Pairing("a", "b", strict=bool(side.backend), check_expected=False, b_is_reference=True)
+    finding = judge(level, observations, reference, pairing, "float64").finding
     if finding is None:
         return math.inf if _unexpected(level, observations) == _unexpected(level, reference) else -1
     keys, key = [x.key for x in reference], (finding.line, finding.location)
@@ -104,9 +104,9 @@ def _agreement(
 
 def _unexpected(level: str, observations: list[Observation]) -> set[tuple[str, str]]:
     """The locations at which a side is not what is expected of it alone."""
-    sides = Sides("a", "a")
+    pairing = Pairing("a", "a")
     expected = [x for x in observations if x.expected is not None]
-    return {x.key for x in expected if judge(level, [x], [x], sides, "float64").finding}
+    return {x.key for x in expected if judge(level, [x], [x], pairing, "float64").finding}
 
 
 def matches(fault: Fault, finding: Finding) -> bool:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from parity import statistics
-from parity.compare.judge import FACTOR, Sides, judge, root_mean_square
+from parity.compare.judge import FACTOR, Pairing, judge, root_mean_square
 from parity.compare.observation import Finding, Observation, Result, difference, error
 from parity.errors import InputError
 
@@ -80,10 +80,10 @@ def _log(value: float) -> float:
     return math.log(max(value, SMALLEST))
 
 
-def exact_result(level: str, a: list[Observation], b: list[Observation], sides: Sides) -> Result:
+def exact_result(level: str, a: list[Observation], b: list[Observation], pairing: Pairing) -> Result:
     """The result of what does not depend on rounding."""
     facts_a, facts_b = ([x for x in observations if x.bound is None] for observations in (a, b))
-    result = judge(level, facts_a, facts_b, sides, "bfloat16")
+    result = judge(level, facts_a, facts_b, pairing, "bfloat16")
     return result if result.status == "fails" or result.lines else Result(level, "holds")  # the tests are still to come
 
 

@@ -8,7 +8,7 @@ from parity import weights as canonical
 from parity.compare import low_precision
 from parity.compare.case import Case
 from parity.compare.diagnosis import diagnosed
-from parity.compare.judge import Sides, judge
+from parity.compare.judge import Pairing, judge
 from parity.compare.levels import LEVELS, Level
 from parity.compare.observation import Observation, Result
 from parity.compare.side import Memo, Side
@@ -35,12 +35,12 @@ class Comparison:
     truth: Side = field(default_factory=lambda: Side("torchref"))
 
     @property
-    def sides(self) -> Sides:
+    def pairing(self) -> Pairing:
         """Names, and what is asked of the two: backends must both show everything."""
         a, b = self.a.name, self.b.name
         if a == b:
             a, b = f"a ({a})", f"b ({b})"
-        return Sides(a, b, strict=bool(self.a.backend and self.b.backend), b_is_reference=bool(self.b.backend))
+        return Pairing(a, b, strict=bool(self.a.backend and self.b.backend), b_is_reference=bool(self.b.backend))
 
     def run(self) -> list[Result]:
         """A result for every level."""
@@ -80,7 +80,7 @@ class Comparison:
         precision, truth = case.recipe.precision, None
         if precision != "float64" and level.numeric:
             truth = self.truth.observe(level, case.exact, self.memo)
-        return judge(level.name, a, b, self.sides, precision, truth, self.recorded)
+        return judge(level.name, a, b, self.pairing, precision, truth, self.recorded)
 
     def _with_other_seeds(self, level: Level, failed: Result, line: str) -> Result:
         """A trajectory in float32 that fails is judged with two other seeds: one of some forty departs from float64 by
@@ -130,7 +130,7 @@ class Comparison:
                 for key, of_line in low_precision.log_errors(level.name, observations, truth).items():
                     per_seed.setdefault(key, []).append(of_line)
             if case is cases[0]:
-                result = low_precision.exact_result(level.name, a, b, self.sides)
+                result = low_precision.exact_result(level.name, a, b, self.pairing)
             self.memo.clear()
         result.seconds = time.monotonic() - begin_s
         return result
