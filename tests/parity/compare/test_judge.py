@@ -93,7 +93,7 @@ def test_in_float32_without_a_recorded_error_nothing_holds():
     )
 
 
-def test_a_number_that_is_none_never_holds():
+def test_nan_never_holds():
     assert judge("evaluation", [shown([math.nan])], [shown([1.0])], PAIRING, "float64").status == "fails"
     assert judge("evaluation", [shown([1.0])], [shown([math.nan])], PAIRING, "float64").status == "fails"
 

@@ -140,12 +140,14 @@ def test_torch_tensors_that_still_have_their_graph_are_read(compare, partial):
     assert compare("--a", path, "--recipe", "muon", "--levels", "gradients").code == 0
 
 
-def test_two_files_import_each_the_module_beside_it(compare, tmp_path):
+def test_two_files_each_import_their_neighbour(compare, tmp_path):
     for name, factor in (("one", "1"), ("two", "(1 + 1e-9)")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "beside.py").write_text(f"FACTOR = {factor}\n")
-        text = FORWARD_ONLY.format(change=" * beside.FACTOR", more="").replace("import numpy as np", "import beside")
+        (folder / "neighbour.py").write_text(f"FACTOR = {factor}\n")
+        text = FORWARD_ONLY.format(change=" * neighbour.FACTOR", more="").replace(
+            "import numpy as np", "import neighbour"
+        )
         (folder / "program.py").write_text(text)
     result = compare(
         "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss"
