@@ -387,7 +387,7 @@ def _band(options: Band) -> int:
     from parity.verify.evidence import open_run
 
     run = open_run(options.run)
-    if run.own is not None and options.record is None:
+    if run.user_program is not None and options.record is None:
         raise InputError(
             f"{options.run}: its program is its own, so no public record follows from it: name one with --record"
         )

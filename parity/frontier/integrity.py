@@ -102,7 +102,7 @@ def _verdicts(entry: Entry) -> Iterator[str]:
     """Whether every rule that had to hold does, in the verdicts of the attempt and of its runs."""
     from parity.verify.attempts import RULES as OF_ATTEMPT
     from parity.verify.rules import chosen
-    from parity.verify.run import _version
+    from parity.verify.run import version
 
     verdict = entry.data["verdict"]
     named = [
@@ -112,7 +112,7 @@ def _verdicts(entry: Entry) -> Iterator[str]:
     for name, found, attempt in named:
         held = {rule for rule, status, _, _ in found["rules"] if status == "holds"}
         wanted = {rule for rule, _, required, _ in found["rules"] if required}
-        if found["version"] == _version() or attempt:  # another version may have had other rules
+        if found["version"] == version() or attempt:  # another version may have had other rules
             wanted |= set(OF_ATTEMPT) if attempt else {rule.id for rule, _ in chosen(found["depth"])} - set(OPTIONAL)
         if missing := sorted(wanted - held):
             yield f"{name}its verdict says holds, and {missing[0]} does not"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import InputError, RunFailed
+from parity.formats.files import read_bounded
 from parity.formats.strict_json import fault
 from parity.frontier.entry import SCHEMA, Entry, digest, from_data, id_of
-from parity.verify.evidence import Evidence, contents, open_run
+from parity.verify.evidence import Evidence, open_run
 from parity.verify.rules import chosen
 from parity.verify.run import Settings, verify_run
 from parity.verify.verdict import DEPTHS
@@ -68,7 +69,11 @@ def entry_of(
         "steps": int(len(run.log.step)),
         "flops": totals.get("flops"),
     }
-    own = run.own["file"] if run.own else (run.optimizer.partition(":")[0] + ".py" if run.optimizer else None)
+    own = (
+        run.user_program["file"]
+        if run.user_program
+        else (run.optimizer.partition(":")[0] + ".py" if run.optimizer else None)
+    )
     source = None if own is None else _source(own, run.source[own])
     return _entry(
         title or run.run["recipe"]["name"],
@@ -124,7 +129,7 @@ def _verdict(path: Path, command: str, runs: list[Path]) -> dict[str, Any]:
     """verdict.json, which must hold, be deep enough, have judged every rule, and be of the runs as they are now."""
     name = path / "verdict.json"
     try:
-        verdict = json.loads(contents(name, VERDICT_BYTES))
+        verdict = json.loads(read_bounded(name, VERDICT_BYTES, plain=True))
         parts = [verdict, *verdict.get("runs", [])]
         if verdict["schema"] != VERDICT_SCHEMA:
             raise InputError(
@@ -200,7 +205,7 @@ def _entry(
         "author": whose["author"],
         "kind": whose["kind"],
         "backend": first.backend,
-        "recipe": (first.run["program"]["base"] if first.own else first.run["recipe"])["name"],
+        "recipe": (first.run["program"]["base"] if first.user_program else first.run["recipe"])["name"],
         "techniques": whose["techniques"],
         "note": whose["note"],
         "precision": first.precision,
@@ -298,7 +303,7 @@ def _source(file: str, content: bytes) -> dict[str, Any]:
 
 def _text(path: Path) -> list[str]:
     """A file's lines; joined by newlines they are the file again, byte for byte."""
-    return contents(path, 64 << 20).decode().split("\n")
+    return read_bounded(path, 64 << 20, plain=True).decode().split("\n")
 
 
 def _what(command: list[str]) -> list[str]:

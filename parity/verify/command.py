@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from parity.errors import InputError, run_command
+from parity.verify.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -21,31 +22,31 @@ class Options:
     depth: Literal["log", "data", "probe", "recompute", "replay", "cross"] = "replay"
     """How much it may cost; each depth includes those before it."""
     segments: int = 2
-    """How many stretches between checkpoints are made again."""
+    """How many segments between checkpoints to repeat."""
     whole: bool = False
-    """Make the whole training again from the seed instead, trusting no checkpoint: the strongest proof, as long as the run."""
+    """Repeat the whole training from the seed and trust no checkpoint: the strongest proof, as long as the run."""
     picks_seed: int | None = None
-    """Seed of what is picked at random, to repeat a verdict; by default one is drawn now."""
+    """Seed of the random picks, to repeat a verdict; by default one is drawn now."""
     data_dir: Path | None = None
-    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    """Folder of the slices; by default $JAXRUN_DATA or the user's cache."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """What the program is asked on."""
+    """The device to run the program on."""
     trust_code: bool = False
-    """Run own code where this machine has no isolation for it; the verdict says so."""
+    """Run user code where this machine has no isolation for it; the verdict records that."""
     baseline: Path | None = None
-    """An attempt to hold an attempt's claim against."""
+    """An attempt to compare an attempt's claim with."""
     log: bool = False
     """The paths are logs that public speedruns printed."""
     cheats: bool = False
     """Plant every cheat of the catalogue in honest runs and show which rules find it."""
     only: tuple[str, ...] = ()
-    """With --cheats: these alone."""
+    """With --cheats: only these."""
     html: Path | None = None
     """With --cheats: also write the matrix as a page."""
     rules: bool = False
     """List the rules."""
     without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RULE...")] = field(default=())
-    """Leave these rules out, to see what else finds it; the verdict is then incomplete."""
+    """Leave these rules out, to see which others find a fault; the verdict is then incomplete."""
     write: bool = True
     """Write verdict.json into the run directory."""
     json: bool = False
@@ -62,7 +63,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
     options = command_line(Options, "python -m parity.verify", argv)
     if options.rules:
-        return _rules(options)
+        return _list_rules(options.json)
     if options.cheats:
         from parity.verify.cheats.matrix import show_cheats
 
@@ -78,20 +79,48 @@ def _main(argv: Sequence[str] | None) -> int:
     return _verify(options)
 
 
-def _rules(options: Options) -> int:
-    from parity.verify import run  # noqa: F401 - enters the rules
+def _list_rules(as_json: bool) -> int:
     from parity.verify.rules import RULES
 
-    if options.json:
-        print(json.dumps([{"id": r.id, "depth": r.depth, "sentence": r.sentence} for r, _ in RULES.values()]))
+    rules = [rule for rule, _ in RULES.values()]
+    if as_json:
+        print(json.dumps([{"id": rule.id, "depth": rule.depth, "sentence": rule.sentence} for rule in rules]))
     else:
-        for r, _ in RULES.values():
-            print(f"{r.id:<22} {r.depth:<10} {r.sentence}"[:100])
+        print("\n".join(f"{rule.id:<22} {rule.depth:<10} {rule.sentence}"[:100] for rule in rules))
     return 0
 
 
 def _verify(options: Options) -> int:
-    from parity.verify.attempts import corrected, is_attempt, judge_attempt
+    from parity.verify.attempts import corrected, is_attempt
+
+    attempts = [is_attempt(path) for path in options.paths]
+    verdicts = []
+    for path, attempt in zip(options.paths, attempts, strict=True):
+        verdict = _judge(path, attempt, options)
+        verdicts.append(verdict)
+        if not options.json:
+            for run in verdict.runs if attempt else [verdict]:
+                print(run.table() + "\n")
+    verdicts = corrected(verdicts)
+    if options.json:
+        values = [verdict.to_json() for verdict in verdicts]
+        print(json.dumps(values[0] if len(values) == 1 else values, default=str))
+    else:
+        for verdict, attempt in zip(verdicts, attempts, strict=True):
+            if attempt:
+                print(verdict.table() + "\n")
+    if options.write:
+        for path, verdict in zip(options.paths, verdicts, strict=True):
+            try:
+                verdict.write(path / "verdict.json")
+            except InputError as error:  # the verdict stands, written or not
+                print(f"note: {error}", file=sys.stderr)
+    codes = [verdict.exit_code for verdict in verdicts]
+    return 1 if 1 in codes else max(codes)
+
+
+def _judge(path: Path, attempt: bool, options: Options) -> Verdict:
+    from parity.verify.attempts import judge_attempt
     from parity.verify.run import Settings, verify_run
 
     settings = Settings(
@@ -104,36 +133,14 @@ def _verify(options: Options) -> int:
         options.whole,
         options.without,
     )
-    verdicts = []
-    for path in options.paths:
-        if is_attempt(path):
-            verdict = judge_attempt(path, settings=settings, baseline=options.baseline, say=progress(options.json))
-        else:
-            verdict = verify_run(path, settings, progress(options.json))
-        verdicts.append(verdict)
-        if not options.json:
-            for one in verdict.runs or (() if is_attempt(path) else (verdict,)):
-                print(one.table() + "\n")
-    verdicts = corrected(verdicts)
-    if not options.json:
-        for path, verdict in zip(options.paths, verdicts):
-            if is_attempt(path):
-                print(verdict.table() + "\n")
-    if options.json:
-        found = [verdict.to_json() for verdict in verdicts]
-        print(json.dumps(found[0] if len(found) == 1 else found, default=str))
-    for path, verdict in zip(options.paths, verdicts):
-        if options.write:
-            try:
-                verdict.write(path / "verdict.json")
-            except InputError as error:  # the answer stands, written down or not
-                print(f"note: {error}", file=sys.stderr)
-    codes = [verdict.exit_code for verdict in verdicts]
-    return 1 if 1 in codes else max(codes)
+    say = progress(options.json)
+    if attempt:
+        return judge_attempt(path, settings=settings, baseline=options.baseline, say=say)
+    return verify_run(path, settings, say)
 
 
 def progress(silent: bool) -> Callable[[str], None]:
-    """Shows what is being looked at, on a terminal's one line; nowhere else."""
+    """Shows the rule being judged on one line of a terminal, and nothing elsewhere."""
     live = sys.stderr.isatty() and not silent
 
     def say(text: str) -> None:

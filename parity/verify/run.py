@@ -1,40 +1,26 @@
-"""Verifies one run: opens its evidence, judges it rule by rule to a depth, and gives the verdict."""
+"""Verifies one run: opens its evidence, judges it rule by rule to a depth, and returns the verdict."""
 
 import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from parity.errors import InputError, nearest
+from parity.verify.context import Context
 from parity.verify.evidence import open_run
-from parity.verify.rules import RULES, Context, chosen, judge
-from parity.verify.rules import clock as clock_rules
-from parity.verify.rules import data as data_rules
-from parity.verify.rules import guard as guard_rules
-from parity.verify.rules import log as log_rules
-from parity.verify.rules import probe as probe_rules
-from parity.verify.rules import recompute as recompute_rules
-from parity.verify.rules import replay as replay_rules
+from parity.verify.rules import RULES, chosen, judge
 from parity.verify.verdict import DEPTHS, Verdict
 
-MODULES = (
-    log_rules,
-    clock_rules,
-    guard_rules,
-    data_rules,
-    probe_rules,
-    recompute_rules,
-    replay_rules,
-)  # they enter the rules
 DEFAULT_DEPTH = "replay"
 SEGMENTS = 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is judged. `seed` of what is picked at random: None draws one now, which the run could not know."""
+    """How a run is judged. `seed` is that of the random picks; None draws one now, which the run could not know."""
 
     depth: str = DEFAULT_DEPTH
     data_dir: Path | None = None
@@ -45,15 +31,27 @@ class Settings:
     whole: bool = False
     without: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown depth or rule, and for a number out of range."""
+        if self.depth not in DEPTHS:
+            raise InputError(f"--depth {self.depth}: {nearest(self.depth, DEPTHS)}")
+        for name in self.without:
+            if name not in RULES:
+                raise InputError(f"--without {name}: {nearest(name, RULES)}")
+        if self.segments < 1:
+            raise InputError(f"--segments: expected at least 1, found {self.segments}: choose another")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"--picks-seed: expected 0 or more, found {self.seed}: choose another")
+
 
 def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lambda text: None) -> Verdict:
     """The verdict on a run directory.
 
-    Raises InputError where nothing can be judged: no run directory, an unknown version, or a run that still goes on.
+    Raises InputError where nothing can be judged: no run directory, an unknown version, or a run that has not ended.
     """
-    check(settings)
     evidence = open_run(path)
     seed = secrets.randbits(48) if settings.seed is None else settings.seed
+    judgements = []
     with tempfile.TemporaryDirectory(prefix="jaxrun-verify-", ignore_cleanup_errors=True) as scratch:
         context = Context(
             evidence,
@@ -65,9 +63,10 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
             settings.device,
             settings.whole,
         )
-        rules = chosen(settings.depth, settings.without)
         try:
-            judgements = judge(rules, context, say)
+            for rule, check in chosen(settings.depth, settings.without):
+                say(f"{rule.id}: {rule.sentence}")
+                judgements.append(judge(rule.id, partial(check, context)))
         finally:
             context.close()
     facts = {
@@ -77,30 +76,18 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
         "seed": evidence.run["seed"],
         "picks_seed": seed,
         "log_sha256": evidence.log.sha256,
-        "version": _version(),
+        "version": version(),
         **context.facts,
     }
-    optional = {"cross.loss", "replay.single"} if evidence.own else set()
+    optional = {"cross.loss", "replay.single"} if evidence.user_program else set()
     if evidence.track.confirm_gap is None:
         optional.add("recompute.confirm")
     required = frozenset(rule.id for rule, _ in chosen(settings.depth)) - optional
     return Verdict(str(path), settings.depth, tuple(judgements), required, facts)
 
 
-def check(settings: Settings) -> None:
-    """Raises InputError for a depth, a rule or a number of stretches that there is not."""
-    if settings.depth not in DEPTHS:
-        raise InputError(f"--depth {settings.depth}: {nearest(settings.depth, DEPTHS)}")
-    for name in settings.without:
-        if name not in RULES:
-            raise InputError(f"--without {name}: {nearest(name, RULES)}")
-    if settings.segments < 1:
-        raise InputError(f"--segments: expected at least 1, found {settings.segments}: choose another")
-    if settings.seed is not None and settings.seed < 0:
-        raise InputError(f"--picks-seed: expected 0 or more, found {settings.seed}: choose another")
-
-
-def _version() -> str:
+def version() -> str:
+    """The installed version of this project."""
     try:
         return metadata.version("jaxrun")
     except metadata.PackageNotFoundError:

@@ -1,36 +1,35 @@
-"""What the verifier says: rule by rule holds, fails or not judged, with the evidence, and what follows for the whole."""
+"""The verdict: every rule holds, fails or was not judged, with the evidence, and what follows for the whole."""
 
 import json
 import math
-import textwrap
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from parity.formats.files import atomic_file
+from parity.tables import RULE, fit, paragraph
 
 SCHEMA = "verdict.v1"
 DEPTHS = ("log", "data", "probe", "recompute", "replay", "cross")
 """From the cheapest on; each includes those before it. The depth of a rule is its cost class."""
 Status = Literal["holds", "fails", "not judged"]
+MARKS = {"holds": "holds", "fails": "FAILS", "not judged": "?"}
 EXIT_CODES = {"holds": 0, "fails": 1, "incomplete": 2}
-WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that must be so. `sentence` says what; `depth` how much it costs to look; `of` a run or an attempt."""
+    """One thing that must be so: `sentence` says what, `depth` how much it costs to check."""
 
     id: str
     depth: str
     sentence: str
-    of: Literal["run", "attempt"] = "run"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found of one rule. `evidence`: JSON values, figures before words."""
+    """The result of one rule. `evidence`: JSON values, figures before words."""
 
     rule: str
     status: Status
@@ -41,9 +40,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a run or an attempt: `judgements` in the order in which they were made, `facts` about how it was judged (isolation,
-    seed of the random picks, version), and, of an attempt, the verdicts of its `runs`. A rule of `required` that could not be
-    judged leaves the verdict incomplete; others only tell more."""
+    """On a run or an attempt. `facts` say how it was judged (isolation, seed of the random picks, version); that on an
+    attempt has those on its `runs`. A rule of `required` that was not judged leaves the verdict incomplete; the others
+    only add information."""
 
     subject: str
     depth: str
@@ -56,10 +55,10 @@ class Verdict:
     def status(self) -> Literal["holds", "fails", "incomplete"]:
         """Fails where a rule fails; else incomplete where a required one was not judged; else holds."""
         statuses = {j.rule: j.status for j in self.judgements}
-        inner = [run.status for run in self.runs]
-        if "fails" in statuses.values() or "fails" in inner:
+        of_runs = [run.status for run in self.runs]
+        if "fails" in statuses.values() or "fails" in of_runs:
             return "fails"
-        if any(statuses.get(rule, "not judged") == "not judged" for rule in self.required) or "incomplete" in inner:
+        if any(statuses.get(rule, "not judged") == "not judged" for rule in self.required) or "incomplete" in of_runs:
             return "incomplete"
         return "holds"
 
@@ -77,6 +76,17 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as plain JSON values."""
+        rules = [
+            {
+                "id": j.rule,
+                "status": j.status,
+                "required": j.rule in self.required,
+                "reason": j.reason,
+                "seconds": round(j.seconds, 3),
+                "evidence": j.evidence,
+            }
+            for j in self.judgements
+        ]
         return _finite(
             {
                 "schema": SCHEMA,
@@ -85,17 +95,7 @@ class Verdict:
                 "depth": self.depth,
                 "judged_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
                 "facts": self.facts,
-                "rules": [
-                    {
-                        "id": j.rule,
-                        "status": j.status,
-                        "required": j.rule in self.required,
-                        "reason": j.reason,
-                        "seconds": round(j.seconds, 3),
-                        "evidence": j.evidence,
-                    }
-                    for j in self.judgements
-                ],
+                "rules": rules,
                 **({"runs": [run.to_json() for run in self.runs]} if self.runs else {}),
             }
         )
@@ -106,26 +106,22 @@ class Verdict:
             file.write((json.dumps(self.to_json(), indent=1, default=str) + "\n").encode())
 
     def table(self) -> str:
-        """A table that fits 100 columns, and one line that says what follows."""
-        lines = [f"{self.subject}, depth {self.depth}", "-" * WIDTH]
-        marks = {"holds": "holds", "fails": "FAILS", "not judged": "?"}
+        """A table that fits 100 columns, and the conclusion."""
+        lines = [f"{self.subject}, depth {self.depth}", RULE]
         for j in self.judgements:
-            said = textwrap.wrap(j.reason, WIDTH - 31) or [""]
-            lines.append(f"{marks[j.status]:<6} {j.rule:<22} {said[0]}")
-            lines += [" " * 30 + more for more in said[1:]]
-        lines += ["-" * WIDTH, *(f"{name}: {value}" for name, value in self.facts.items() if name == "isolation")]
-        text = "\n".join([*(line[:WIDTH] for line in lines), *textwrap.wrap(self.conclusion(), WIDTH)])
-        return "".join(
-            char if char.isprintable() or char == "\n" else "?" for char in text
-        )  # evidence may steer a terminal
+            lines += paragraph(j.reason, f"{MARKS[j.status]:<6} {j.rule:<22} ", " " * 30)
+        lines.append(RULE)
+        if "isolation" in self.facts:
+            lines.append(f"isolation: {self.facts['isolation']}")
+        return fit([*lines, *paragraph(self.conclusion())])
 
     def conclusion(self) -> str:
         """One sentence: what the verdict is and why."""
         if self.status == "fails":
-            bad = self.failing() or [
+            failing = self.failing() or [
                 f"{run.subject}: {', '.join(run.failing())}" for run in self.runs if run.status == "fails"
             ]
-            return f"FAILS: {', '.join(bad)}"
+            return f"FAILS: {', '.join(failing)}"
         if self.status == "incomplete":
             missing = [j.rule for j in self.judgements if j.rule in self.required and j.status != "holds"]
             missing += [rule for rule in sorted(self.required) if self.of(rule) is None]
@@ -136,7 +132,7 @@ class Verdict:
 
 
 def _finite(value: Any) -> Any:
-    """The same JSON values, with what is not finite as a word."""
+    """The same JSON values, with numbers that are not finite as words."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):

@@ -1,101 +1,97 @@
-"""Depth `data`: the slice by its digests, and every batch that was consumed, computed anew from the shards.
+"""Depth `data`: the slice by its digests, and every batch that was consumed, recomputed from the shards.
 
-Positions are computed here by the plain rule that the slice's documentation states, not by the code that reads them in a run.
+Positions follow the plain rule that the slice's documentation states, not the code that reads batches in a run.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parity.data.pinned import PINNED
 from parity.errors import InputError
-from parity.formats.files import sha256_file
-from parity.verify.evidence import contents
-from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
-from parity.verify.rules.log import _real
+from parity.formats.files import read_bounded, sha256_file
+from parity.verify.context import Context, NotJudged
+from parity.verify.evidence import logged_float
+from parity.verify.rules import Finding, fails, holds, rule
 
 
 @rule("data.slice", "data", "the slice is the track's, every file of it by its digest, and the run's is the same")
-def slice_digest(context: Context) -> Found:
+def slice_digest(context: Context) -> Finding:
     slice_, run = context.slice, context.evidence.run
     pinned = PINNED.get(slice_.name, {})
-    used = 1 + max((shard for shard, *_ in positions(context)), default=0)
-    kept = slice_.manifest.used(used)
-    for info in kept.shards:
-        found = sha256_file(slice_.directory / info.file)
-        if found != info.sha256 or (pinned and pinned.get(info.file) != found):
+    manifest = slice_.manifest.used(1 + max((shard for shard, *_ in positions(context)), default=0))
+    for info in manifest.shards:
+        digest = sha256_file(slice_.directory / info.file)
+        if digest != info.sha256 or (pinned and pinned.get(info.file) != digest):
             raise NotJudged(
-                f"{slice_.directory / info.file} is not the slice's (sha256 {found[:12]}): prepare the slice again"
+                f"{slice_.directory / info.file} is not the slice's (sha256 {digest[:12]}): prepare the slice again"
             )
-    if kept.digest != run["slice"]["digest"]:
-        return fails(f"the slice has digest {kept.digest[:12]}, the run was made on {run['slice']['digest'][:12]}")
-    return holds(f"{len(kept.shards)} files of {slice_.name}, digest {kept.digest[:12]}")
+    if manifest.digest != run["slice"]["digest"]:
+        return fails(f"the slice has digest {manifest.digest[:12]}, the run was made on {run['slice']['digest'][:12]}")
+    return holds(f"{len(manifest.shards)} files of {slice_.name}, digest {manifest.digest[:12]}")
 
 
 @rule("data.batches", "data", "every batch consumed is the one that the plan puts at its place")
-def batches(context: Context) -> Found:
+def batches(context: Context) -> Finding:
     log, slice_ = context.log, context.slice
-    wanted: dict[int, str] = {}
     logged = set(log.step.tolist())
-    for step, (shard, position, tokens, _) in enumerate(positions(context)):
-        if step in logged:
-            window = np.ascontiguousarray(slice_.train[shard][position : position + tokens + 1], "<u2")
-            wanted[step] = hashlib.sha256(window).hexdigest()
-    for step, digest in zip(log.step.tolist(), log.batches):
-        if wanted.get(step) != digest:
-            return fails(
-                f"step {step}: expected the batch {wanted.get(step, 'that the plan does not have')[:12]}, consumed was "
-                f"{digest[:12]}",
-                step=step,
-            )
+    expected = {
+        step: _digest(slice_.train[shard], position, tokens)
+        for step, (shard, position, tokens, _) in enumerate(positions(context))
+        if step in logged
+    }
+    for step, digest in zip(log.step.tolist(), log.batches, strict=True):
+        if expected.get(step) != digest:
+            planned = expected[step][:12] if step in expected else "none, as the plan has no such step"
+            return fails(f"step {step}: expected the batch {planned}, consumed was {digest[:12]}", step=step)
     return holds(f"{len(log.batches):,} batches", batches=len(log.batches))
 
 
 @rule("data.evaluation", "data", "every evaluation scored exactly the track's val tokens, in order")
-def evaluations(context: Context) -> Found:
+def evaluations(context: Context) -> Finding:
     track, row = context.evidence.track, context.evidence.eval_context
     evals = context.log.of("eval")
     if not evals:
         return fails("the log has no evaluation")
-    known: dict[int, str] = {}
+    expected: dict[int, str] = {}
     for event in evals:
+        step, size = event["step"], event.get("batch_tokens")
         if event["tokens"] != track.val_tokens:
-            return fails(
-                f"step {event['step']}: expected {track.val_tokens:,} tokens scored, found {event['tokens']:,}"
-            )
-        size = event.get("batch_tokens")
+            return fails(f"step {step}: expected {track.val_tokens:,} tokens scored, found {event['tokens']:,}")
         if type(size) is not int or size < row or size % row:
-            return fails(f"step {event['step']}: a batch of {size} tokens is not rows of {row}")
-        if size not in known:
-            known[size] = _scored(context, min(size, track.val_tokens))
-        if event.get("batches") != known[size]:
-            return fails(
-                f"step {event['step']}: expected the batches {known[size][:12]}, scored were {str(event.get('batches'))[:12]}"
-            )
+            return fails(f"step {step}: a batch of {size} tokens is not rows of {row}")
+        if size not in expected:
+            expected[size] = _val_digest(context, min(size, track.val_tokens))
+        if event.get("batches") != expected[size]:
+            scored = str(event.get("batches"))[:12]
+            return fails(f"step {step}: expected the batches {expected[size][:12]}, scored were {scored}")
     return holds(f"{track.val_tokens:,} tokens in each of {len(evals)} evaluations")
 
 
 @rule("data.bytes", "data", "bits per byte follow from the val loss and the bytes of the scored text")
-def bits(context: Context) -> Found:
+def bits(context: Context) -> Finding:
     shard, start, _ = context.slice.part("val")
     tokens = context.evidence.track.val_tokens
     size = int(context.slice.token_bytes[np.asarray(shard[start + 1 : start + tokens + 1])].sum(dtype=np.int64))
     for event in context.log.of("eval"):
-        expected = _real(event["val_loss"]) * tokens / math.log(2) / size if size else None
-        found = event["bits_per_byte"]
-        if (expected is None) != (found is None) or (
-            expected is not None and not math.isclose(expected, _real(found), rel_tol=1e-9)
-        ):
-            return fails(f"step {event['step']}: expected {expected} bits per byte, found {found}")
+        logged = event["bits_per_byte"]
+        expected = logged_float(event["val_loss"]) * tokens / math.log(2) / size if size else None
+        if expected is None or logged is None:
+            equal = expected is logged
+        else:
+            equal = math.isclose(expected, logged_float(logged), rel_tol=1e-9)
+        if not equal:
+            return fails(f"step {event['step']}: expected {expected} bits per byte, found {logged}")
     return holds(f"{size:,} bytes of text in {tokens:,} tokens", bytes=size)
 
 
 @rule("data.checkpoints", "data", "the checkpoints on the disk are those of the log, whole")
-def checkpoints(context: Context) -> Found:
+def checkpoints(context: Context) -> Finding:
     evidence = context.evidence
     logged = {event["step"]: event["digest"] for event in context.log.of("checkpoint")}
     for step in evidence.run["checkpoints"]:
@@ -104,32 +100,27 @@ def checkpoints(context: Context) -> Found:
             raise NotJudged(
                 f"the checkpoint of step {step} is not in {folder.parent}: put it back, or make the run again"
             )
-        facts = _facts(folder)
+        facts = _read_facts(folder)
         if facts["digest"] != logged.get(step) or facts["step"] != step:
             return fails(
                 f"{folder.name} is of state {str(facts['digest'])[:12]}, the log saved {str(logged.get(step))[:12]}"
             )
-        found = {
+        present = {
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
         }
-        found.discard("checkpoint.json")
-        for name in sorted(found | facts["files"].keys()):
-            path = folder / name
-            if (
-                name not in facts["files"]
-                or path.is_symlink()
-                or not path.is_file()
-                or sha256_file(path) != facts["files"][name]
-            ):
+        present.discard("checkpoint.json")
+        for name in sorted(present | facts["files"].keys()):
+            path, digest = folder / name, facts["files"].get(name)
+            if digest is None or path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
                 return fails(f"{folder.name}/{name} is not the file that was saved")
     return holds(f"{len(evidence.run['checkpoints'])} checkpoints, every file by its digest")
 
 
-def _facts(folder) -> dict[str, Any]:
-    """checkpoint.json of a folder; InputError where it is not of the form it has."""
+def _read_facts(folder: Path) -> dict[str, Any]:
+    """checkpoint.json of a folder; InputError where it has another form."""
     path = folder / "checkpoint.json"
     try:
-        facts = json.loads(contents(path, 16 << 20))
+        facts = json.loads(read_bounded(path, 16 << 20, plain=True))
         names = facts["files"]
         if not isinstance(facts["digest"], str) or not isinstance(facts["step"], int) or not isinstance(names, dict):
             raise ValueError("of another form")
@@ -144,8 +135,10 @@ def _facts(folder) -> dict[str, Any]:
 
 
 def positions(context: Context) -> Iterator[tuple[int, int, int, int]]:
-    """(shard, position, tokens, row length) of every step of the plan: n tokens at p; then p += n; where p + n + 1 would
-    reach the end of a shard, the next one from 0."""
+    """(shard, position, tokens, row length) of every step of the plan.
+
+    A step reads n tokens at p, then p += n. Where p + n + 1 would reach the end of a shard, the next one starts at 0.
+    """
     lengths, shard, position = context.slice.train_lengths, 0, 0
     for segment in context.evidence.run["plan"]:
         tokens = segment["tokens"]
@@ -158,12 +151,16 @@ def positions(context: Context) -> Iterator[tuple[int, int, int, int]]:
             position += tokens
 
 
-def _scored(context: Context, batch: int) -> str:
+def _digest(shard: np.ndarray, begin: int, tokens: int) -> str:
+    """sha256 of a batch: its tokens and the last target."""
+    return hashlib.sha256(np.ascontiguousarray(shard[begin : begin + tokens + 1], "<u2").data).hexdigest()
+
+
+def _val_digest(context: Context, batch: int) -> str:
     """sha256 over the digests of the val batches of a size, in order."""
     shard, start, _ = context.slice.part("val")
+    end = start + context.evidence.track.val_tokens
     total = hashlib.sha256()
-    tokens = context.evidence.track.val_tokens
-    for begin in range(start, start + tokens, batch):
-        stop = min(begin + batch, start + tokens)
-        total.update(hashlib.sha256(np.ascontiguousarray(shard[begin : stop + 1], "<u2")).hexdigest().encode())
+    for begin in range(start, end, batch):
+        total.update(_digest(shard, begin, min(batch, end - begin)).encode())
     return total.hexdigest()

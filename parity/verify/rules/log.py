@@ -4,28 +4,32 @@ import hashlib
 import importlib.util
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parity.errors import InputError
+from parity.formats import source_zip
 from parity.track import check_recipe
-from parity.verify.evidence import Evidence, source_digest
-from parity.verify.rules import Context, Found, NotJudged, fails, holds, rule
+from parity.verify.context import Context, NotJudged
+from parity.verify.evidence import Evidence, logged_float
+from parity.verify.rules import Finding, fails, holds, rule
 
 SAME = 1e-9  # relative: figures derived from logged ones by the same formula differ by rounding only
-HARNESS = ("parity/harness/", "parity/data/")
+HARNESS = ("parity/harness/", "parity/data/", "parity/recipes/", "parity/formats/")
+ROOT = Path(__file__).parents[3]
 
 
 @rule("log.form", "log", "every line of the log is an event as the schema describes it")
-def form(context: Context) -> Found:
+def form(context: Context) -> Finding:
     problems = context.log.problems.get("log.form", [])
     return fails("; ".join(problems)) if problems else holds(f"{context.log.lines:,} lines", lines=context.log.lines)
 
 
 @rule("log.chain", "log", "every line carries its number and the digest of the line before")
-def chain(context: Context) -> Found:
+def chain(context: Context) -> Finding:
     problems = context.log.problems.get("log.chain", [])
     if problems:
         return fails("; ".join(problems[:2]))
@@ -33,77 +37,76 @@ def chain(context: Context) -> Found:
 
 
 @rule("log.header", "log", "run.json is the one that the log began with, and both speak of one run")
-def header(context: Context) -> Found:
+def header(context: Context) -> Finding:
     run, starts = context.evidence.run, context.log.of("start")
     if not starts:
-        return fails("the log has no start")
+        return fails("the log has no start event")
     start = starts[0]
-    found = hashlib.sha256((context.evidence.path / "run.json").read_bytes()).hexdigest()
-    if start.get("run_json") != found:
-        return fails(f"run.json has sha256 {found[:12]}; the log began with {str(start.get('run_json'))[:12]}")
-    said = {"track": run["track"], "seed": run["seed"], "backend": run["backend"], "slice": run["slice"]["digest"]}
-    for name, value in said.items():
+    digest = hashlib.sha256((context.evidence.path / "run.json").read_bytes()).hexdigest()
+    if start.get("run_json") != digest:
+        return fails(f"run.json has sha256 {digest[:12]}; the log began with {str(start.get('run_json'))[:12]}")
+    declared = {name: run[name] for name in ("track", "seed", "backend")} | {"slice": run["slice"]["digest"]}
+    for name, value in declared.items():
         if start.get(name) != value:
-            return fails(f"{name}: run.json says {value}, the log's start {start.get(name)}")
+            return fails(f"{name}: run.json has {value}, the log's start event {start.get(name)}")
     return holds(f"seed {run['seed']} of {run['recipe']['name']} in {run['backend']}")
 
 
 @rule("plan.track", "log", "slice, val tokens, plan and what the track fixes are those of the recipe and the track")
-def plan_of_track(context: Context) -> Found:
+def plan_of_track(context: Context) -> Finding:
     evidence, run, track = context.evidence, context.evidence.run, context.evidence.track
-    wanted: dict[str, tuple[Any, Any]] = {
+    expected: dict[str, tuple[Any, Any]] = {
         "slice": (track.slice, run["slice"]["name"]),
         "val tokens": (track.val_tokens, run["val_tokens"]),
     }
     recipe = evidence.recipe
     if recipe is None:
-        return fails(f"recipe {run['recipe']['name']!r} is not one of ours, and run.json names no own program")
-    if not evidence.own:
-        wanted |= {
-            "plan": ([vars(s) for s in recipe.plan], run["plan"]),
+        return fails(f"recipe {run['recipe']['name']!r} is not one of ours, and run.json names no user program")
+    if not evidence.user_program:
+        expected |= {
+            "plan": ([vars(segment) for segment in recipe.plan], run["plan"]),
             "precision": (recipe.precision, run["precision"]),
             "evaluations": (list(recipe.eval_steps()), run.get("eval_steps")),
             "checkpoints": (list(recipe.checkpoint_steps()), run["checkpoints"]),
         }
-    for name, (expected, found) in wanted.items():
-        if expected != found:
-            return fails(f"{name}: expected {_short(expected)}, found {_short(found)}")
+    for name, (wanted, declared) in expected.items():
+        if wanted != declared:
+            return fails(f"{name}: expected {_short(wanted)}, found {_short(declared)}")
     try:
         check_recipe(track, recipe)
     except InputError as error:
         return fails(str(error))
-    if track.fixed and evidence.own:
-        return fails(f"track {track.name} fixes the architecture, and the run has an own program")
+    if track.fixed and evidence.user_program:
+        return fails(f"track {track.name} fixes the architecture, but the run has a user program")
     return holds(f"{evidence.steps:,} steps, {track.val_tokens:,} val tokens of {track.slice}")
 
 
 @rule("log.order", "log", "steps, evaluations and checkpoints follow one another as one run makes them")
-def order(context: Context) -> Found:
-    log, following, finished = context.log, 0, False
+def order(context: Context) -> Finding:
+    log, next_step, finished = context.log, 0, False
     tokens = _tokens_after(context.evidence)
-    kept = {0}
+    saved_steps = {0}
     for n, line in log.stream:
         if finished:
-            return fails(f"line {n}: something follows the finish")
+            return fails(f"line {n}: an event follows the finish")
         if isinstance(line, int):
             step = int(log.step[line])
-            if step != following:
-                return fails(f"line {n}: expected step {following}, found {step}")
-            following += 1
-            if following < len(tokens) and int(log.tokens[line]) != tokens[following]:
-                return fails(
-                    f"line {n}: expected {tokens[following]:,} tokens after step {step}, found {int(log.tokens[line]):,}"
-                )
+            if step != next_step:
+                return fails(f"line {n}: expected step {next_step}, found {step}")
+            next_step += 1
+            logged = int(log.tokens[line])
+            if next_step < len(tokens) and logged != tokens[next_step]:
+                return fails(f"line {n}: expected {tokens[next_step]:,} tokens after step {step}, found {logged:,}")
             continue
         kind = line["event"]
-        if kind in ("eval", "checkpoint") and line["step"] != following:
-            return fails(f"line {n}: {kind} of step {line['step']} after {following} steps")
+        if kind in ("eval", "checkpoint") and line["step"] != next_step:
+            return fails(f"line {n}: {kind} of step {line['step']} after {next_step} steps")
         if kind == "checkpoint":
-            kept.add(following)
+            saved_steps.add(next_step)
         elif kind == "resume":
-            if line["step"] not in kept or line["step"] > following:
-                return fails(f"line {n}: goes on from step {line['step']}, of which the log has no checkpoint")
-            following = line["step"]
+            if line["step"] not in saved_steps or line["step"] > next_step:
+                return fails(f"line {n}: resumes from step {line['step']}, of which the log has no checkpoint")
+            next_step = line["step"]
         finished = kind == "finish"
     return holds(f"{len(log.n):,} steps, {len(log.of('eval'))} evaluations, {len(log.of('resume'))} resumes")
 
@@ -113,38 +116,36 @@ def order(context: Context) -> Found:
     "log",
     "every step, evaluation, checkpoint and look of the guard that the plan has is there, to the finish",
 )
-def plan(context: Context) -> Found:
+def plan(context: Context) -> Finding:
     run, log, steps = context.evidence.run, context.log, context.evidence.steps
-    last = int(log.step.max()) + 1 if len(log.step) else 0
-    if last != steps or len(np.unique(log.step)) != steps:
-        return fails(f"the plan has {steps} steps, the log {len(np.unique(log.step))}, the last of them {last}")
+    last, distinct = int(log.step.max(initial=-1)) + 1, len(np.unique(log.step))
+    if last != steps or distinct != steps:
+        return fails(f"the plan has {steps} steps, the log {distinct}, the last of them {last}")
     if not log.of("finish"):
-        return fails("the log has no finish: the run was cut off; go on with --resume, or it is no result")
+        return fails("the log has no finish: the run was cut off; continue it with --resume, or it is no result")
     evaluations = run.get("eval_steps") or []
     if not evaluations or evaluations[-1] != steps:
         return fails(f"the plan must end with an evaluation at step {steps}, found {evaluations[-1:]}")
-    for name, wanted, kind in (
+    for name, planned, kind in (
         ("evaluation", evaluations, "eval"),
         ("checkpoint", run["checkpoints"], "checkpoint"),
-        ("look of the guard", evaluations, "guard"),
+        ("check by the guard", evaluations, "guard"),
     ):
-        if missing := sorted(set(wanted) - {event["step"] for event in log.of(kind)}):
+        if missing := sorted(set(planned) - {event["step"] for event in log.of(kind)}):
             return fails(f"the {name} at step {missing[0]} is missing")
     return holds(f"all {steps:,} steps, {len(evaluations)} evaluations, {len(run['checkpoints'])} checkpoints")
 
 
 @rule("log.totals", "log", "the finish's totals follow from the events")
-def totals(context: Context) -> Found:
+def totals(context: Context) -> Finding:
     log, evidence = context.log, context.evidence
     finish, evals = log.of("finish"), {event["step"]: event for event in log.of("eval")}
     if not finish or evidence.steps not in evals or not len(log.n):
         raise NotJudged("the log has no finish, or no evaluation at the last step")
-    said, target = finish[-1]["totals"], evidence.track.target
+    logged, target = finish[-1]["totals"], evidence.track.target
     seconds, steps, tokens = float(log.columns["train_s"][-1]), evidence.steps, int(log.tokens[-1])
-    reached = [
-        step for step, event in sorted(evals.items()) if target is not None and _real(event["val_loss"]) <= target
-    ]
-    wanted = {
+    reached = [] if target is None else [s for s in sorted(evals) if logged_float(evals[s]["val_loss"]) <= target]
+    expected = {
         "steps": steps,
         "tokens": tokens,
         "val_loss": evals[steps]["val_loss"],
@@ -153,45 +154,49 @@ def totals(context: Context) -> Found:
         "target_reached_at_step": reached[0] if reached else None,
         "target_reached_train_s": evals[reached[0]]["train_s"] if reached else None,
     }
-    for name, expected in wanted.items():
-        if not _equal(expected, said.get(name)):
-            return fails(f"{name}: expected {expected}, found {said.get(name)}")
-    # the clock's last reading is taken when the last step is logged, and again for the totals: it stands in between
-    if not math.isclose(_real(said.get("train_s")), seconds, rel_tol=1e-6, abs_tol=1e-4):
-        return fails(f"train_s: the last step says {seconds:.6f}, the totals {said.get('train_s')}")
+    for name, value in expected.items():
+        if not _equal(value, logged.get(name)):
+            return fails(f"{name}: expected {value}, found {logged.get(name)}")
+    # the clock is read when the last step is logged, and again for the totals: it is stopped in between
+    if not _same_time(logged.get("train_s"), seconds):
+        return fails(f"train_s: the last step has {seconds:.6f}, the totals {logged.get('train_s')}")
     for event in evals.values():
         row = int(np.searchsorted(log.n, event["n"])) - 1
         before = float(log.columns["train_s"][row]) if row >= 0 else 0.0
-        if not math.isclose(_real(event["train_s"]), before, rel_tol=1e-6, abs_tol=1e-4):
+        if not _same_time(event["train_s"], before):
             return fails(
-                f"the evaluation at step {event['step']} says {event['train_s']} s of training, the steps {before}"
+                f"the evaluation at step {event['step']} has {event['train_s']} s of training, the steps {before}"
             )
     return holds(
-        f"val loss {_real(said['val_loss']):.4f}, {seconds:.1f} s of training, {tokens:,} tokens",
-        val_loss=said["val_loss"],
-        train_s=said["train_s"],
+        f"val loss {logged_float(logged['val_loss']):.4f}, {seconds:.1f} s of training, {tokens:,} tokens",
+        val_loss=logged["val_loss"],
+        train_s=logged["train_s"],
         steps=steps,
         tokens=tokens,
-        flops=said.get("flops"),
+        flops=logged.get("flops"),
     )
+
+
+def _same_time(logged: Any, seconds: float) -> bool:
+    return math.isclose(logged_float(logged), seconds, rel_tol=1e-6, abs_tol=1e-4)
 
 
 def _pairs(context: Context, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The digests before and after something; one that a killed process left open has no pair."""
-    found, opened = [], None
-    for event in context.log.events:
-        if event["event"] == "state" and event["name"] == f"before {name}":
-            opened = event
-        elif event["event"] == "state" and event["name"] == f"after {name}":
-            if opened is None or opened.get("step") != event.get("step"):
-                opened = {"digest": "none", "step": event.get("step")}
-            found.append((opened, event))
-            opened = None
-    return found
+    pairs, before = [], None
+    for event in context.log.of("state"):
+        if event["name"] == f"before {name}":
+            before = event
+        elif event["name"] == f"after {name}":
+            if before is None or before.get("step") != event.get("step"):
+                before = {"digest": "none", "step": event.get("step")}
+            pairs.append((before, event))
+            before = None
+    return pairs
 
 
 @rule("state.warmup", "log", "the warm-up on dummy data left the state as it was")
-def warm_up(context: Context) -> Found:
+def warm_up(context: Context) -> Finding:
     pairs = _pairs(context, "warm-up")
     if not pairs:
         return fails("the log has no digests of the state around the warm-up")
@@ -202,20 +207,20 @@ def warm_up(context: Context) -> Found:
 
 
 @rule("state.evaluation", "log", "evaluation left the state as it was")
-def evaluation_state(context: Context) -> Found:
+def evaluation_state(context: Context) -> Finding:
     log, run = context.log, context.evidence.run
     pairs = _pairs(context, "evaluation")
     for before, after in pairs:
         if before["digest"] != after["digest"]:
             return fails(f"step {before.get('step')}: {before['digest'][:12]} before, {after['digest'][:12]} after")
-    wanted = set(run["checkpoints"]) & {event["step"] for event in log.of("eval")}
-    if missing := sorted(wanted - {before.get("step") for before, _ in pairs}):
+    expected = set(run["checkpoints"]) & {event["step"] for event in log.of("eval")}
+    if missing := sorted(expected - {before.get("step") for before, _ in pairs}):
         return fails(f"the digests around the evaluation at step {missing[0]} are missing")
     return holds(f"the same digest before and after {len(pairs)} evaluations")
 
 
 @rule("state.checkpoint", "log", "what was evaluated, saved, and gone on with is one state")
-def checkpoint_state(context: Context) -> Found:
+def checkpoint_state(context: Context) -> Finding:
     log = context.log
     saved: dict[int, str] = {}
     for event in log.of("checkpoint"):
@@ -232,41 +237,35 @@ def checkpoint_state(context: Context) -> Found:
         )
     for event in log.of("resume"):
         if event.get("checkpoint") != "none" and event.get("digest") != saved.get(event["step"]):
-            return fails(
-                f"line {event['n']}: goes on with {str(event.get('digest'))[:12]}, saved was "
-                f"{str(saved.get(event['step']))[:12]}"
-            )
+            resumed, wanted = str(event.get("digest"))[:12], str(saved.get(event["step"]))[:12]
+            return fails(f"line {event['n']}: resumes with state {resumed}, saved was {wanted}")
     return holds(f"{len(saved)} checkpoints")
 
 
 @rule("code.source", "log", "the packed source is the one that run.json names, with the own code in it")
-def source(context: Context) -> Found:
+def source(context: Context) -> Finding:
     evidence = context.evidence
-    found = source_digest(evidence.source)
-    if found != evidence.run["source_sha256"]:
-        return fails(f"source.zip has digest {found[:12]}, run.json names {evidence.run['source_sha256'][:12]}")
-    if own := evidence.own:
-        content = evidence.source.get(own["file"])
-        if content is None or hashlib.sha256(content).hexdigest() != own["sha256"]:
-            return fails(f"source.zip lacks the program {own['file']} of sha256 {own['sha256'][:12]}")
-    changed = {event.get("source_sha256") or found for event in context.log.of("resume")} - {found}
+    digest = source_zip.digest(evidence.source)
+    if digest != evidence.run["source_sha256"]:
+        return fails(f"source.zip has digest {digest[:12]}, run.json names {evidence.run['source_sha256'][:12]}")
+    if program := evidence.user_program:
+        content = evidence.source.get(program["file"])
+        if content is None or hashlib.sha256(content).hexdigest() != program["sha256"]:
+            return fails(f"source.zip lacks the program {program['file']} of sha256 {program['sha256'][:12]}")
+    changed = {event.get("source_sha256") or digest for event in context.log.of("resume")} - {digest}
     if changed:
-        return fails(f"the run was gone on with other code, of digest {min(changed)[:12]}")
-    return holds(f"digest {found[:12]}, {len(evidence.source)} files")
+        return fails(f"the run was resumed with other code, of digest {min(changed)[:12]}")
+    return holds(f"digest {digest[:12]}, {len(evidence.source)} files")
 
 
 @rule("code.harness", "log", "harness and backend are those of the installed version")
-def harness(context: Context) -> Found:
+def harness(context: Context) -> Finding:
     evidence = context.evidence
-    root = Path(__file__).parents[3]
-    packed = ran(evidence)
-    wanted = {
-        name: file
-        for file in [*_files(root / "parity", root), *_installed(evidence.backend)]
-        if _counts(name := _member(file), evidence.backend)
-    }
-    for name in sorted(packed.keys() | wanted.keys()):
-        if name not in packed or name not in wanted or packed[name] != wanted[name].read_bytes():
+    packed = harness_code(evidence)
+    files = {_member(file): file for file in [*(ROOT / "parity").rglob("*.py"), *_backend_files(evidence.backend)]}
+    installed = {name: files[name] for name in _harness_names(files, evidence.backend)}
+    for name in sorted(packed.keys() | installed.keys()):
+        if name not in packed or name not in installed or packed[name] != installed[name].read_bytes():
             return fails(
                 f"{name} is not that of the installed version: verify with the version that made the run, or make the "
                 "run again"
@@ -275,20 +274,20 @@ def harness(context: Context) -> Found:
 
 
 @rule("log.twin", "log", "no other run beside it has its losses under another seed")
-def twin(context: Context) -> Found:
-    evidence, looked = context.evidence, 0
-    mine = _opening(evidence.path / "log.jsonl")
+def twin(context: Context) -> Finding:
+    evidence, compared = context.evidence, 0
+    seed, losses = _first_losses(evidence.path / "log.jsonl")
     for other in sorted(evidence.path.parent.iterdir()):
-        if other == evidence.path or not (other / "log.jsonl").is_file() or looked >= 1000:
+        if other == evidence.path or not (other / "log.jsonl").is_file() or compared >= 1000:
             continue
-        looked += 1
-        theirs = _opening(other / "log.jsonl")
-        if len(mine[1]) > 1 and mine[1] == theirs[1] and mine[0] != theirs[0]:
-            return fails(f"{other.name} has the same losses under seed {theirs[0]}")
-    return holds(f"compared with {looked} others")
+        compared += 1
+        other_seed, other_losses = _first_losses(other / "log.jsonl")
+        if len(losses) > 1 and losses == other_losses and seed != other_seed:
+            return fails(f"{other.name} has the same losses under seed {other_seed}")
+    return holds(f"compared with {compared} others")
 
 
-def _opening(path: Path) -> tuple[Any, list[Any]]:
+def _first_losses(path: Path) -> tuple[Any, list[Any]]:
     """The seed of a log and its first losses; harmless for whatever the file holds."""
     seed, losses = None, []
     try:
@@ -312,21 +311,20 @@ def _tokens_after(evidence: Evidence) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.concatenate(tokens))])
 
 
-def ran(evidence: Evidence) -> dict[str, bytes]:
-    """The packed files of harness and backend: what takes part in a run."""
-    return {name: content for name, content in evidence.source.items() if _counts(name, evidence.backend)}
+def harness_code(evidence: Evidence) -> dict[str, bytes]:
+    """The packed files of harness and backend: the code that takes part in a run."""
+    return {name: evidence.source[name] for name in _harness_names(evidence.source, evidence.backend)}
 
 
-def _counts(name: str, backend: str) -> bool:
-    """Whether a packed file takes part in a run: the harness, the data, what both rest on, and the backend."""
-    return name.startswith((*HARNESS, f"{backend}/")) or (name.startswith("parity/") and name.count("/") == 1)
+def _harness_names(names: Iterable[str], backend: str) -> list[str]:
+    """The files that take part in a run: the harness, the data, the modules that both use, and the backend."""
+    prefixes = (*HARNESS, f"{backend}/")
+    return [
+        name for name in names if name.startswith(prefixes) or (name.startswith("parity/") and name.count("/") == 1)
+    ]
 
 
-def _files(package: Path, root: Path) -> list[Path]:
-    return sorted(package.rglob("*.py"))
-
-
-def _installed(backend: str) -> list[Path]:
+def _backend_files(backend: str) -> list[Path]:
     """The files of a backend's package, found without importing it."""
     spec = importlib.util.find_spec(backend)
     if spec is None or spec.origin is None:
@@ -335,25 +333,17 @@ def _installed(backend: str) -> list[Path]:
 
 
 def _member(file: Path) -> str:
-    """Its name in source.zip."""
+    """The name of an installed file in source.zip."""
     for parent in file.parents:
         if parent.name in ("parity", "jaxrun", "torchref") and not (parent.parent / "__init__.py").exists():
             return file.relative_to(parent.parent).as_posix()
     return file.name
 
 
-def _equal(expected: Any, found: Any) -> bool:
-    if isinstance(expected, int | float) and isinstance(found, int | float):
-        return math.isclose(expected, found, rel_tol=SAME)
-    return expected == found
-
-
-def _real(value: Any) -> float:
-    """A logged number; nan for what is none, as the log's words nan and inf are."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
+def _equal(expected: Any, logged: Any) -> bool:
+    if isinstance(expected, int | float) and isinstance(logged, int | float):
+        return math.isclose(expected, logged, rel_tol=SAME)
+    return expected == logged
 
 
 def _short(value: Any) -> str:

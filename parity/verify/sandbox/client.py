@@ -1,8 +1,8 @@
-"""The program of a run in a process apart: the verifier's side of the pipe.
+"""The program of a run in a sandboxed process: the verifier's side of the pipe.
 
-Our own recipes are built from the installed backend; own programs and optimizers from the run's packed source, in a
-scratch folder. The process can read neither the data nor the run directory: batches come with the calls, and a checkpoint is
-put into a folder that it can read when it is asked for, under a name that does not tell its step, and taken away again.
+Our own recipes are built from the installed backend; user programs and optimizers from the run's packed source, in a
+scratch folder. The process can read neither the data nor the run directory: batches come with the calls, and a
+checkpoint is copied into a readable folder only while it is restored, under a name that does not tell its step.
 """
 
 import hashlib
@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from parity.verify.evidence import Evidence
-from parity.verify.rules import Context, NotJudged
-from parity.verify.sandbox import parent as isolation
-from parity.verify.sandbox import wire
+from parity.verify.sandbox import parent, wire
+from parity.verify.sandbox.process import Limits, SandboxedProcess
 
 START_S, CALL_S = 300.0, 600.0
-MEMORY_BYTES = 16 << 30
-FILE_BYTES = 4 << 30
+LIMITS = Limits(memory_bytes=16 << 30, time_s=START_S, file_bytes=4 << 30)
 ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -35,57 +33,53 @@ ENVIRONMENT = (
 )
 
 
-class Remote:
-    """Calls to the process. Every method raises NotJudged where the process dies, takes too long, or raises."""
+class SandboxError(Exception):
+    """The program could not be started or did not answer as it must; the sentence says what to do."""
 
-    def __init__(self, process: Any, folder: Path, given: Path):
-        self.process, self.folder, self.given = process, folder, given
-        self.facts: dict[str, Any] = {}
+
+class SandboxedProgram:
+    """Calls to the process. Every method raises SandboxError where the process dies, takes too long, or raises.
+
+    `recipe` has the program's own facts: its plan, precision, tokenizer size and so on, by name.
+    """
+
+    def __init__(self, process: SandboxedProcess, scratch: Path, inbox: Path):
+        self.process, self.scratch, self.inbox = process, scratch, inbox
+        self.recipe: dict[str, Any] = {}
         self.audit: list[str] = []
 
     @classmethod
-    def start(cls, context: Context) -> "Remote":
-        """Starts the process for a run and builds its program there. Raises NotJudged where that may not or cannot be."""
-        evidence = context.evidence
-        gpu = any(device["platform"] != "cpu" for device in evidence.run["devices"]) and context.device != "cpu"
-        confined = isolation.available(gpu)
-        apart = bool({"bubblewrap", "landlock"} & set(confined.parts))
-        if evidence.strange and not apart and not context.trust_code:
-            raise NotJudged(
-                "the run has own code, and this machine has no isolation for it: install bubblewrap, or pip install "
-                "'jaxrun[isolation]' on Linux, or judge it with --trust-code if you trust it"
-            )
-        context.facts["isolation"] = confined.kind + ("" if apart or not evidence.strange else ", own code trusted")
-        context.facts["isolation_holds"], context.facts["isolation_gaps"] = list(confined.holds), list(confined.gaps)
-        folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=context.scratch))
-        own, optimizer_folder = _unpack(evidence, folder / "source")
-        given = Path(tempfile.mkdtemp(prefix="given-", dir=context.scratch))
-        process = isolation.start(
+    def start(
+        cls, evidence: Evidence, folder: Path, isolation: parent.Isolation, device: str, gpu: bool
+    ) -> "SandboxedProgram":
+        """Starts the process for a run and builds its program there; `folder` is for its files. Raises SandboxError."""
+        scratch, inbox = (Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder)) for name in ("scratch", "inbox"))
+        user_program, optimizer_folder = _unpack(evidence, scratch / "source")
+        process = parent.start(
             "parity.verify.sandbox.server",
             [str(optimizer_folder)] if optimizer_folder else [],
-            readable=[given],
-            scratch=folder,
-            limits=isolation.Limits(MEMORY_BYTES, START_S, FILE_BYTES),
-            isolation=confined,
+            readable=[inbox],
+            scratch=scratch,
+            limits=LIMITS,
+            isolation=isolation,
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             gpu=gpu,
         )
-        remote = cls(process, folder, given)
-        base = evidence.own["base"] if evidence.own else evidence.run["recipe"]
+        program = cls(process, scratch, inbox)
         try:
-            remote.facts = remote.call(
+            program.recipe = program.call(
                 "build",
                 START_S,
                 backend=evidence.backend,
-                recipe=base,
-                own=own,
+                recipe=evidence.user_program["base"] if evidence.user_program else evidence.run["recipe"],
+                user_program=user_program,
                 optimizer=evidence.optimizer,
-                device=context.device,
+                device=device,
             )
-        except NotJudged:
-            remote.close()
+        except SandboxError:
+            program.close()
             raise
-        return remote
+        return program
 
     def call(self, name: str, seconds: float = CALL_S, **arguments: Any) -> Any:
         """One call and its answer."""
@@ -93,99 +87,124 @@ class Remote:
         try:
             wire.write(self.process.stdin, {"call": name, "arguments": arguments})
             answer = wire.read(self.process.stdout)
-        except wire.Broken as error:
+        except wire.WireError as error:
             self.process.close()
-            why = self.process.reason or f"the process ended ({error}){_last(self.process.stderr_tail())}"
-            raise NotJudged(f"the program could not be asked for {name}: {why}") from None
+            reason = self.process.reason or f"the process ended ({error}){_last_line(self.process.stderr_tail())}"
+            raise SandboxError(f"the program did not answer the call {name}: {reason}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("audit", []), list):
-            raise NotJudged(f"the program's answer to {name} is of no known form")
+            raise SandboxError(f"the program's answer to {name} is of no known form")
         self.audit += [str(event)[:300] for event in answer.get("audit", []) if len(self.audit) < 100]
         if "error" in answer:
-            raise NotJudged(f"the program raised at {name}: {str(answer['error'])[:300]}")
+            raise SandboxError(f"the program raised an error in {name}: {str(answer['error'])[:300]}")
         return answer["value"]
 
     def init(self, seed: int) -> int:
         return self.call("init", seed=seed)
 
     def load(self, weights: dict[str, np.ndarray], step: int) -> int:
-        """A state with these weights, as if it had been made by so many updates."""
+        """A state with these weights, as if this many updates had made it."""
         return self.call("load", weights=weights, step=step)
 
     def restore(self, checkpoint: Path) -> int:
-        """A checkpoint's state. Its files are where the process can read them only meanwhile. NotJudged without room for them."""
+        """A checkpoint's state, whose files the process can read only meanwhile. SandboxError without room for them."""
         size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.given).free
+        free = shutil.disk_usage(self.inbox).free
         if size + (64 << 20) > free:
-            raise NotJudged(
-                f"{self.given.parent}: a replay needs {size:,} bytes for a checkpoint, the disk has {free:,} left: make "
-                "room, or set TMPDIR to a larger one"
+            raise SandboxError(
+                f"{self.inbox.parent}: a replay needs {size:,} bytes for a checkpoint, the disk has {free:,} left: "
+                "make room, or set TMPDIR to a larger one"
             )
-        place = self.given / f"state-{secrets.token_hex(4)}"
+        copy = self.inbox / f"state-{secrets.token_hex(4)}"
         try:
-            shutil.copytree(checkpoint, place, ignore=shutil.ignore_patterns("checkpoint.json"), symlinks=True)
+            shutil.copytree(checkpoint, copy, ignore=shutil.ignore_patterns("checkpoint.json"), symlinks=True)
         except OSError as error:
-            raise NotJudged(f"{checkpoint} could not be copied to {self.given} ({error}): make room there") from None
+            raise SandboxError(f"{checkpoint} could not be copied to {self.inbox} ({error}): make room there") from None
         try:
-            return self.call("restore", directory=str(place))
+            return self.call("restore", directory=str(copy))
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(copy, ignore_errors=True)
 
     def export(self, state: int) -> dict[str, np.ndarray]:
-        found = self.call("export", state=state)
-        if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
-            raise NotJudged("the program's export is no mapping from names to arrays")
-        return found
+        weights = self.call("export", state=state)
+        if not isinstance(weights, dict) or not all(isinstance(value, np.ndarray) for value in weights.values()):
+            raise SandboxError("the program's export is no mapping from names to arrays")
+        return weights
+
+    def export_and_drop(self, state: int) -> dict[str, np.ndarray]:
+        weights = self.export(state)
+        self.drop(state)
+        return weights
 
     def digest(self, state: int) -> str:
         return str(self.call("digest", state=state))
 
     def token_losses(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """(B, T) float64 of what the program gives. NotJudged where it is of another shape."""
-        found = self.call("token_losses", state=state, inputs=inputs, targets=targets)
-        return self._shaped(found, inputs.shape, "token_losses").astype(np.float64)
+        """(B, T) losses in float64. SandboxError where the program's are of another shape."""
+        losses = self.call("token_losses", state=state, inputs=inputs, targets=targets)
+        if not isinstance(losses, np.ndarray) or losses.shape != inputs.shape:
+            raise SandboxError(f"token_losses expected shape {inputs.shape}, found {_kind(losses)}")
+        return losses.astype(np.float64)
 
     def log_probs(self, state: int, inputs: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """(B, P, V) as the program gives them."""
-        found = self.call("log_probs", state=state, inputs=inputs, positions=positions)
-        if not isinstance(found, np.ndarray) or found.ndim != 3 or found.shape[:2] != (len(inputs), len(positions)):
-            raise NotJudged(f"log_probs expected ({len(inputs)}, {len(positions)}, V), found {_kind(found)}")
-        return found
+        rows = self.call("log_probs", state=state, inputs=inputs, positions=positions)
+        if not isinstance(rows, np.ndarray) or rows.ndim != 3 or rows.shape[:2] != (len(inputs), len(positions)):
+            raise SandboxError(f"log_probs expected ({len(inputs)}, {len(positions)}, V), found {_kind(rows)}")
+        return rows
 
     def gradients(self, state: int, inputs: np.ndarray, targets: np.ndarray, prefix: int) -> dict[str, np.ndarray]:
         return self.call("gradients", state=state, inputs=inputs, targets=targets, prefix=prefix)
 
     def step(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        found = self.call("step", state=state, inputs=inputs, targets=targets)
-        return {name: float(found[name]) for name in ("loss", "grad_norm")}
+        metrics = self.call("step", state=state, inputs=inputs, targets=targets)
+        return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
 
     def drop(self, state: int) -> None:
         self.call("drop", state=state)
 
     def close(self) -> None:
         self.process.close()
-        for folder in (self.folder, self.given):
+        for folder in (self.scratch, self.inbox):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _shaped(self, found: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-        if not isinstance(found, np.ndarray) or found.shape != shape:
-            raise NotJudged(f"{what} expected shape {shape}, found {_kind(found)}")
-        return found
+
+def choose_isolation(
+    evidence: Evidence, device: str, trust_code: bool
+) -> tuple[parent.Isolation, bool, dict[str, Any]]:
+    """The isolation for a run's program, whether it uses a GPU, and the facts of it for the verdict.
+
+    Raises SandboxError where the run has user code that nothing here could isolate and that is not trusted.
+    """
+    gpu = any(entry["platform"] != "cpu" for entry in evidence.run["devices"]) and device != "cpu"
+    isolation = parent.available(gpu)
+    isolated = bool({"bubblewrap", "landlock"} & set(isolation.mechanisms))
+    if evidence.has_user_code and not isolated and not trust_code:
+        raise SandboxError(
+            "the run has user code, and this machine has no isolation for it: install bubblewrap, or pip install "
+            "'jaxrun[isolation]' on Linux, or judge it with --trust-code if you trust it"
+        )
+    facts = {
+        "isolation": isolation.kind + (", user code trusted" if evidence.has_user_code and not isolated else ""),
+        "isolation_holds": list(isolation.holds),
+        "isolation_gaps": list(isolation.gaps),
+    }
+    return isolation, gpu, facts
 
 
 def _unpack(evidence: Evidence, folder: Path) -> tuple[str | None, Path | None]:
-    """Writes the run's own code into a folder: the path of the own program, or the folder an own optimizer is imported from."""
+    """Writes the user code into a folder: the path of the user program, or the folder to import an optimizer from."""
     folder.mkdir()
-    if own := evidence.own:
-        content = evidence.source.get(own["file"])
-        if content is None or hashlib.sha256(content).hexdigest() != own["sha256"]:
-            raise NotJudged(f"source.zip has no {own['file']} of the digest that run.json names")
-        path = folder / own["file"]
+    if program := evidence.user_program:
+        content = evidence.source.get(program["file"])
+        if content is None or hashlib.sha256(content).hexdigest() != program["sha256"]:
+            raise SandboxError(f"source.zip has no {program['file']} of the digest that run.json names")
+        path = folder / program["file"]
         path.write_bytes(content)
         return str(path), None
     if evidence.optimizer:
-        for name, content in evidence.source.items():
-            if name == evidence.optimizer.partition(":")[0] + ".py":
-                (folder / name).write_bytes(content)
+        name = evidence.optimizer.partition(":")[0] + ".py"
+        if name in evidence.source:
+            (folder / name).write_bytes(evidence.source[name])
         return None, folder
     return None, None
 
@@ -194,6 +213,6 @@ def _kind(value: Any) -> str:
     return f"shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _last(tail: str) -> str:
-    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f": {lines[-1][:200]}" if lines else ""

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from parity.verify import run  # noqa: F401 - enters the rules
 from parity.verify.attempts import RULES as ATTEMPT_RULES
-from parity.verify.cheats.cheat import BACKENDS, Cheat
-from parity.verify.cheats.matrix import CHEATS, Workshop, outcome
+from parity.verify.cheats.cheat import BACKENDS, Cheat, Outcome
+from parity.verify.cheats.matrix import CHEATS, outcome
+from parity.verify.cheats.page import page
+from parity.verify.cheats.workshop import Workshop
 from parity.verify.rules import RULES
 
 ROOT = Path(__file__).parents[3]
@@ -27,10 +28,9 @@ BACKED = {
 }
 
 
-def said(found) -> str:
-    return (
-        f"{found.cheat.name} in {found.backend}: expected {found.cheat.rules}, found {found.failing}; {found.reasons}"
-    )
+def message(planted: Outcome) -> str:
+    expected = f"expected {planted.cheat.rules}, found {planted.failing}; {planted.reasons}"
+    return f"{planted.cheat.name} in {planted.backend}: {expected}"
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,15 @@ def shop(tmp_path_factory, commands) -> Workshop:
 
 
 @pytest.mark.parametrize("cheat", CHEAP, ids=lambda cheat: cheat.name)
-def test_a_cheat_by_the_pen_is_found_by_its_rules_and_no_others(shop: Workshop, cheat: Cheat):
-    found = outcome(shop, cheat, "torchref")
-    assert found.right, said(found)
+def test_an_edit_of_the_evidence_is_found_by_its_rules_and_no_others(shop: Workshop, cheat: Cheat):
+    planted = outcome(shop, cheat, "torchref")
+    assert planted.right, message(planted)
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_a_cheat_in_the_program_is_found_by_its_rules_and_no_others(shop: Workshop, name: str):
-    found = outcome(shop, CHEATS[name], FEW[name])
-    assert found.right, said(found)
+    planted = outcome(shop, CHEATS[name], FEW[name])
+    assert planted.right, message(planted)
 
 
 @pytest.mark.slow
@@ -56,14 +56,14 @@ def test_a_cheat_in_the_program_is_found_by_its_rules_and_no_others(shop: Worksh
 def test_every_cheat_in_both_backends(shop: Workshop, name: str, backend: str):
     if backend not in CHEATS[name].backends:
         pytest.skip(f"{name} makes sense in {CHEATS[name].backends[0]} only")
-    found = outcome(shop, CHEATS[name], backend)
-    assert found.right, said(found)
+    planted = outcome(shop, CHEATS[name], backend)
+    assert planted.right, message(planted)
 
 
 def alone(rule: str) -> Cheat | None:
     """A cheat that only this rule must find, if there is one that no other may find either."""
-    found = [cheat for cheat in CHEATS.values() if cheat.rules == (rule,)]
-    return next((cheat for cheat in found if not cheat.may), found[0] if found else None)
+    cheats = [cheat for cheat in CHEATS.values() if cheat.rules == (rule,)]
+    return next((cheat for cheat in cheats if not cheat.may), cheats[0] if cheats else None)
 
 
 def test_every_rule_is_needed_for_a_cheat_that_it_alone_finds():
@@ -83,19 +83,19 @@ def test_every_rule_is_needed_for_a_cheat_that_it_alone_finds():
     ],
 )
 def test_without_its_rule_a_cheat_is_not_found(shop: Workshop, rule: str):
-    found = outcome(shop, alone(rule), "torchref", without=(rule,))
-    assert found.failing == [] and found.status == "incomplete", said(found)
+    planted = outcome(shop, alone(rule), "torchref", without=(rule,))
+    assert planted.failing == [] and planted.status == "incomplete", message(planted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule, (facts, _) in RULES.items() if alone(rule)])
 def test_without_its_rule_no_other_must_find_a_cheat(shop: Workshop, rule: str):
     cheat = alone(rule)
-    found = outcome(shop, cheat, cheat.backends[-1], without=(rule,))
-    assert set(found.failing) <= {*cheat.may}, said(found)  # these may find it too, and need not
+    planted = outcome(shop, cheat, cheat.backends[-1], without=(rule,))
+    assert set(planted.failing) <= {*cheat.may}, message(planted)  # these may find it too, and need not
 
 
-def test_what_no_rule_finds_is_said_to_be_open_or_refused():
+def test_a_cheat_that_no_rule_finds_is_open_or_refused():
     assert all(cheat.rules or cheat.unjudged or cheat.open or cheat.refused for cheat in CHEATS.values())
     assert len(CHEATS) >= 38 + 12
 
@@ -105,18 +105,21 @@ def test_attempts_that_are_judged_together_are_corrected_for_it():
     from parity.verify.verdict import Judgement, Verdict
 
     def claimed(p: float) -> Verdict:
-        return Verdict(
-            "a",
-            "log",
-            (Judgement("attempt.claim", "holds", "mean", evidence={"p": p}),),
-            frozenset(["attempt.claim"]),
-            {},
-        )
+        judgement = Judgement("attempt.claim", "holds", "mean", evidence={"p": p})
+        return Verdict("a", "log", (judgement,), frozenset(["attempt.claim"]), {})
 
     assert [v.status for v in corrected([claimed(0.008)])] == ["holds"]
     assert [v.status for v in corrected([claimed(0.008), claimed(0.001)])] == ["holds", "holds"]
-    assert [v.status for v in corrected([claimed(0.008), claimed(0.009)])] == [
-        "fails",
-        "fails",
-    ]  # twice 0.008 is above 0.01
+    both = corrected([claimed(0.008), claimed(0.009)])
+    assert [v.status for v in both] == ["fails", "fails"]  # twice 0.008 is above 0.01
     assert corrected([claimed(0.004), claimed(0.5)])[0].of("attempt.claim").evidence["p_holm"] == pytest.approx(0.008)
+
+
+def test_the_page_marks_what_failed_and_escapes_reasons():
+    cheat = CHEATS["cut-line"]
+    reasons = {"log.chain": "<b>", "code.source": "damaged"}
+    planted = Outcome(cheat, "jaxrun", "fails", ["log.chain", "clock.train"], ["code.source"], 1.0, reasons=reasons)
+    html = page([planted])
+    assert "1 plantings of 1 cheats" in html and '<td class="bad">WRONG</td>' in html
+    assert '<td title="&lt;b&gt;" class="hit">F</td>' in html and 'class="may">f</td>' in html
+    assert html.count("<span") == 4 and '<td title="">?</td>' not in html

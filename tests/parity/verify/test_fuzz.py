@@ -17,7 +17,10 @@ from parity import weights as canonical
 from parity.data.manifest import Manifest
 from parity.data.shards import open_shard
 from parity.errors import InputError
-from parity.verify import evidence
+from parity.formats import source_zip
+from parity.verify.evidence import open_run
+from parity.verify.log import read_log
+from parity.verify.weights_file import read_weights
 
 FEW, MANY = 500, 20_000
 MEMORY_BYTES = 1 << 30  # that reading any mutation of these small files may take beside what the tests hold
@@ -120,17 +123,15 @@ def readers(copied, synthetic, tmp_path) -> dict[str, Reader]:
     return {
         "shard": Reader(small, lambda path: bytes(np.asarray(open_shard(path)))),
         "manifest": Reader(manifest, lambda path: Manifest.load(path).digest),
-        "run.json": Reader(
-            run / "run.json", lambda path: json.dumps(evidence.open_run(path.parent).run, sort_keys=True)
-        ),
+        "run.json": Reader(run / "run.json", lambda path: json.dumps(open_run(path.parent).run, sort_keys=True)),
         "log.jsonl": Reader(first, _log),
-        "safetensors": Reader(light, lambda path: canonical.digest(evidence.read_weights(path))),
-        "source.zip": Reader(packed, lambda path: evidence.source_digest(evidence.read_source(path))),
+        "safetensors": Reader(light, lambda path: canonical.digest(read_weights(path))),
+        "source.zip": Reader(packed, lambda path: source_zip.digest(source_zip.read(path))),
     }
 
 
 def _log(path: Path) -> object:
-    log = evidence.read_log(path)
+    log = read_log(path)
     if log.problems:
         raise InputError("; ".join(problem for found in log.problems.values() for problem in found)[:600])
     assert log.sha256

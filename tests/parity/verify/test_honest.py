@@ -1,4 +1,4 @@
-"""No honest run is called a cheat: many kinds of them, made for real, hold at every depth."""
+"""No honest run is called a cheat: runs of many kinds, really made, hold at every depth."""
 
 import shutil
 import signal
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from parity.verify.cheats.matrix import SMALL, Workshop
 from parity.verify.cheats.programs import template
+from parity.verify.cheats.workshop import SMALL, Workshop
 from parity.verify.run import Settings, verify_run
 
 WINDOW = {
@@ -85,14 +85,14 @@ class Mean(torch.optim.Optimizer):
 class Averaged(TorchProgram):
     @contextmanager
     def _averaged(self, state):
-        part, kept = state.optimizer.parts["mean"], []
+        optimizer, originals = state.optimizer.parts["mean"], []
         with torch.no_grad():
             for w in state.model.parameters():
-                kept.append(w.detach().clone())
-                w.copy_(part.state[w]["mean"] if "mean" in part.state.get(w, {}) else w)
+                originals.append(w.detach().clone())
+                w.copy_(optimizer.state[w]["mean"] if "mean" in optimizer.state.get(w, {}) else w)
         yield
         with torch.no_grad():
-            for w, before in zip(state.model.parameters(), kept):
+            for w, before in zip(state.model.parameters(), originals):
                 w.copy_(before)
 
     def token_losses(self, state, batch):
@@ -109,10 +109,10 @@ class Averaged(TorchProgram):
 
 
 def with_mean(recipe, weights):
-    found = make_optimizer(recipe, weights)
-    found.parts["mean"] = Mean(weights)
-    found.tables["mean"] = found.tables["matrix"] * 0
-    return found
+    optimizer = make_optimizer(recipe, weights)
+    optimizer.parts["mean"] = Mean(weights)
+    optimizer.tables["mean"] = optimizer.tables["matrix"] * 0
+    return optimizer
 
 
 def build(recipe, *, device="auto", devices=None):
@@ -123,7 +123,8 @@ def build(recipe, *, device="auto", devices=None):
 OPTIMIZERS = {
     "jaxrun": {
         "adam": "import optax\ndef make(recipe):\n    return optax.adam(3e-3)\n",
-        "lion": "import optax\ndef make(recipe):\n    return optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4))\n",
+        "lion": "import optax\ndef make(recipe):\n"
+        "    return optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4))\n",
     },
     "torchref": {
         "adam": "import torch\ndef make(recipe, w):\n    return torch.optim.Adam(w.values(), lr=3e-3)\n",
@@ -143,7 +144,7 @@ sys.exit(main(sys.argv[1], sys.argv[2:]))
 
 @dataclass(frozen=True)
 class Honest:
-    """One kind of honest run. `program` changes the template's text; `how` makes the run where a plain start does not."""
+    """One kind of honest run. `program` changes the template's text; `how`: run otherwise than by a plain start."""
 
     name: str
     args: tuple[str, ...] = ()
@@ -206,7 +207,7 @@ VARIATIONS = (
 
 
 def make(shop: Workshop, honest: Honest, backend: str, folder: Path) -> Path:
-    """Makes the run; the directory."""
+    """Makes the run; returns its directory."""
     args = list(honest.args)
     if honest.program:
         file = folder / "program.py"
@@ -220,19 +221,8 @@ def make(shop: Workshop, honest: Honest, backend: str, folder: Path) -> Path:
     if honest.how in ("interrupted", "killed"):
         return _cut_off(shop, backend, folder, args, signal.SIGINT if honest.how == "interrupted" else signal.SIGKILL)
     if honest.how == "slow-disk":
-        command = [
-            sys.executable,
-            "-c",
-            SLOW_DISK,
-            backend,
-            *SMALL,
-            "--data-dir",
-            str(shop.data_dir),
-            "--runs",
-            str(folder),
-            "--name",
-            "run",
-        ]
+        where = ["--data-dir", str(shop.data_dir), "--runs", str(folder), "--name", "run"]
+        command = [sys.executable, "-c", SLOW_DISK, backend, *SMALL.split(), *where]
         subprocess.run(command, check=True, cwd=shop.folder, capture_output=True, timeout=600)
         return folder / "tiny" / "run"
     burners = [
@@ -246,34 +236,12 @@ def make(shop: Workshop, honest: Honest, backend: str, folder: Path) -> Path:
 
 
 def _cut_off(shop: Workshop, backend: str, folder: Path, args: list[str], how: signal.Signals) -> Path:
-    """A run that is stopped twice on its way and gone on with."""
+    """A run that is stopped twice and resumed."""
     path = folder / "tiny" / "run"
-    start = [
-        sys.executable,
-        "-m",
-        f"{backend}.train",
-        *SMALL,
-        "--steps",
-        "400",
-        "--data-dir",
-        str(shop.data_dir),
-        "--runs",
-        str(folder),
-        "--name",
-        "run",
-        *args,
-    ]
-    resume = [
-        sys.executable,
-        "-m",
-        f"{backend}.train",
-        "--resume",
-        str(path),
-        "--data-dir",
-        str(shop.data_dir),
-        "--samples",
-        "0",
-    ]
+    data = ["--data-dir", str(shop.data_dir)]
+    train = [sys.executable, "-m", f"{backend}.train", *data]
+    start = [*train, *SMALL.split(), "--steps", "400", "--runs", str(folder), "--name", "run", *args]
+    resume = [*train, "--resume", str(path), "--samples", "0"]
     for i, command in enumerate((start, resume)):
         process = subprocess.Popen(command, cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _wait_for(path / "log.jsonl", b'"step":%d,' % (130 + 120 * i), process)

@@ -1,4 +1,4 @@
-"""How a confined child ends: too much memory, time or disk, floods, pipes that others hold, and its parent's death."""
+"""How a sandboxed process ends: by memory, time or disk, floods, pipes that others hold, and its parent's death."""
 
 import os
 import signal
@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.verify.sandbox import parent as isolation
-from parity.verify.sandbox.parent import Limits
+from parity.verify.sandbox.process import TAIL_BYTES, Limits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are watched on Linux")
 KINDS = ["none", "bubblewrap+landlock+seccomp", "landlock+seccomp"]
@@ -20,30 +19,30 @@ KINDS = ["none", "bubblewrap+landlock+seccomp", "landlock+seccomp"]
 SLEEPS = """
     import os, time
     def main(args):
-        os.write(1, b"begun")
+        os.write(1, b"ready")
         time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_child_that_takes_too_much_memory_is_killed_with_the_reason(child, kind):
-    made = child(
+def test_a_process_that_takes_too_much_memory_is_killed_with_the_reason(child, kind):
+    process = child(
         """
         import time
         def main(args):
-            kept = []
+            blocks = []
             while True:
-                kept.append(bytearray(b"x") * (8 << 20))
+                blocks.append(bytearray(b"x") * (8 << 20))
                 time.sleep(0.005)
     """,
         kind=kind,
         limits=Limits(200_000_000, 30.0, 1 << 20),
     )
-    assert made.wait(10.0) is not None
-    assert made.reason == "used more than 0.2 GB" and made.stdout.read() == b""
+    assert process.wait(10.0) is not None
+    assert process.reason == "used more than 0.2 GB" and process.stdout.read() == b""
 
 
-def test_memory_beyond_what_is_looked_at_is_refused(child, answer):
+def test_memory_far_beyond_the_limit_is_refused_at_once(child, answer):
     assert (
         answer(
             child(
@@ -62,19 +61,19 @@ def test_memory_beyond_what_is_looked_at_is_refused(child, answer):
     )
 
 
-def test_a_child_that_takes_too_long_is_killed_with_the_reason(child):
-    made = child(SLEEPS)
-    assert made.stdout.read(5) == b"begun" and made.wait(0.2) is None
-    made.set_deadline(0.3)
+def test_a_process_that_takes_too_long_is_killed_with_the_reason(child):
+    process = child(SLEEPS)
+    assert process.stdout.read(5) == b"ready" and process.wait(0.2) is None
+    process.set_deadline(0.3)
     began = time.monotonic()
-    assert made.stdout.read() == b""
-    assert time.monotonic() - began < 2.0 and made.reason == "took longer than 0.3 s"
+    assert process.stdout.read() == b""
+    assert time.monotonic() - began < 2.0 and process.reason == "took longer than 0.3 s"
     with pytest.raises(BrokenPipeError):
-        made.stdin.write(b"x")
+        process.stdin.write(b"x")
 
 
-def test_a_child_that_fills_its_folder_is_killed_with_the_reason(child):
-    made = child(
+def test_a_process_that_fills_its_folder_is_killed_with_the_reason(child):
+    process = child(
         """
         import time
         def main(args):
@@ -84,11 +83,11 @@ def test_a_child_that_fills_its_folder_is_killed_with_the_reason(child):
     """,
         limits=Limits(1 << 30, 30.0, 20_000_000),
     )
-    assert made.wait(10.0) is not None and made.reason == "wrote more than 20.0 MB, or 10,000 files"
+    assert process.wait(10.0) is not None and process.reason == "wrote more than 20.0 MB, or 10,000 files"
 
 
 def test_a_flood_of_errors_blocks_nobody_and_its_end_is_kept(child):
-    made = child("""
+    process = child("""
         import os, sys
         def main(args):
             for n in range(400):
@@ -96,10 +95,10 @@ def test_a_flood_of_errors_blocks_nobody_and_its_end_is_kept(child):
             os.write(2, b"the \\x1b[31mend\\n")
             os.write(1, os.read(0, 2))
     """)
-    made.stdin.write(b"ok")
-    assert made.stdout.read() == b"ok" and made.wait(5.0) == 0
-    tail = made.stderr_tail()
-    assert len(tail) == isolation.TAIL_BYTES and tail.endswith("the \N{REPLACEMENT CHARACTER}[31mend\n")
+    process.stdin.write(b"ok")
+    assert process.stdout.read() == b"ok" and process.wait(5.0) == 0
+    tail = process.stderr_tail()
+    assert len(tail) == TAIL_BYTES and tail.endswith("the \N{REPLACEMENT CHARACTER}[31mend\n")
 
 
 def test_a_flood_of_output_and_a_child_that_does_not_read_end_with_the_deadline(child):
@@ -113,7 +112,7 @@ def test_a_flood_of_output_and_a_child_that_does_not_read_end_with_the_deadline(
 
 
 def test_reading_ends_with_the_child_though_another_process_holds_its_pipe(child):
-    made = child(
+    process = child(
         """
         import os, time
         def main(args):
@@ -127,31 +126,32 @@ def test_reading_ends_with_the_child_though_another_process_holds_its_pipe(child
         kind="none",
     )
     began = time.monotonic()
-    assert made.stdout.read() == b"last" and time.monotonic() - began < 3.0
+    assert process.stdout.read() == b"last" and time.monotonic() - began < 3.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_child_dies_with_its_parent(tmp_path, kind, needs):
-    parts = needs(kind).parts
+def test_a_process_dies_with_its_parent(tmp_path, kind, needs):
+    mechanisms = needs(kind).mechanisms
     code = tmp_path / "code"
     code.mkdir()
-    (code / "strange.py").write_text(textwrap.dedent(SLEEPS))
+    (code / "untrusted.py").write_text(textwrap.dedent(SLEEPS))
     program = textwrap.dedent(f"""
         import threading, time
         from pathlib import Path
-        from parity.verify.sandbox.parent import Limits, _tree, describe, start
+        from parity.verify.sandbox.parent import Limits, describe, start
+        from parity.verify.sandbox.process import descendants
         def run():
-            global made
-            made = start("strange", [], readable=[Path({str(code)!r})], scratch=Path({str(tmp_path / "scratch")!r}),
-                         limits=Limits(1 << 30, 60.0, 1), isolation=describe({parts}),
-                         environment={{"PYTHONPATH": {str(code)!r}}})
+            global process
+            process = start("untrusted", [], readable=[Path({str(code)!r})], limits=Limits(1 << 30, 60.0, 1),
+                            scratch=Path({str(tmp_path / "scratch")!r}), isolation=describe({mechanisms}),
+                            environment={{"PYTHONPATH": {str(code)!r}}})
         thread = threading.Thread(target=run)  # a thread that ends does not end the child
         thread.start(), thread.join()
-        assert made.stdout.read(5) == b"begun"
-        print(*_tree(made._process.pid), flush=True)
+        assert process.stdout.read(5) == b"ready"
+        print(*descendants(process._process.pid), flush=True)
         time.sleep(60)
     """)
-    path = os.pathsep.join((str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")))
+    path = os.pathsep.join((str(Path(__file__).parents[4]), os.environ.get("PYTHONPATH", "")))
     command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": path}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
         pids = parent.stdout.readline().split()

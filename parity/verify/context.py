@@ -1,0 +1,99 @@
+"""What the rules judge a run by. Whatever is expensive is computed when the first rule asks for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from parity.data.slices import Slice, open_slice, prepare_command
+from parity.errors import InputError
+from parity.verify.evidence import Evidence
+from parity.verify.log import Log
+from parity.verify.sandbox.client import SandboxedProgram, SandboxError, choose_isolation
+from parity.weights import generator
+
+T = TypeVar("T")
+
+
+class NotJudged(Exception):
+    """Why a rule could not be judged, in a sentence that says what to do."""
+
+
+@dataclass
+class Context:
+    """The evidence of a run, how to judge it, and the sandboxed processes its program runs in.
+
+    `seed`: of all random picks, chosen after the run, so that the run could not know it. `whole`: repeat the whole
+    training from the seed, and trust no checkpoint. `facts`: what the verdict says about how it was judged.
+    """
+
+    evidence: Evidence
+    data_dir: Path | None
+    seed: int
+    segments: int
+    trust_code: bool
+    scratch: Path
+    device: str = "auto"
+    whole: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    programs: dict[str, SandboxedProgram | SandboxError] = field(default_factory=dict)
+    cache: dict[Callable[["Context"], Any], Any] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Log:
+        return self.evidence.log
+
+    @cached_property
+    def slice(self) -> Slice:
+        """The track's slice. Raises NotJudged where it is not on this machine."""
+        name = self.evidence.track.slice
+        try:
+            return open_slice(name, self.data_dir)
+        except InputError as error:
+            raise NotJudged(
+                f"slice {name} is not here ({error}): get it with {prepare_command(name, self.data_dir)}"
+            ) from None
+
+    @property
+    def program(self) -> SandboxedProgram:
+        """The program with which most rules work. Raises SandboxError where it may not or cannot run."""
+        return self.sandboxed("program")
+
+    def sandboxed(self, purpose: str, evidence: Evidence | None = None) -> SandboxedProgram:
+        """A sandboxed process for one purpose, started once. Where that fails, later calls raise the same error.
+
+        `evidence`: of another run than this context's. Raises SandboxError.
+        """
+        evidence = evidence or self.evidence
+        if purpose not in self.programs:
+            try:
+                isolation, gpu, facts = choose_isolation(evidence, self.device, self.trust_code)
+                if evidence is self.evidence:
+                    self.facts |= facts
+                self.programs[purpose] = SandboxedProgram.start(evidence, self.scratch, isolation, self.device, gpu)
+            except SandboxError as error:
+                self.programs[purpose] = error
+        program = self.programs[purpose]
+        if isinstance(program, SandboxError):
+            raise program
+        return program
+
+    def once(self, make: Callable[["Context"], T]) -> T:
+        """What `make` returns for this run, computed by the first rule that needs it."""
+        if make not in self.cache:
+            self.cache[make] = make(self)
+        return self.cache[make]
+
+    def random(self, name: str) -> np.random.Generator:
+        """Random numbers for one purpose, the same for a seed however many others were drawn."""
+        return generator(self.seed, name)
+
+    def close(self) -> None:
+        """Ends the sandboxed processes."""
+        for program in self.programs.values():
+            if isinstance(program, SandboxedProgram):
+                program.close()
+        self.programs.clear()
