@@ -6,12 +6,16 @@ import difflib
 import io
 import itertools
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from parity.errors import InputError, nearest
 
-PLAIN = (  # what the option parser says, and what it means
+PLAIN = (  # messages of the option parser, and ours
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1: expected a number, found \2"),
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected a whole number, found \2"),
     (r"Missing value for argument '(\S+)'\. Expected \d+ values?\.", r"\1: expected a value, found none"),
@@ -36,18 +40,18 @@ def command_line(into: type, command: str, argv: Sequence[str] | None = None) ->
         )
     if unknown:
         close = difflib.get_close_matches(unknown[0], _names(into), n=1)
-        raise InputError(
-            f"unknown option {unknown[0]} of {command}{f': did you mean {close[0]}?' if close else ';'} "
-            "--help lists all options"
-        )
+        hint = f": did you mean {close[0]}?" if close else ";"
+        raise InputError(f"unknown option {unknown[0]} of {command}{hint} --help lists all options")
     return parsed
 
 
 def dispatch(
     command: str, commands: Mapping[str, tuple[type, Callable[[Any], int]]], argv: Sequence[str], form: str = "..."
 ) -> int:
-    """Runs one of a program's commands, each a dataclass of options and a function of it; returns its exit code. Without a name, or
-    with --help, lists them by their docstrings. Raises InputError for an unknown name."""
+    """Runs one of a program's commands, each a dataclass of options and a function of it; returns its exit code.
+
+    Without a name, or with --help, lists them by their docstrings. Raises InputError for an unknown name.
+    """
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h"):
         width = max(map(len, commands))
@@ -60,29 +64,34 @@ def dispatch(
     return function(command_line(options, f"{command} {name}", argv[1:]))
 
 
-def _names(into: type) -> list[str]:
+def _names(options: Any) -> list[str]:
     """Every option of a dataclass, fields of dataclasses in it included."""
     names = []
-    for field in dataclasses.fields(into):
-        inner = get_args(field.type)[0] if get_args(field.type) else field.type
+    for field in dataclasses.fields(options):
+        inner: Any = get_args(field.type)[0] if get_args(field.type) else field.type
         names += _names(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
     return names
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of a complaint that the option parser drew as a box; in ASCII it has a title above a rule, and no sides."""
+    """The first paragraph of a complaint that the option parser drew as a box; in ASCII it has a title above a rule."""
     drawn = box.splitlines()
-    lines = [line[2:].rstrip("│ ") for line in drawn if line.startswith("│")] or [
-        line[2:].rstrip() for line in drawn[2:]
-    ]
+    framed = [line[2:].rstrip("│ ") for line in drawn if line.startswith("│")]
+    lines = framed or [line[2:].rstrip() for line in drawn[2:]]
     lines = list(itertools.takewhile(lambda line: line and not re.fullmatch(r"[─-]{3,}", line), lines))
-    first = " ".join(line.strip() for line in lines)
-    if (
-        missing := [line.strip() for line in lines if re.match(r" {4}\S", line)]
-        if first.startswith("Missing from")
-        else []
-    ):
-        first = f"expected {' and '.join(missing)} after {first.removeprefix('Missing from ').partition(':')[0]}, found none"
+    sentence = " ".join(line.strip() for line in lines)
+    missing = [line.strip() for line in lines if re.match(r" {4}\S", line)]
+    if sentence.startswith("Missing from") and missing:
+        command = sentence.removeprefix("Missing from ").partition(":")[0]
+        sentence = f"expected {' and '.join(missing)} after {command}, found none"
     for pattern, plain in PLAIN:
-        first = re.sub(pattern, plain, first)
-    return f"{first} (--help lists all options)" if first else box.strip()
+        sentence = re.sub(pattern, plain, sentence)
+    return f"{sentence} (--help lists all options)" if sentence else box.strip()
+
+
+def python_command() -> str:
+    """This Python as one types it here: `python` if that is on the path, else its path, relative if it is below."""
+    path, here = Path(sys.executable), Path.cwd()
+    if shutil.which("python") == str(path):
+        return "python"
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

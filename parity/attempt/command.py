@@ -130,12 +130,12 @@ def _new(options: New) -> int:
 
 
 def _next(folder: Path) -> list[str]:
-    from parity.harness.run import python
+    from parity.cli import python_command
 
-    own = f"{python()} -m parity.attempt"
+    own = f"{python_command()} -m parity.attempt"
     named = shlex.quote(str(folder))
     return [
-        f"{python()} -m pytest -q {named}",
+        f"{python_command()} -m pytest -q {named}",
         f"{own} run {named} --tune",
         f"{own} run {named}",
         f"{own} show {named}",

@@ -57,9 +57,9 @@ class Attempt:
     @property
     def command(self) -> str:
         """How one goes on."""
-        from parity.harness.run import python
+        from parity.cli import python_command
 
-        return f"{python()} -m parity.attempt run {shlex.quote(str(self.folder))}"
+        return f"{python_command()} -m parity.attempt run {shlex.quote(str(self.folder))}"
 
 
 def read(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:

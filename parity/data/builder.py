@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def write_slice(
     splits: dict[str, list[np.ndarray]],
     token_bytes: np.ndarray,
     pinned: dict[str, str],
-    **described: object,
+    **described: Any,
 ) -> Manifest:
     """Writes a slice that is built here: its shards (uint16), its table of bytes per token, and last its manifest.
 

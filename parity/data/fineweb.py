@@ -9,10 +9,10 @@ from parity.data.assets import MERGES, fetch_into
 from parity.data.builder import describe, save_token_bytes
 from parity.data.hub import hub_fetch
 from parity.data.manifest import FILE_NAME, Manifest, Part, ShardInfo
-from parity.data.progress import Progress
 from parity.data.tokenizer import BytePairTokenizer
 from parity.errors import InputError
 from parity.formats.files import sha256_file
+from parity.progress import ProgressLine
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Source:
 
 
 def build(
-    folder: Path, home: Path, train_tokens: int | None, progress: Progress, source: Source = Source()
+    folder: Path, home: Path, train_tokens: int | None, progress: ProgressLine, source: Source = Source()
 ) -> Manifest:
     """Brings the val shard and the train shards for `train_tokens` (default: one shard) into `folder`.
 
@@ -64,7 +64,7 @@ def build(
                 )
             progress.step("checking shards", number, len(files), "shards")
             continue
-        progress.say(f"shard {number} of {len(files)}: {name}")
+        progress.note(f"shard {number} of {len(files)}: {name}")
         _bring(folder, name, source, pinned, progress)
         if pinned:
             continue
@@ -87,7 +87,7 @@ def _pinned(manifest: Manifest | None, file: str) -> ShardInfo | None:
     return next((shard for shard in manifest.shards if shard.file == file), None) if manifest else None
 
 
-def _bring(folder: Path, file: str, source: Source, pinned: ShardInfo | None, progress: Progress) -> None:
+def _bring(folder: Path, file: str, source: Source, pinned: ShardInfo | None, progress: ProgressLine) -> None:
     """Makes the file be there: one that someone copied in is taken as it is, if it is the pinned one."""
     path = folder / file
     if pinned is None and path.exists():

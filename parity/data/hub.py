@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parity.data.progress import Progress
 from parity.errors import InputError
 from parity.formats.files import CHUNK_BYTES, cannot_write, sha256_file, sync
+from parity.progress import ProgressLine
 
 # huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download keeps
 # nothing of a file whose process was stopped (seen in 2.4), and a shard has 200 MB.
@@ -17,7 +17,7 @@ PAUSE_S = 1.0
 TIMEOUT_S = 30
 
 
-def hub_fetch(repository: str, file: str, path: Path, progress: Progress) -> None:
+def hub_fetch(repository: str, file: str, path: Path, progress: ProgressLine) -> None:
     """Downloads one file of a data set to `path`; until it is whole, a partial file beside it is gone on with.
 
     Raises InputError where huggingface_hub is missing, the hub cannot be reached, the disk is full or the digest that
@@ -71,7 +71,7 @@ def _unreachable(url: str, error: Exception) -> InputError:
     )
 
 
-def _download(url: str, headers: dict[str, str], partial: Path, size: int, file: str, progress: Progress) -> None:
+def _download(url: str, headers: dict[str, str], partial: Path, size: int, file: str, progress: ProgressLine) -> None:
     import requests
 
     failures, have = 0, _size(partial)
@@ -98,7 +98,14 @@ def _size(path: Path) -> int:
 
 
 def _append(
-    requests: Any, url: str, headers: dict[str, str], partial: Path, have: int, size: int, file: str, progress: Progress
+    requests: Any,
+    url: str,
+    headers: dict[str, str],
+    partial: Path,
+    have: int,
+    size: int,
+    file: str,
+    progress: ProgressLine,
 ) -> None:
     """Asks for the bytes that are missing and appends them as they come."""
     wanted = {**headers, "Range": f"bytes={have}-", "Accept-Encoding": "identity"}

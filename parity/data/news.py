@@ -14,10 +14,10 @@ from parity.data.assets import ARTICLES, MERGES, fetch, fetch_into
 from parity.data.builder import write_slice
 from parity.data.manifest import Manifest
 from parity.data.pinned import PINNED
-from parity.data.progress import Progress
 from parity.data.tokenizer import BytePairTokenizer
 from parity.errors import InputError
 from parity.formats.files import sha256_bytes
+from parity.progress import ProgressLine
 
 VOCAB_SIZE = 4096
 DOI = "10.7910/DVN/GMFCTR"
@@ -84,7 +84,7 @@ def split_of(text: str) -> str:
     return "val" if fraction < VAL_SHARE else "confirm" if fraction < VAL_SHARE + CONFIRM_SHARE else "train"
 
 
-def _tokenize(texts: list[str], tokenizer: BytePairTokenizer, progress: Progress) -> dict[str, np.ndarray]:
+def _tokenize(texts: list[str], tokenizer: BytePairTokenizer, progress: ProgressLine) -> dict[str, np.ndarray]:
     streams: dict[str, list[np.ndarray]] = {"train": [], "val": [], "confirm": []}
     total = sum(len(text) for text in texts)
     done = 0
@@ -95,14 +95,14 @@ def _tokenize(texts: list[str], tokenizer: BytePairTokenizer, progress: Progress
     return {split: np.concatenate(stream) for split, stream in streams.items()}
 
 
-def build(folder: Path, home: Path, train_tokens: int | None, progress: Progress) -> Manifest:
+def build(folder: Path, home: Path, train_tokens: int | None, progress: ProgressLine) -> Manifest:
     """Makes the slice in `folder`, from assets under `home`; a first time, these are downloaded."""
     merges = fetch_into(folder, MERGES, home, progress)
     archive = fetch(ARTICLES, home, progress)
     tokenizer = BytePairTokenizer(merges.decode("utf-8"), VOCAB_SIZE)
     articles = read_articles(archive)
     texts = drop_near_copies(articles)
-    progress.say(f"{len(texts):,} of {len(articles):,} articles left after near copies were dropped")
+    progress.note(f"{len(texts):,} of {len(articles):,} articles left after near copies were dropped")
     tokens = _tokenize(texts, tokenizer, progress)
     train = np.split(tokens["train"], range(SHARD_TOKENS, len(tokens["train"]), SHARD_TOKENS))
     return write_slice(

@@ -13,11 +13,11 @@ import numpy as np
 from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
 from parity.data.manifest import FILE_NAME, Manifest, Part
 from parity.data.pinned import PINNED
-from parity.data.progress import Progress, Silent
 from parity.data.shards import check_tokens, open_shard
 from parity.data.tokenizer import BytePairTokenizer, WordTokenizer, load_tokenizer
 from parity.errors import InputError, nearest
 from parity.formats.files import cannot_write, remove_temporary, sha256_file
+from parity.progress import ProgressLine
 
 DATA_VARIABLE = "JAXRUN_DATA"
 
@@ -169,7 +169,7 @@ def open_slice(name: str, data_dir: str | Path | None = None) -> Slice:
 
 
 @contextlib.contextmanager
-def _lock(home: Path, name: str, progress: Progress) -> Iterator[None]:
+def _lock(home: Path, name: str, progress: ProgressLine) -> Iterator[None]:
     """Holds the slice's lock; it falls with the process, so that a killed builder leaves none behind."""
     import filelock
 
@@ -179,7 +179,7 @@ def _lock(home: Path, name: str, progress: Progress) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            progress.say(f"another process prepares {name} in {home}: waiting for it")
+            progress.note(f"another process prepares {name} in {home}: waiting for it")
             lock.acquire()
     except OSError as error:
         raise cannot_write(home, error) from error
@@ -193,7 +193,7 @@ def prepare(
     name: str,
     data_dir: str | Path | None = None,
     train_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLine | None = None,
 ) -> Slice:
     """Makes sure that a slice is here, whole and as pinned, and opens it; at most one process builds it at a time.
 
@@ -201,7 +201,7 @@ def prepare(
     an unknown name, and where the machine is offline, the disk is full or a digest differs.
     """
     _known(name)
-    progress = progress or Silent()
+    progress = progress or ProgressLine(silent=True)
     home = data_home(data_dir)
     directory = home / name
     with _lock(home, name, progress):
@@ -223,12 +223,12 @@ def _whole(name: str, data_dir: str | Path | None) -> bool:
         return False
 
 
-def problems(name: str, data_dir: str | Path | None = None, progress: Progress | None = None) -> list[str]:
+def problems(name: str, data_dir: str | Path | None = None, progress: ProgressLine | None = None) -> list[str]:
     """What is wrong with a prepared slice, a sentence each: every digest and every token is looked at.
 
     Raises InputError where it cannot be judged: not prepared, or no valid manifest.
     """
-    progress = progress or Silent()
+    progress = progress or ProgressLine(silent=True)
     directory, manifest = _load(name, data_dir)
     again = f"delete it and run {prepare_command(name, data_dir)}"
     found = [f"{directory / FILE_NAME}: {clause}; {again}" for clause in _unpinned(name, manifest)]

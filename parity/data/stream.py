@@ -152,7 +152,7 @@ def read_span(shards: Sequence[np.ndarray], span: Span, rank: int = 0, ranks: in
 
 
 def _digest(window: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(window, "<u2")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(window, "<u2").data).hexdigest()
 
 
 def span_digest(shards: Sequence[np.ndarray], span: Span) -> str:
@@ -166,7 +166,7 @@ def rank_digest(shards: Sequence[np.ndarray], span: Span, rank: int, ranks: int)
 
 
 class Batch(NamedTuple):
-    """One step's data for this rank (whatever `place` made of it), the digest of the global batch, and its span."""
+    """One step's data for this rank (whatever `put` returned), the digest of the global batch, and its span."""
 
     step: int
     inputs: Any
@@ -179,7 +179,7 @@ class Reader:
     """Iterates over the batches of `spans`, made ready ahead of time in a thread; use it as a context manager.
 
     `prefetch` batches at most wait; each has its digest computed, every token of the global batch checked against
-    `vocab_size`, and its arrays handed to `place`, in the thread. Without `digests` only the rank's part is read and
+    `vocab_size`, and its arrays handed to `put`, in the thread. Without `digests` only the rank's part is read and
     checked. What goes wrong there is raised by `next`. `close`
     stops and joins the thread, also when batches are left.
     """
@@ -191,12 +191,12 @@ class Reader:
         rank: int = 0,
         ranks: int = 1,
         vocab_size: int | None = None,
-        place: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]] = lambda inputs, targets: (inputs, targets),
+        put: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]] = lambda inputs, targets: (inputs, targets),
         prefetch: int = 2,
         digests: bool = True,
     ):
         self._shards, self._spans, self._rank, self._ranks = shards, spans, rank, ranks
-        self._vocab_size, self._place, self._prefetch, self._digests = vocab_size, place, max(1, prefetch), digests
+        self._vocab_size, self._put, self._prefetch, self._digests = vocab_size, put, max(1, prefetch), digests
         self._ready: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._ended = self._closed = False
@@ -211,7 +211,7 @@ class Reader:
         if self._vocab_size is not None:
             path = getattr(self._shards[span.shard], "filename", None) or f"shard {span.shard}"
             check_tokens(window, self._vocab_size, path, first)
-        inputs, targets = self._place(*_rows(window[start - first : stop + 1 - first], span.seq_len))
+        inputs, targets = self._put(*_rows(window[start - first : stop + 1 - first], span.seq_len))
         return Batch(span.step, inputs, targets, _digest(window) if self._digests else "", span)
 
     def _work(self) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from parity.data.builder import write_slice
 from parity.data.manifest import Manifest
 from parity.data.pinned import PINNED
-from parity.data.progress import Progress
 from parity.data.tokenizer import WordTokenizer
+from parity.progress import ProgressLine
 
 VOCAB_SIZE = 512
 END_OF_TEXT = VOCAB_SIZE - 1
@@ -71,9 +71,9 @@ def sample(purpose: str, count: int) -> np.ndarray:
     return (np.array(states) // SLOTS).astype(np.uint16)
 
 
-def build(folder: Path, home: Path, train_tokens: int | None, progress: Progress) -> Manifest:
+def build(folder: Path, home: Path, train_tokens: int | None, progress: ProgressLine) -> Manifest:
     """Makes the slice in `folder`."""
-    progress.say("making synthetic documents")
+    progress.note("making synthetic documents")
     tokenizer = WordTokenizer(VOCAB_SIZE)
     train = np.split(sample("train", sum(TRAIN_SHARD_TOKENS)), np.cumsum(TRAIN_SHARD_TOKENS)[:-1])
     parts = {split: [sample(split, PART_SHARD_TOKENS)] for split in ("val", "confirm")}

@@ -7,7 +7,7 @@ from typing import Any
 
 from parity.errors import InputError
 from parity.formats.files import atomic_folder, free_bytes, sha256_file
-from parity.harness.processes import Team
+from parity.harness.processes import ProcessGroup
 from parity.harness.rundir import RunDir
 from parity.program import Program
 
@@ -15,44 +15,45 @@ SCHEMA = "checkpoint.v1"
 
 
 def save(
-    rundir: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any], team: Team
+    directory: RunDir, program: Program, state: Any, step: int, identity: dict[str, Any], processes: ProcessGroup
 ) -> tuple[Path, str]:
-    """Writes the state after `step` updates; returns its folder and the digest of the state. Of several processes the first writes.
+    """Writes the state after `step` updates; returns its folder and the digest of the state.
 
-    `identity` is what a resumed run must share. Raises InputError where the disk is full; earlier checkpoints stay.
+    Of several processes the first writes. `identity` is what a resumed run must have in common with it. Raises
+    InputError where the disk is full; earlier checkpoints stay.
     """
-    path = rundir.checkpoints / f"step-{step:06d}"
+    path = directory.checkpoints / f"step-{step:06d}"
     digest = program.digest(state)
-    if team.share(path.exists()):
+    if processes.broadcast(path.exists()):
         return path, digest
-    if not team.first:
+    if not processes.first:
         program.save(state, None)
-        team.gather("saved")
+        processes.gather("saved")
         return path, digest
-    _check_room(rundir)
+    _check_room(directory)
     with atomic_folder(path) as partial:
         try:
             program.save(state, partial)
         except (RuntimeError, ValueError):
-            _ask_disk(rundir, partial)  # PyTorch and tensorstore have no error of their own for a full disk
+            _check_disk_full(directory, partial)  # PyTorch and tensorstore have no error of their own for a full disk
             raise
         facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity, "files": _digests(partial)}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
-    team.gather("saved")
+    processes.gather("saved")
     return path, digest
 
 
-def latest(rundir: RunDir, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+def latest(directory: RunDir, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint and its facts, or None; InputError where it is another run's or of another version."""
-    found = sorted(p for p in rundir.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name))
-    if not found:
+    paths = [path for path in directory.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    if not paths:
         return None
-    path = max(found, key=lambda p: int(p.name[5:]))
+    path = max(paths, key=lambda path: int(path.name[5:]))
     return path, read_facts(path, identity)
 
 
 def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoint.json says, checked against the run that wants it."""
+    """The facts in checkpoint.json, checked against the run that resumes from it."""
     try:
         facts = json.loads((path / "checkpoint.json").read_text())
     except (OSError, ValueError) as error:
@@ -61,9 +62,10 @@ def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             f"({error}): remove this folder to resume from the one before"
         ) from error
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
-        found = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
+        version = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
         raise InputError(
-            f"{path}: expected a checkpoint of version {SCHEMA}, found {found!r}: resume with the version that wrote it"
+            f"{path}: expected a checkpoint of version {SCHEMA}, found {version!r}: resume with the version that wrote "
+            "it"
         )
     if missing := sorted({"step", "digest", "identity", "files"} - facts.keys()):
         raise InputError(
@@ -80,12 +82,12 @@ def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_files(path: Path, facts: dict[str, Any]) -> None:
-    """Raises InputError unless a checkpoint's files are those that were written: frameworks read damaged ones, or crash."""
-    found = _digests(path)
+    """Raises InputError where a checkpoint's files were changed: frameworks would read damaged ones, or crash."""
+    digests = _digests(path)
     for name, digest in facts["files"].items():
-        if found.get(name) != digest:
+        if digests.get(name) != digest:
             raise InputError(
-                f"{path / name}: expected sha256 {digest[:12]}, found {found.get(name, 'no file')[:12]}: the "
+                f"{path / name}: expected sha256 {digest[:12]}, found {digests.get(name, 'no file')[:12]}: the "
                 "checkpoint is damaged; remove its folder to resume from the one before"
             )
 
@@ -96,27 +98,27 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
-def _check_room(rundir: RunDir) -> None:
+def _check_room(directory: RunDir) -> None:
     """Raises InputError where a checkpoint as large as the largest so far would not fit on the disk."""
-    needed, free = _largest(rundir), free_bytes(rundir.path)
+    needed, free = _largest(directory), free_bytes(directory.path)
     if needed > free:
         raise InputError(
-            f"{rundir.checkpoints}: a checkpoint takes {needed:,} bytes and the disk has {free:,} left: "
-            f"make room, then go on with --resume {rundir.path}"
+            f"{directory.checkpoints}: a checkpoint takes {needed:,} bytes and the disk has {free:,} left: "
+            f"make room, then continue with --resume {directory.path}"
         )
 
 
-def _largest(rundir: RunDir) -> int:
+def _largest(directory: RunDir) -> int:
     """Bytes of the largest checkpoint so far."""
-    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in rundir.checkpoints.glob("step-*")]
+    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in directory.checkpoints.glob("step-*")]
     return max(sizes, default=0)
 
 
-def _ask_disk(rundir: RunDir, folder: Path) -> None:
+def _check_disk_full(directory: RunDir, folder: Path) -> None:
     """Raises OSError where a checkpoint's size in zeros cannot be written in a folder that is about to be removed."""
     zeros = bytes(1 << 20)
     with open(folder / "zeros", "wb") as file:
-        for _ in range(_largest(rundir) // len(zeros) + 1):
+        for _ in range(_largest(directory) // len(zeros) + 1):
             file.write(zeros)
 
 

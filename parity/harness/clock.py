@@ -1,16 +1,15 @@
 """The training clock: seconds of training steps only, devices drained at every start and stop.
 
-The functions are taken at import, before a program's own code is loaded, so that patching `time` does not reach them.
+The functions are taken at import, before user code is loaded, so that patching `time` does not reach them.
 """
 
 import time
 
 now_s = time.perf_counter
-wall_s = time.time
 
 
 class TrainingClock:
-    """Runs while training steps do; `seconds` is what it has run in all, `carried` seconds of earlier starts included."""
+    """Runs while training steps do; `seconds` is its total, with the seconds `carried` over from before a resume."""
 
     def __init__(self, carried: float = 0.0):
         self._before = carried
@@ -21,12 +20,12 @@ class TrainingClock:
         return self._before + (now_s() - self._since if self._since is not None else 0.0)
 
     def start(self) -> float:
-        """Runs from here on; returns the reading of `now_s` that it starts from."""
+        """Starts the clock; returns the reading of `now_s` at its start."""
         self._since = now_s()
         return self._since
 
     def stop(self) -> float:
-        """Stands from here on, harmless when it does not run; returns the reading of `now_s` that it stopped at."""
+        """Stops the clock, harmless when it does not run; returns the reading of `now_s` at its stop."""
         at_s = now_s()
         if self._since is not None:
             self._before, self._since = self._before + (at_s - self._since), None

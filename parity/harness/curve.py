@@ -32,22 +32,22 @@ def draw_curve(
 
     from parity.formats.files import atomic_file
 
-    figure = Figure(figsize=[pixels / DPI for pixels in SIZE_PIXELS], dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(SIZE_PIXELS[0] / DPI, SIZE_PIXELS[1] / DPI), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    levels = [(target, "target", TARGET, "--"), (floor, "lowest possible", FLOOR, ":")]
-    levels = [level for level in levels if level[0] is not None]
+    lines = [(target, "target", TARGET, "--"), (floor, "lowest possible", FLOOR, ":")]
+    levels = [(level, name, colour, dashes) for level, name, colour, dashes in lines if level is not None]
 
-    def draw(part: Any) -> None:
+    def draw(plot: Any) -> None:
         if len(steps):
-            part.plot(steps, losses, color=TRAIN, alpha=0.3, linewidth=0.8)
-            part.plot(steps, smoothed(losses), color=TRAIN, linewidth=1.6, label="training loss, smoothed")
+            plot.plot(steps, losses, color=TRAIN, alpha=0.3, linewidth=0.8)
+            plot.plot(steps, smoothed(losses), color=TRAIN, linewidth=1.6, label="training loss, smoothed")
         if len(eval_steps):
-            part.plot(eval_steps, val_losses, color=VAL, linewidth=1.2, marker="o", markersize=4, label="val loss")
+            plot.plot(eval_steps, val_losses, color=VAL, linewidth=1.2, marker="o", markersize=4, label="val loss")
         for level, name, colour, dashes in levels:
-            part.axhline(level, color=colour, linestyle=dashes, linewidth=1.4, label=f"{name} {level:g}")
-        part.grid(color="#dddddd", linewidth=0.6)
-        part.set_axisbelow(True)
-        part.spines[["top", "right"]].set_visible(False)
+            plot.axhline(level, color=colour, linestyle=dashes, linewidth=1.4, label=f"{name} {level:g}")
+        plot.grid(color="#dddddd", linewidth=0.6)
+        plot.set_axisbelow(True)
+        plot.spines[["top", "right"]].set_visible(False)
 
     draw(axes)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
@@ -63,7 +63,7 @@ def draw_curve(
 
 
 def _finite(steps: Sequence[float], losses: Sequence[float]) -> list[tuple[float, float]]:
-    return [(step, loss) for step, loss in zip(steps, losses) if abs(loss) < float("inf")]
+    return [(step, loss) for step, loss in zip(steps, losses, strict=True) if abs(loss) < float("inf")]
 
 
 def _enlarge_end(
@@ -86,7 +86,7 @@ def _enlarge_end(
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Mean over the latest twentieth of the steps so far, and at least one; losses that are not finite are passed over.
+    """Mean over the latest twentieth of the steps so far, and at least one; losses that are not finite are skipped.
 
     Few at the start, where the loss falls fast, so that the curve does not lag behind.
     """
@@ -98,6 +98,6 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     counts = np.concatenate([[0], np.cumsum(finite)])
     ends = np.arange(1, len(values) + 1)
     starts = ends - np.maximum(1, (ends * SMOOTHING).astype(int))
-    found = counts[ends] - counts[starts]
+    averaged = counts[ends] - counts[starts]
     with np.errstate(invalid="ignore"):
-        return np.where(found > 0, (totals[ends] - totals[starts]) / np.maximum(found, 1), np.nan).tolist()
+        return np.where(averaged > 0, (totals[ends] - totals[starts]) / np.maximum(averaged, 1), np.nan).tolist()

@@ -69,7 +69,7 @@ def _in_equation(equation: Any, notes: list[str]) -> int:
     if name == "cond":
         return max(inner)
     if name == "while" and sum(inner):
-        rounds = _most_rounds(equation)
+        rounds = _max_rounds(equation)
         if rounds is None:
             notes.append("a while loop's number of rounds is not known: its products count once")
         return sum(inner) * (1 if rounds is None else rounds)
@@ -90,11 +90,11 @@ def _repeats(name: str, params: dict[str, Any]) -> int:
     return 1
 
 
-def _most_rounds(loop: Any) -> int | None:
-    """At most how often a while loop goes round, if its condition is `i < n`, or that and more, n a number and i counted from 0 by 1."""
+def _max_rounds(loop: Any) -> int | None:
+    """The most rounds of a while loop whose condition is `i < n`, or that and more, n constant and i counted from 0."""
     condition, body = loop.params["cond_jaxpr"].jaxpr, loop.params["body_jaxpr"].jaxpr
     first, first_of_body = loop.params["cond_nconsts"], loop.params["body_nconsts"]
-    makes = {id(equation.outvars[0]): equation for equation in [*condition.eqns, *body.eqns]}
+    defined_by = {id(equation.outvars[0]): equation for equation in [*condition.eqns, *body.eqns]}
 
     def is_number(value: Any, number: int) -> bool:
         return hasattr(value, "val") and value.val == number
@@ -102,7 +102,7 @@ def _most_rounds(loop: Any) -> int | None:
     def counts(variable: Any) -> bool:
         for at, carried in enumerate(condition.invars[first:]):
             if carried is variable:
-                step = makes.get(id(body.outvars[at]))
+                step = defined_by.get(id(body.outvars[at]))
                 return (
                     is_number(loop.invars[first + first_of_body + at], 0)
                     and step is not None
@@ -113,8 +113,10 @@ def _most_rounds(loop: Any) -> int | None:
         return False
 
     def bound(variable: Any) -> int | None:
-        equation = makes.get(id(variable))
+        equation = defined_by.get(id(variable))
         name = equation.primitive.name if equation else None
+        if equation is None:
+            return None
         if name == "and":
             return min((n for n in map(bound, equation.invars) if n is not None), default=None)
         if name == "lt" and hasattr(equation.invars[1], "val") and counts(equation.invars[0]):

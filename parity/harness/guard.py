@@ -1,8 +1,8 @@
-"""What own code does beside its work while it runs in the harness' process: recorded for the log, not prevented.
+"""What user code does besides its work while it runs in the harness' process: recorded for the log, not prevented.
 
-Before a program's own code is loaded, the identity of every function, class and constant of the harness, and of the
+Before user code is loaded, the identity of every function, class and constant of the harness, and of the
 modules its clock, digests and log rest on, is noted; at every pause they are compared. An audit hook records files that
-are opened outside the places that a run needs, files of the slice, sockets, and programs that are started. Code in the
+are opened outside the folders that a run needs, files of the slice, sockets, and programs that are started. Code in the
 same process can defeat all of this with some effort: it makes cheating visible or expensive. What proves a run is
 recomputation and replay.
 """
@@ -22,7 +22,9 @@ from typing import Any
 
 import platformdirs
 
-LIMIT = 100  # events kept of a run: the first are enough to see what goes on
+from parity.harness.processes import ProcessGroup
+
+MAX_EVENTS = 100  # of a run: the first are enough to see what happens
 STANDARD: tuple[ModuleType, ...] = (builtins, time, hashlib, json, os)
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev", "/opt", "/nix", "/System", "/Library")
 NETWORK = frozenset(("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"))
@@ -35,7 +37,7 @@ _hooked = False
 
 
 class Guard:
-    """Watches from `start` to `stop`; `found` gives what is new since it was last asked. One at a time in a process.
+    """Watches from `start` to `stop`, or as a context manager; one at a time in a process.
 
     `data` is the folder of the slice: the harness has its shards open before, so that nothing has to open them again.
     `allowed` are folders and files that the run may read and write.
@@ -44,19 +46,19 @@ class Guard:
     def __init__(self, data: Path, allowed: Iterable[Path]):
         self.phase = "build"
         self._data = os.path.realpath(data) + os.sep
-        self._allowed = tuple(os.path.realpath(path) for path in (*allowed, *_places()))
+        self._allowed = tuple(os.path.realpath(path) for path in (*allowed, *_system_folders()))
         self._written: set[str] = set()
         self._events: list[dict[str, str]] = []
-        self._given = 0
+        self._collected = 0
         self._before = _identities()
         self._reported: set[str] = set()
 
     def allow(self, path: Path) -> None:
-        """One more place that the run may read and write."""
+        """Lets the run read and write one more file or folder."""
         self._allowed += (os.path.realpath(path),)
 
     def start(self) -> None:
-        """From now on events are recorded; the hook itself stays for the life of the process and costs next to nothing."""
+        """Records events from now on; the hook itself stays for the life of the process and costs next to nothing."""
         global _watching, _hooked
         _watching = self
         if not _hooked:
@@ -64,12 +66,19 @@ class Guard:
             _hooked = True
 
     def stop(self) -> None:
-        """Nothing is recorded any more."""
+        """Records nothing any more."""
         global _watching
         _watching = None
 
-    def found(self) -> dict[str, list[Any]]:
-        """`changed`: names that are no longer what they were; `events`: {kind, what, phase}; both since the last call."""
+    def __enter__(self) -> "Guard":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def collect(self) -> dict[str, list[Any]]:
+        """What is new since the last call: `changed`, names whose values changed; `events`, each {kind, what, phase}."""
         now = _identities()
         changed = sorted(
             name
@@ -77,39 +86,50 @@ class Guard:
             if name not in self._reported and now.get(name, (None,))[0] != value[0]
         )
         self._reported.update(changed)
-        events, self._given = self._events[self._given :], len(self._events)
+        events, self._collected = self._events[self._collected :], len(self._events)
         return {"changed": changed, "events": events}
 
     def note(self, event: str, args: tuple[Any, ...]) -> None:
-        """Called for every audit event of the process."""
+        """Handles an audit event of the process."""
         if event == "open":
-            self._opened(*args[:3])
+            self._note_open(*args[:3])
         elif event in NETWORK:
-            self._keep("network", f"{event} {args[1:] if event != 'socket.getaddrinfo' else args[:2]}")
+            self._record("network", f"{event} {args[1:] if event != 'socket.getaddrinfo' else args[:2]}")
         elif event in PROCESS:
-            self._keep("process", f"{event} {args[0] if args else ''}")
+            self._record("process", f"{event} {args[0] if args else ''}")
 
-    def _opened(self, path: Any, mode: str | None, flags: int) -> None:
+    def _note_open(self, path: Any, mode: str | None, flags: int) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor: what it belongs to was opened before
         full = os.path.realpath(os.fsdecode(path))
         if full.startswith(self._data):
-            self._keep("data", full)
+            self._record("data", full)
         elif (
             not full.endswith("__path_hook__")
-            and not any(full == place or full.startswith(place + os.sep) for place in self._allowed)
+            and not any(full == path or full.startswith(path + os.sep) for path in self._allowed)
             and full not in self._written
         ):
             if flags & (os.O_WRONLY | os.O_RDWR) or (mode and set(mode) & set("wax+")):
                 self._written.add(full)
-                self._keep("write", full)
+                self._record("write", full)
             else:
-                self._keep("read", full)
+                self._record("read", full)
 
-    def _keep(self, kind: str, what: str) -> None:
-        event = {"kind": kind, "what": what[:300], "phase": self.phase}
-        if len(self._events) < LIMIT and event not in self._events:
+    def _record(self, kind: str, what: str) -> None:
+        text = what.encode(errors="backslashreplace").decode()[:300]  # a file's name may be no Unicode
+        event = {"kind": kind, "what": text, "phase": self.phase}
+        if len(self._events) < MAX_EVENTS and event not in self._events:
             self._events.append(event)
+
+
+def guard_events(guard: Guard, processes: ProcessGroup) -> dict[str, list[Any]]:
+    """What the guards of all processes have recorded since the last call, each event once."""
+    merged: dict[str, list[Any]] = {}
+    for collected in processes.gather(guard.collect()):
+        for kind, events in collected.items():
+            known = merged.setdefault(kind, [])
+            known += [event for event in events if event not in known]
+    return merged
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
@@ -118,8 +138,8 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         guard.note(event, args)
 
 
-def _places() -> list[str]:
-    """Where Python, its packages, the compilers and their caches are."""
+def _system_folders() -> list[str]:
+    """The folders of Python, its packages, the compilers and their caches."""
     code = [
         sys.prefix,
         sys.base_prefix,
@@ -138,27 +158,27 @@ def _places() -> list[str]:
 
 
 def _identities() -> dict[str, tuple[Any, Any]]:
-    """What every name of the harness and of the modules under it stands for, with a reference so that no id comes back."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """The value of every name of the harness and of the modules below it, with a reference so that no id is reused."""
+    identities: dict[str, tuple[Any, Any]] = {}
     modules = {module.__name__: module for module in STANDARD}
     modules |= {name: module for name, module in list(sys.modules.items()) if name.split(".")[0] == "parity"}
     for name, module in modules.items():
         for key, value in list(vars(module).items()):
-            _note(found, f"{name}.{key}", value)
+            _add_identity(identities, f"{name}.{key}", value)
             if isinstance(value, type) and value.__module__ == name:
                 for method, inner in list(vars(value).items()):
-                    _note(found, f"{name}.{key}.{method}", inner)
-    return found
+                    _add_identity(identities, f"{name}.{key}.{method}", inner)
+    return identities
 
 
-def _note(found: dict[str, tuple[Any, Any]], name: str, value: Any) -> None:
+def _add_identity(identities: dict[str, tuple[Any, Any]], name: str, value: Any) -> None:
     last = name.rpartition(".")[2]
     if isinstance(value, int | float | str | tuple | bytes):
         if not last.startswith("_"):
-            found[name] = repr(value), value
+            identities[name] = repr(value), value
     elif callable(value) or isinstance(value, property | staticmethod | classmethod):
         inner = getattr(value, "__func__", value)
-        found[name] = (
+        identities[name] = (
             (id(value), id(getattr(inner, "__code__", None)), id(getattr(inner, "__defaults__", None))),
             (value, inner),
         )

@@ -1,338 +1,260 @@
-"""The training loop, the same for every program: plan, warm up, step, evaluate, log, checkpoint, finish."""
+"""The training loop, the same for every program: warm up, step, log, evaluate, checkpoint."""
 
 import math
 from contextlib import suppress
-from typing import Any
-
-import numpy as np
+from functools import partial
+from typing import Any, NoReturn
 
 from parity import weights as canonical
 from parity.data.stream import Reader, spans
 from parity.errors import InputError, Interrupted, RunFailed
-from parity.harness import checkpoints, fingerprint, flops
+from parity.harness import checkpoints, fingerprint
 from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
+from parity.harness.guard import guard_events
 from parity.harness.interrupts import StopRequest
-from parity.harness.run import LARGE_STATE_WEIGHTS, Run, host
-from parity.program import with_step
-from parity.user_program import explained
+from parity.harness.run import Progress, Run, RunFiles, RunSpec
+from parity.harness.run_json import host
+from parity.harness.warm_up import log_phase, put_batch, warm_up
 
 State = Any
-ASK_S = 0.5  # about how often several processes ask one another for a wish to stop
+LARGE_STATE_WEIGHTS = 32_000_000  # a larger state is digested at checkpoints only, since that reads all of it
+STOP_POLL_S = 0.5  # about how often several processes ask one another for a request to stop
 
 
 def train(run: Run, stop: StopRequest) -> State:
-    """Trains a run to the end of its plan and returns the final state; a resumed run goes on from its last checkpoint.
+    """Trains a run to the end of its plan and returns the final state; a resumed run continues from its last
+    checkpoint.
 
-    Raises RunFailed where the loss is not finite, Interrupted where the user asked to stop; either way, and where
-    anything else goes wrong, the run directory is left so that it can be resumed, and says what happened.
+    Raises RunFailed where the loss is not finite, Interrupted where the user asked to stop; after these and any other
+    error the run directory can be resumed and its log has the reason.
     """
+    spec, files, progress = run.spec, run.files, run.progress
+    processes, last = spec.processes, spec.recipe.steps
     done = 0
     try:
-        state, done = begin(run)
-        state = warm_up(run, state)
-        if done == 0 and run.team.share(not checkpoints.latest(run.place, run.identity)):
-            pause(run, state, done)
-        team = run.team
-        with Reader(
-            run.slice.train,
-            spans(run.slice.train_lengths, run.recipe.plan, done),
-            team.rank,
-            team.size,
-            vocab_size=run.slice.manifest.vocab_size,
-            place=lambda *batch: (place(run, *batch), None),
-            digests=team.first,
-        ) as reader:
-            stops = {*run.recipe.eval_steps(), *run.recipe.checkpoint_steps()}
+        state, done = restore_or_init(spec, files, progress)
+        state, progress.flops_per_step = warm_up(spec, files, state)
+        if done == 0 and processes.broadcast(not checkpoints.latest(files.dir, spec.identity)):
+            evaluate_and_checkpoint(spec, files, progress, state, done)
+        pauses = {*spec.recipe.eval_steps(), *spec.recipe.checkpoint_steps()}
+        with batch_reader(spec, done) as reader:
             unread = None
-            if done < run.recipe.steps:
-                start(run)
+            if done < last:
+                start_clock(spec, files, progress)
             for batch in reader:
                 # Step n + 1 is dispatched before step n's metrics are read, so that the device never waits for the log.
-                state, metrics = run.program.step(state, batch.inputs)
+                state, metrics = spec.program.step(state, batch.inputs)
                 done = batch.step + 1
-                team.mark()
+                processes.progress()
                 if unread:
-                    record(run, *unread)
+                    log_step(spec, files, progress, *unread)
                 unread = batch.step, batch.digest, metrics
-                asked = (
-                    stop.signal_number
-                    if team.size == 1
-                    else team.any(stop.signal_number)
-                    if done % run.ask_every == 0
-                    else None
-                )
-                if done in stops or asked:
-                    run.program.wait(state)
-                    halt(run)
-                    record(run, *unread)
-                    record_norms(run, batch.step, metrics)
+                signal = requested_stop(spec, progress, stop, done)
+                if done in pauses or signal:
+                    spec.program.wait(state)
+                    stop_clock(spec, files, progress)
+                    log_step(spec, files, progress, *unread)
+                    log_norms(spec, files, batch.step, metrics)
                     unread = None
-                    pause(run, state, done, asked)
-                    if done < run.recipe.steps:
-                        start(run)
+                    evaluate_and_checkpoint(spec, files, progress, state, done, signal)
+                    if done < last:
+                        start_clock(spec, files, progress)
         return state
     except (RunFailed, Interrupted):
         raise
     except BaseException as error:
         with suppress(InputError):  # the log itself may be what went wrong, as on a full disk
-            run.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
+            files.log.event("failure", step=done, reason=f"{type(error).__name__}: {error}")
         if "OutOfMemory" in type(error).__name__ or "RESOURCE_EXHAUSTED" in str(error):
-            rows = run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)
+            rows = spec.recipe.batch_tokens // spec.recipe.context // len(spec.program.devices)
             raise InputError(
-                f"a device's memory does not hold {rows} rows in {run.options.microbatches} parts "
+                f"a device's memory does not hold {rows} rows in {spec.options.microbatches} microbatches "
                 f"({str(error).splitlines()[0][:120]}): choose more --microbatches"
             ) from error
         raise
 
 
-def place(run: Run, inputs: np.ndarray, targets: np.ndarray) -> Any:
-    """A batch, or this process' rows of one, on the devices."""
-    return (run.program.put_global_batch if run.team.size == 1 else run.program.put_local_batch)(inputs, targets)
+def restore_or_init(spec: RunSpec, files: RunFiles, progress: Progress) -> tuple[State, int]:
+    """The state to continue from, and how many updates it has had."""
+    checkpoint = checkpoints.latest(files.dir, spec.identity) if files.resumed else None
+    spec.processes.agree({"newest checkpoint": checkpoint and checkpoint[0].name})
+    if checkpoint is None:
+        state = spec.program.init(spec.seed)
+        files.log.event("state", name="initial weights", digest=canonical.digest(spec.program.export(state)))
+        if files.resumed:
+            log_resume(spec, files, 0, "none", spec.program.digest(state))
+        return state, 0
+    path, facts = checkpoint
+    if spec.processes.first:
+        checkpoints.check_files(path, facts)
+    state = spec.program.restore(path)
+    step, digest = facts["step"], spec.program.digest(state)
+    if digest != facts["digest"]:
+        raise InputError(
+            f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the checkpoint is "
+            "damaged; remove its folder to resume from the one before"
+        )
+    if step not in progress.checkpoints:  # killed between the checkpoint and its line in the log
+        files.log.event("checkpoint", step=step, path=f"checkpoints/{path.name}", digest=digest)
+    log_resume(spec, files, step, path.name, digest)
+    return state, step
 
 
-def start(run: Run) -> None:
-    """The clock runs from here; the log has a phase for it, so that its time can be held against the log's own clock."""
-    run.guard.phase = "train"
-    if (
-        run.team.size > 1 and run.losses
-    ):  # an exchange for words takes a millisecond: not at every one of many short steps
-        run.ask_every = run.team.share(max(1, int(ASK_S * len(run.losses) / max(run.clock.seconds, 1e-9))))
-    run.log.event("phase", name="train", edge="begin", at_s=run.clock.start())
-
-
-def halt(run: Run) -> None:
-    """The clock stands from here: the devices are drained."""
-    run.log.event("phase", name="train", edge="end", at_s=run.clock.stop())
-    run.guard.phase = "pause"
-
-
-def begin(run: Run) -> tuple[State, int]:
-    """The state to go on from, and how many updates it has had."""
-    found = checkpoints.latest(run.place, run.identity) if run.resumed else None
-    run.team.agree({"newest checkpoint": found and found[0].name})
-    if found:
-        path, facts = found
-        if run.team.first:
-            checkpoints.check_files(path, facts)
-        state = run.program.restore(path)
-        digest = run.program.digest(state)
-        if digest != facts["digest"]:
-            raise InputError(
-                f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the "
-                "checkpoint is damaged; remove its folder to resume from the one before"
-            )
-        if facts["step"] not in run.saved:  # killed between the checkpoint and its line in the log
-            run.log.event("checkpoint", step=facts["step"], path=f"checkpoints/{path.name}", digest=digest)
-        log_resume(run, facts["step"], path.name, digest)
-        return state, facts["step"]
-    state = run.program.init(run.seed)
-    run.log.event("state", name="initial weights", digest=canonical.digest(run.program.export(state)))
-    if run.resumed:
-        log_resume(run, 0, "none", run.program.digest(state))
-    return state, 0
-
-
-def log_resume(run: Run, step: int, checkpoint: str, digest: str) -> None:
-    """Logs where a run goes on, with what: the code, the packages and the machine may be others than at its start."""
-    run.log.event(
+def log_resume(spec: RunSpec, files: RunFiles, step: int, checkpoint: str, digest: str) -> None:
+    """Logs where a run continues, and with what: code, packages and machine may be others than at its start."""
+    files.log.event(
         "resume",
         step=step,
         checkpoint=checkpoint,
         digest=digest,
-        source_sha256=run.source_sha256,
-        devices=run.program.devices,
-        host=host(run.team),
+        source_sha256=files.source_sha256,
+        devices=spec.program.devices,
+        host=host(spec.processes),
         versions=fingerprint.versions(),
         environment=fingerprint.environment(),
     )
 
 
-def warm_up(run: Run, state: State) -> State:
-    """Compiles the step and the evaluation on dummy data, counts the step's FLOPs, and puts the state back."""
-    run.screen.phase("compiling")
-    with run.phase("warm-up"):
-        check_memory(run)
-        before = run.program.digest(state)
-        run.log.event("state", name="before warm-up", digest=before)
-        kept = run.program.snapshot(state)
-        rows, eval_rows = (
-            run.recipe.batch_tokens // run.recipe.context,
-            run.eval_batch_tokens // run.recipe.eval_context,
-        )
-        batch = place(run, *[np.zeros((rows // run.team.size, run.recipe.context), np.int32)] * 2)
-        eval_batch = run.program.put_global_batch(*[np.zeros((eval_rows, run.recipe.eval_context), np.int32)] * 2)
-        for step in run.recipe.window_stages():  # the last is the widest: that is counted
-            state = with_step(run.program, state, step)
-            if step == run.recipe.window_stages()[-1]:
-                run.flops_per_step, state = count(run, state, batch)
-                state = with_step(run.program, state, step)
-            state, metrics = run.program.step(state, batch)
-            run.program.fetch((metrics, run.program.token_losses(state, eval_batch)))
-            run.team.mark()
-        state = run.program.reset(state, kept)
-        after = run.program.digest(state)
-        run.log.event("state", name="after warm-up", digest=after)
-    if after != before:
-        blame = RunFailed if run.options.program or run.options.optimizer else RuntimeError
-        raise blame(
-            f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did"
-        )
-    return state
-
-
-def check_memory(run: Run) -> None:
-    """Raises InputError where the compiled step needs more memory than a device has, with the microbatches that would fit."""
-    found = run.program.memory() if hasattr(run.program, "memory") else None
-    if found is not None:
-        rows = run.recipe.batch_tokens // run.recipe.context // len(run.program.devices)
-        if problem := too_little(*found, rows, run.options.microbatches):
-            raise InputError(problem)
-
-
-def too_little(needed: dict[str, int], there: int, rows: int, microbatches: int) -> str:
-    """What to say of a step whose bytes (arguments, temporaries, results) are more than are `there`; "" where they fit. Temporaries
-    shrink with the rows that are computed at once."""
-    if sum(needed.values()) <= there:
-        return ""
-    still = needed["arguments"] + needed["results"]
-    fitting = [
-        n
-        for n in range(microbatches + 1, rows + 1)
-        if rows % n == 0 and still + needed["temporaries"] * microbatches / n <= there
-    ]
-    advice = (
-        f"--microbatches {fitting[0]} would fit"
-        if fitting
-        else "no number of microbatches would fit: use more devices or a smaller model"
-    )
-    return (
-        f"the step needs {sum(needed.values()) / 1e9:.1f} GB of a device's memory with {rows // microbatches} rows at once, found "
-        f"{there / 1e9:.1f} GB: {advice}"
+def batch_reader(spec: RunSpec, done: int) -> Reader:
+    """The batches from step `done` on, or this process' rows of them, put on the devices ahead of time."""
+    return Reader(
+        spec.slice.train,
+        spans(spec.slice.train_lengths, spec.recipe.plan, done),
+        spec.processes.rank,
+        spec.processes.size,
+        vocab_size=spec.slice.manifest.vocab_size,
+        put=partial(put_batch, spec),
+        digests=spec.processes.first,
     )
 
 
-def count(run: Run, state: State, batch: Any) -> tuple[int, State]:
-    """FLOPs of a step. Raises InputError where an own program's step is nothing that can be counted."""
-    if run.options.program is None:
-        return flops.count_step(run.program, state, batch)
-    with explained(
-        str(run.options.program), "step, while its FLOPs are counted (in JAX it must be a function that can be traced),"
-    ):
-        return flops.count_step(run.program, state, batch)
+def requested_stop(spec: RunSpec, progress: Progress, stop: StopRequest, done: int) -> int | None:
+    """The signal that asks to stop after this step, the same in all processes."""
+    if spec.processes.size == 1:
+        return stop.signal_number
+    return spec.processes.first_set(stop.signal_number) if done % progress.stop_poll_steps == 0 else None
 
 
-def pause(run: Run, state: State, done: int, signal_number: int | None = None) -> None:
-    """What happens between two steps while the clock stands: evaluation, checkpoint, and stopping where that is asked."""
-    run.log.event("guard", step=done, **watched(run))
-    if done in run.recipe.eval_steps():
-        validate(run, state, done)
-    if done in run.recipe.checkpoint_steps() or signal_number:
-        with run.phase("checkpoint"):
-            run.log.sync()  # what the log says of a checkpoint's steps is on the disk before the checkpoint is
-            path, digest = checkpoints.save(run.place, run.program, state, done, run.identity, run.team)
-            run.log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
-            run.log.sync()
-    if signal_number and done < run.recipe.steps:
-        run.log.event("interrupt", step=done, signal=int(signal_number))
+def start_clock(spec: RunSpec, files: RunFiles, progress: Progress) -> None:
+    """Starts the training clock, in a phase of the log so that its time can be compared with the log's own clock."""
+    spec.guard.phase = "train"
+    if spec.processes.size > 1 and progress.losses:  # an exchange takes a millisecond: not in each of many short steps
+        steps_per_s = len(progress.losses) / max(progress.clock.seconds, 1e-9)
+        progress.stop_poll_steps = spec.processes.broadcast(max(1, int(STOP_POLL_S * steps_per_s)))
+    files.log.event("phase", name="train", edge="begin", at_s=progress.clock.start())
+
+
+def stop_clock(spec: RunSpec, files: RunFiles, progress: Progress) -> None:
+    """Stops the training clock; the devices are drained."""
+    files.log.event("phase", name="train", edge="end", at_s=progress.clock.stop())
+    spec.guard.phase = "pause"
+
+
+def evaluate_and_checkpoint(
+    spec: RunSpec, files: RunFiles, progress: Progress, state: State, done: int, signal: int | None = None
+) -> None:
+    """After `done` updates, while the clock is stopped: the evaluation and the checkpoint that are due.
+
+    Raises Interrupted, everything saved, where a signal asked to stop.
+    """
+    log = files.log
+    log.event("guard", step=done, **guard_events(spec.guard, spec.processes))
+    if done in spec.recipe.eval_steps():
+        log_evaluation(spec, files, progress, state, done)
+    if done in spec.recipe.checkpoint_steps() or signal:
+        with log_phase(spec, files, "checkpoint"):
+            log.sync()  # the log's lines about a checkpoint's steps are on the disk before the checkpoint is
+            path, digest = checkpoints.save(files.dir, spec.program, state, done, spec.identity, spec.processes)
+            log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
+            log.sync()
+    if signal and done < spec.recipe.steps:
+        log.event("interrupt", step=done, signal=int(signal))
         raise Interrupted(
-            f"stopped after step {done} of {run.recipe.steps}, all of it saved; go on with\n  {run.resume_command}",
-            signal_number,
+            f"stopped after step {done} of {spec.recipe.steps}, all of it saved; continue with\n  "
+            f"{files.resume_command}",
+            signal,
         )
 
 
-def watched(run: Run) -> dict[str, list[Any]]:
-    """What own code was seen to do since this was last asked, in all processes."""
-    found: dict[str, list[Any]] = {}
-    for seen in run.team.gather(run.guard.found()):
-        for kind, events in seen.items():
-            known = found.setdefault(kind, [])
-            known += [one for one in events if one not in known]
-    return found
-
-
-def validate(run: Run, state: State, done: int) -> None:
-    """Takes the val loss after `done` updates and logs it."""
-    begin_s = now_s()
-    digested = done in run.recipe.checkpoint_steps() or run.recipe.matmul_params() < LARGE_STATE_WEIGHTS
-    with run.phase("evaluate"):
+def log_evaluation(spec: RunSpec, files: RunFiles, progress: Progress, state: State, done: int) -> None:
+    """Measures the val loss after `done` updates and logs it. Raises RunFailed where it is not finite."""
+    begin_s, log = now_s(), files.log
+    digested = done in spec.recipe.checkpoint_steps() or spec.recipe.matmul_params() < LARGE_STATE_WEIGHTS
+    with log_phase(spec, files, "evaluate"):
         if digested:
-            run.log.event("state", name="before evaluation", step=done, digest=run.program.digest(state))
-        found = evaluate(
-            run.program,
+            log.event("state", name="before evaluation", step=done, digest=spec.program.digest(state))
+        result = evaluate(
+            spec.program,
             state,
-            run.slice,
+            spec.slice,
             "val",
-            run.track.val_tokens,
-            run.eval_batch_tokens,
-            run.recipe.eval_context,
-            run.team.mark,
+            spec.track.val_tokens,
+            spec.eval_batch_tokens,
+            spec.recipe.eval_context,
+            spec.processes.progress,
         )
         if digested:
-            run.log.event("state", name="after evaluation", step=done, digest=run.program.digest(state))
+            log.event("state", name="after evaluation", step=done, digest=spec.program.digest(state))
     event = {
         "step": done,
-        "val_loss": found.val_loss,
-        "bits_per_byte": found.bits_per_byte,
-        "tokens": found.tokens,
-        "train_s": run.clock.seconds,
+        **result._asdict(),
+        "train_s": progress.clock.seconds,
         "eval_s": now_s() - begin_s,
-        "batches": found.batches,
-        "batch_tokens": run.eval_batch_tokens,
+        "batch_tokens": spec.eval_batch_tokens,
     }
-    run.log.event("eval", **event)
-    run.log.event(
-        "memory",
-        host_bytes=fingerprint.peak_memory_bytes(),
-        device_bytes=fingerprint.peak_device_bytes(run.program.framework),
-    )
-    run.evaluations[done] = event
-    run.screen.evaluated(done, found.val_loss, found.bits_per_byte)
-    if not math.isfinite(found.val_loss):
-        fail(run, done, f"the val loss is {found.val_loss}")
+    log.event("eval", **event)
+    device_bytes = fingerprint.peak_device_bytes(spec.program.framework)
+    log.event("memory", host_bytes=fingerprint.peak_memory_bytes(), device_bytes=device_bytes)
+    progress.evaluations[done] = event
+    files.screen.evaluation(done, result.val_loss, result.bits_per_byte)
+    if not math.isfinite(result.val_loss):
+        fail(spec, files, done, f"the val loss is {result.val_loss}")
 
 
-def record(run: Run, step: int, batch_digest: str, metrics: dict[str, Any]) -> None:
-    """Waits for a step's loss and logs the step; its time is the clock's since the last. Raises RunFailed on nan or inf."""
-    found = run.program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
-    seconds = run.clock.seconds
-    begin_s = now_s()
-    loss, step_s = float(found["loss"]), seconds - run.last_s
-    tokens = (step + 1) * run.recipe.batch_tokens
-    rates = run.recipe.learning_rates(step) if run.options.optimizer is None else {}
-    run.log.event(
+def log_step(
+    spec: RunSpec, files: RunFiles, progress: Progress, step: int, batch_digest: str, metrics: dict[str, Any]
+) -> None:
+    """Waits for a step's loss and logs the step; its time is the clock's since the last.
+
+    Raises RunFailed on nan or inf.
+    """
+    values = spec.program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
+    seconds, begin_s = progress.clock.seconds, now_s()
+    loss = float(values["loss"])
+    files.log.event(
         "step",
         step=step,
         loss=loss,
-        grad_norm=float(found["grad_norm"]),
-        rates=rates,
-        step_s=step_s,
+        grad_norm=float(values["grad_norm"]),
+        rates=spec.recipe.learning_rates(step) if spec.options.optimizer is None else {},
+        step_s=seconds - progress.logged_s,
         train_s=seconds,
-        tokens=tokens,
+        tokens=(step + 1) * spec.recipe.batch_tokens,
         batch=batch_digest,
     )
-    run.last_s, run.losses[step] = seconds, loss
+    progress.logged_s, progress.losses[step] = seconds, loss
     if not math.isfinite(loss):
-        fail(run, step, f"the loss is {loss}")
-    mean_s = seconds / len(run.losses)
-    run.screen.step(step + 1, loss, run.recipe.batch_tokens / mean_s, (run.recipe.steps - step - 1) * mean_s)
-    run.telemetry_s += now_s() - begin_s
+        fail(spec, files, step, f"the loss is {loss}")
+    mean_s = seconds / len(progress.losses)
+    files.screen.step(step + 1, loss, spec.recipe.batch_tokens / mean_s, (spec.recipe.steps - step - 1) * mean_s)
+    progress.telemetry_s += now_s() - begin_s
 
 
-def record_norms(run: Run, step: int, metrics: dict[str, Any]) -> None:
+def log_norms(spec: RunSpec, files: RunFiles, step: int, metrics: dict[str, Any]) -> None:
     """Logs norms of weights, gradients and updates by group. Raises RunFailed where the weights are not finite."""
     norms = {
         kind: {group: float(norm) for group, norm in groups.items()}
-        for kind, groups in run.program.fetch(metrics["norms"]).items()
+        for kind, groups in spec.program.fetch(metrics["norms"]).items()
     }
-    run.log.event("norms", step=step, **norms)
+    files.log.event("norms", step=step, **norms)
     if not all(math.isfinite(norm) for norm in norms["weights"].values()):
-        fail(run, step, "the weights are not finite")
+        fail(spec, files, step, "the weights are not finite")
 
 
-def fail(run: Run, step: int, what: str) -> None:
-    """Ends the run: logs the failure and raises RunFailed with the step and the last good checkpoint."""
-    found = checkpoints.latest(run.place, run.identity)
-    good = f"the last good checkpoint is {found[0]}" if found else "no checkpoint was written yet"
-    run.log.event("failure", step=step, reason=what)
-    raise RunFailed(f"{what} at step {step}; {good}; try a lower rate, or float32, with a new --name")
+def fail(spec: RunSpec, files: RunFiles, step: int, reason: str) -> NoReturn:
+    """Logs a failure and raises RunFailed with the step and the last good checkpoint."""
+    checkpoint = checkpoints.latest(files.dir, spec.identity)
+    good = f"the last good checkpoint is {checkpoint[0]}" if checkpoint else "no checkpoint was written yet"
+    files.log.event("failure", step=step, reason=reason)
+    raise RunFailed(f"{reason} at step {step}; {good}; try a lower rate, or float32, with a new --name")

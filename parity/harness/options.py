@@ -29,16 +29,16 @@ class Options:
     devices: int | None = None
     """How many devices to use; all of them by default."""
     microbatches: int = 1
-    """Parts that each device takes its rows of a batch in, one after the other: less memory, the same gradient."""
+    """Pieces that each device computes its rows of a batch in, one after another: less memory, the same gradient."""
     coordinator: str | None = None
-    """HOST:PORT of the first of several processes, where torchrun or SLURM do not start them; it uses that port and the next. Give
-    --processes and --process too."""
+    """HOST:PORT of the first of several processes, unless torchrun or SLURM start them; it uses that port and the next.
+    Give --processes and --process too."""
     processes: int | None = None
     """How many processes there are."""
     process: int | None = None
     """The number of this one, from 0."""
     program: Path | None = None
-    """Own model, optimizer and schedule: a Python file with build(recipe); see python -m parity.attempt new."""
+    """User program (model, optimizer, schedule): a Python file with build(recipe); see python -m parity.attempt new."""
     name: str | None = None
     """Name of the run's folder; by default recipe, backend, seed and time."""
     runs: Path = Path("runs")
@@ -46,9 +46,9 @@ class Options:
     data_dir: Path | None = None
     """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
     resume: Path | None = None
-    """Go on with this run directory; takes track, recipe and seed from it."""
+    """Continue the run of this directory; takes track, recipe and seed from it."""
     optimizer: str | None = None
-    """Own optimizer as module:function. jaxrun: called with the recipe, returns an optax transform of the gradients of
+    """User optimizer as module:function. jaxrun: called with the recipe, returns an optax transform of the gradients of
     the recipe's loss; torchref: called with the recipe and {name: parameter}, returns a torch optimizer, or that and a
     learning-rate scheduler."""
     samples: int = 3
@@ -64,9 +64,10 @@ class JaxOptions(Options):
     """What to run and where."""
 
     shards: int | None = None
-    """How many devices the weights and the optimizer's state are divided over; by default all, and of more than 8 the 8 of one machine."""
+    """How many devices the weights and the optimizer's state are divided over; by default all, or, of more than 8, the
+    8 of one machine."""
     remat: Literal["none", "blocks"] = "none"
-    """blocks: keep each block's input alone, and compute the rest again for the gradient: less memory, more time."""
+    """blocks: keep only each block's input, and compute the rest again for the gradient: less memory, more time."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ FRAMEWORK = {"jaxrun": "JAX", "torchref": "PyTorch"}
 
 
 class Arguments(NamedTuple):
-    """A trainer's command line: `given` are the names of the options that were written out."""
+    """A trainer's command line; `given` are the names of the options that it has."""
 
     options: Options
     track: Track

@@ -12,20 +12,20 @@ from parity.errors import InputError, run_command
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Writes text with the final weights of a run, whichever backend made it."""
+    """Writes text with the final weights of a run of either backend."""
 
     run: tyro.conf.Positional[Path]
     """Run directory, such as runs/pocket/NAME."""
     prompt: str = ""
-    """Text to continue; without it a document is begun."""
+    """Text to continue; without it a new document starts."""
     tokens: int = 200
-    """At most so many tokens; ends earlier at the end of the text."""
+    """The most tokens; a text may end earlier."""
     rows: int = 1
     """How many continuations."""
     temperature: float = 0.8
-    """0 takes the likeliest token each time."""
+    """0 takes the most likely token each time."""
     top_k: int | None = 50
-    """Draw among so many likeliest tokens; None: all of them."""
+    """Draw among this many most likely tokens; None: among all."""
     seed: int = 0
     """Equal seeds give equal text."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -55,10 +55,10 @@ def _sample(backend: str, argv: Sequence[str] | None) -> None:
     from parity.harness.sampling import sample
     from parity.recipes import from_fields
 
-    place = rundir.open_existing(options.run)
-    facts = place.read_run_json()
+    run = rundir.open_existing(options.run)
+    facts = run.read_run_json()
     recipe = from_fields(facts["recipe"])
-    values = weights.load(place.weights)
+    values = weights.load(run.weights)
     tokenizer = open_slice(facts["slice"]["name"], options.data_dir).tokenizer()
     program = programs.build(backend, recipe, device=options.device, devices=1)
     state = programs.with_step(program, program.load(values), recipe.steps)

@@ -19,23 +19,24 @@ def main(backend: str, argv: Sequence[str] | None = None) -> int:
 
 
 def train(backend: str, argv: Sequence[str] | None) -> None:
+    """Trains with a backend as the command line says, alone or as one of several processes."""
     arguments = parse(backend, argv)  # before the imports below, so that --help and mistakes answer at once
     from parity.errors import InputError, Interrupted, RunFailed
+    from parity.harness import loop
     from parity.harness.finish import finish
     from parity.harness.interrupts import StopRequest
-    from parity.harness.loop import train as loop
-    from parity.harness.processes import join
-    from parity.harness.run import open_run
+    from parity.harness.launch import join_process_group
+    from parity.harness.setup import open_run
 
     options = arguments.options
-    team, reason = join(options.coordinator, options.processes, options.process), ""
+    processes, reason = join_process_group(options.coordinator, options.processes, options.process), ""
     try:
-        with open_run(backend, arguments, team) as run, StopRequest() as stop:
-            finish(run, loop(run, stop))
+        with open_run(backend, arguments, processes) as run, StopRequest() as stop:
+            finish(run, loop.train(run, stop))
     except (Interrupted, RunFailed):  # all processes end so, at the same step
         raise
     except BaseException as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise
     finally:
-        team.close(reason)
+        processes.close(reason)

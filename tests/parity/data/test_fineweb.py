@@ -23,19 +23,19 @@ PREPARE = f"""
 import sys
 from pathlib import Path
 from parity.data.fineweb import Source, build
-from parity.data.progress import Progress
+from parity.progress import ProgressLine
 from parity.errors import run_command
 home = Path(sys.argv[1])
-sys.exit(run_command(lambda: build(home / "fineweb10B", home, int(sys.argv[2]), Progress(), {SMALL}) and 0))
+sys.exit(run_command(lambda: build(home / "fineweb10B", home, int(sys.argv[2]), ProgressLine(), {SMALL}) and 0))
 """
 FETCH = """
 import sys
 from pathlib import Path
 from parity.data.hub import hub_fetch
-from parity.data.progress import Progress
+from parity.progress import ProgressLine
 from parity.errors import run_command
 folder, file = sys.argv[1:]
-sys.exit(run_command(lambda: hub_fetch("kjj0/fineweb10B-gpt2", file, Path(folder) / file, Progress())))
+sys.exit(run_command(lambda: hub_fetch("kjj0/fineweb10B-gpt2", file, Path(folder) / file, ProgressLine())))
 """
 
 

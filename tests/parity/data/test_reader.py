@@ -29,17 +29,17 @@ def test_it_gives_every_batch_in_order_with_the_digest_of_the_global_batch():
 
 
 def test_what_place_makes_of_the_arrays_arrives_and_is_made_in_the_thread():
-    def place(inputs_BT, targets_BT):
+    def put(inputs_BT, targets_BT):
         return threading.current_thread().name, inputs_BT.sum() + targets_BT.sum()
 
-    with Reader(SHARDS, spans(LENGTHS, PLAN), place=place) as reader:
+    with Reader(SHARDS, spans(LENGTHS, PLAN), put=put) as reader:
         batch = next(reader)
     assert batch.inputs == "data-reader" and batch.targets == sum(range(12)) + sum(range(1, 13))
 
 
 def test_it_reads_ahead_as_far_as_asked_and_no_farther():
     placed = []
-    with Reader(SHARDS, spans(LENGTHS, PLAN), place=lambda *arrays: placed.append(1) or arrays, prefetch=2) as reader:
+    with Reader(SHARDS, spans(LENGTHS, PLAN), put=lambda *arrays: placed.append(1) or arrays, prefetch=2) as reader:
         deadline_s = time.monotonic() + 5
         while len(placed) < 3 and time.monotonic() < deadline_s:
             time.sleep(0.001)
@@ -60,12 +60,12 @@ def test_close_ends_the_thread_wherever_the_consumer_stopped(taken):
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_after_the_good_batches_again_and_again():
-    def place(inputs_BT, targets_BT):
+    def put(inputs_BT, targets_BT):
         if inputs_BT[0, 0] == 24:
             raise ValueError("no room on the device")
         return inputs_BT, targets_BT
 
-    with Reader(SHARDS, spans(LENGTHS, PLAN), place=place) as reader:
+    with Reader(SHARDS, spans(LENGTHS, PLAN), put=put) as reader:
         assert [next(reader).step, next(reader).step] == [0, 1]
         for _ in range(2):
             with pytest.raises(ValueError, match="no room on the device"):

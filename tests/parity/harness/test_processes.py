@@ -1,216 +1,241 @@
-"""Runs of several processes: the numbers of one process, and what a death in any phase leaves."""
+"""Agreement of real processes, and what happens when one of them dies, sends no heartbeat or hangs."""
 
-import shutil
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from parity import weights as canonical
-from parity.harness.runlog import read
+from parity.errors import InputError
+from parity.harness import launch, processes
 
-BACKENDS = ("jaxrun", "torchref")
-# Sums in another order: float32 rounding, 6e-8, through 60 steps of training; what was seen is below 1e-7.
-LOSS = 1e-5
-DYING = """
-import os, signal, sys
-from parity.harness import checkpoints, loop
-from parity.harness.train import main
+ROOT = Path(__file__).parents[3]
+SCRIPT = """
+import json, os, sys, time
+from parity.errors import run_command
+from parity.harness import launch, processes
+processes.SILENT_S, processes.JOIN_S = {silent}, {join}
 
-target, name, call = {"evaluate": (loop, "evaluate", 2), "save": (checkpoints, "save", 3), "record": (loop, "record", 40)}[sys.argv.pop(1)]
-original, count = getattr(target, name), 0
+def work():
+    address, size, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    group, reason = launch.join_process_group(address, size, rank), ""
+    group.resume_command = "python -m jaxrun.train --resume RUN"
+    print("joined", flush=True)
+    try:
+{body}
+    except BaseException as error:
+        reason = str(error)
+        raise
+    finally:
+        group.close(reason)
 
-def dying(*args, **options):
-    global count
-    count += 1
-    if count == call:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **options)
-
-setattr(target, name, dying)
-sys.exit(main(sys.argv.pop(1)))
+sys.exit(run_command(work))
 """
 
 
-class Several:
-    """Starts trainers of one run as processes of their own."""
-
-    def __init__(self, commands, folder: Path):
-        self.commands, self.folder = commands, folder
+@pytest.fixture
+def start():
+    """Starts processes that run a body with `group` and `rank`; at most those of `ranks`."""
+    started = []
 
     def start(
-        self,
-        backend: str,
-        count: int,
-        *args,
-        dying: tuple[int, str] | None = None,
-        devices: int = 1,
-        torchrun: bool = False,
+        body: str, size: int, ranks=None, silent: float = 20, join: float = 60, **env: str
+    ) -> list[subprocess.Popen]:
+        port = free_port()
+        code = SCRIPT.format(body="\n".join(" " * 8 + line for line in body.splitlines()), silent=silent, join=join)
+        for rank in range(size) if ranks is None else ranks:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, f"127.0.0.1:{port}", str(size), str(rank)],
+                    cwd=ROOT,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=os.environ | env,
+                )
+            )
+        return list(started)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    """A port that is free, with the next, when it is looked for."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            try:
+                other.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            except OSError:
+                continue
+            return one.getsockname()[1]
+
+
+def ends(processes, timeout_s: float = 30):
+    return [(*process.communicate(timeout=timeout_s), process.returncode) for process in processes]
+
+
+def test_all_get_what_each_gives_in_the_order_of_their_numbers(start):
+    found = ends(
+        start(
+            "for i in range(50):\n  got = group.gather([i, rank])\nprint(got, group.broadcast(rank + 5), "
+            "group.first_set(rank or None))",
+            3,
+        )
+    )
+    assert [out.splitlines()[-1] for out, _, _ in found] == ["[[49, 0], [49, 1], [49, 2]] 5 1"] * 3
+    assert [code for *_, code in found] == [0, 0, 0]
+
+
+def test_one_process_alone_agrees_with_itself():
+    alone = processes.ProcessGroup()
+    assert alone.first and alone.gather(3) == [3] and alone.broadcast("x") == "x" and alone.first_set(None) is None
+    alone.agree({"recipe": 1})
+    alone.close("anything")
+
+
+def test_another_recipe_is_found_by_all_before_anything_else(start):
+    for _, err, code in ends(
+        start('group.agree({"code": "a", "recipe": "one" if rank < 2 else "other"})\nprint("went on")', 3)
     ):
-        from test_team import free_port
-
-        env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        if torchrun:
-            return [
-                self.commands.start(
-                    "torch.distributed.run",
-                    "--nproc-per-node",
-                    count,
-                    "--master-port",
-                    free_port(),
-                    "-m",
-                    f"{backend}.train",
-                    *args,
-                    env=env,
-                )
-            ]
-        port, processes = free_port(), []
-        for rank in range(count):
-            team = ["--coordinator", f"127.0.0.1:{port}", "--processes", count, "--process", rank]
-            if dying and dying[0] == rank:
-                command = [sys.executable, "-c", DYING, dying[1], backend, *map(str, [*args, *team])]
-                processes.append(
-                    subprocess.Popen(
-                        command,
-                        cwd=self.commands.home,
-                        text=True,
-                        env=self.commands.env | env,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        stdin=subprocess.DEVNULL,
-                    )
-                )
-            else:
-                processes.append(self.commands.start(f"{backend}.train", *args, *team, env=env))
-        return processes
-
-    def run(self, *args, **options):
-        return [self.commands.finish(process) for process in self.start(*args, **options)]
-
-    def new(self, backend: str, count: int, name: str, *args, **options):
-        small = self.commands.small(backend, self.folder, name, "--device", "cpu", *args)[1:]
-        return self.folder / "tiny" / name, self.run(backend, count, *small, **options)
-
-    def resume(self, backend: str, count: int, path: Path, *args, **options):
-        return self.run(
-            backend, count, "--resume", path, "--data-dir", self.commands.data, "--device", "cpu", *args, **options
+        assert code == 2
+        assert (
+            "process 2 of 3 has another recipe than process 0: expected one, found other: start all with the same "
+            "command" in err
         )
 
 
-@pytest.fixture
-def several(commands, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    return Several(commands, tmp_path)
+def test_a_process_that_dies_ends_the_others_at_once_and_is_named(start):
+    processes = start("group.gather(0)\ntime.sleep(60)", 3)
+    for process in processes:
+        process.stdout.readline()
+    time.sleep(0.5)
+    begin_s = time.monotonic()
+    processes[1].kill()
+    found = ends(processes)
+    assert time.monotonic() - begin_s < 5
+    for i in (0, 2):
+        _, err, code = found[i]
+        assert (
+            code == 2
+            and "error: process 1 of 3 died" in err
+            and "continue with\n  python -m jaxrun.train --resume RUN" in err
+        )
 
 
-def losses(path: Path) -> list[float]:
-    """By step; one that was made again after a resume counts once."""
-    found = {event["step"]: event["loss"] for event in read(path / "log.jsonl") if event["event"] == "step"}
-    return [found[step] for step in sorted(found)]
+def test_the_death_of_the_first_process_is_noticed_too(start):
+    processes = start("group.gather(0)\ntime.sleep(60)", 3)
+    for process in processes:
+        process.stdout.readline()
+    processes[0].kill()
+    for _, err, code in ends(processes)[1:]:
+        assert code == 2 and "error: process 0 of 3 died" in err
 
 
-def same(path: Path, other: Path) -> None:
-    np.testing.assert_allclose(losses(path), losses(other), rtol=LOSS)
-    ours, theirs = (canonical.load(run / "weights.safetensors") for run in (path, other))
-    assert max(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in ours) < 1e-3
+def test_an_error_of_one_process_is_told_by_the_others(start):
+    processes = start('group.gather(0)\nif rank == 2: raise OSError("its disk is full")\ntime.sleep(60)', 3)
+    for _, err, code in ends(processes)[:2]:
+        assert code == 2 and "process 2 of 3 ended: its disk is full" in err
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_process_that_is_stopped_is_named_after_a_while(start, stopped):
+    processes = start("group.gather(0)\ntime.sleep(60)", 3, silent=3)
+    for process in processes:
+        process.stdout.readline()
+    os.kill(processes[stopped].pid, signal.SIGSTOP)
+    others = [process for i, process in enumerate(processes) if i != stopped]
+    for _, err, code in ends(others):
+        assert code == 2 and f"process {stopped} of 3 has sent no heartbeat for 3 s" in err
+
+
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_process_that_makes_no_progress_is_named_after_a_while(start, hanging):
+    some = "for i in range(5):\n  group.progress()\n"
+    body = f"{some}if rank == {hanging}: time.sleep(60)\n{some}group.gather(0)"
+    for _, err, code in ends(start(body, 3, JAXRUN_HANG_S="2")):
+        assert code == 2 and f"process {hanging} of 3 has made no progress for 2 s while others wait for it" in err
+
+
+def test_processes_that_do_not_come_are_named(start):
+    ((_, err, code),) = ends(start("pass", 3, ranks=[0], join=1))
+    assert code == 2 and "found 1 after 1 s, without 1, 2: start one process for each number" in err
+
+
+def test_a_first_process_that_does_not_come_is_said(start):
+    ((_, err, code),) = ends(start("pass", 2, ranks=[1], join=1))
+    assert code == 2 and "process 1 of 2: expected process 0 at 127.0.0.1:" in err
+
+
+def test_a_port_that_somebody_else_has_is_said_by_both(tmp_path):
+    """Of the two ports, the second is where processes meet: a listener there that says nothing holds nobody for long."""
+    code = SCRIPT.format(body="        pass", silent=20, join=2)
+    for taken in (0, 1):
+        port = free_port()
+        with socket.create_server(("127.0.0.1", port + taken)) as _:
+            for rank in (0, 1)[: 1 + taken]:
+                done = subprocess.run(
+                    [sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(rank)],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
+                assert done.returncode == 2
+                expected = (
+                    "found another run's (nothing)" if rank else f"port {port + taken} of 127.0.0.1 cannot be used"
+                )
+                assert expected in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"]
-)  # the first compiles for both anew
-def test_two_processes_make_the_run_of_one(backend, several, finished):
-    path, ends = several.new(backend, 2, "two")
-    assert [done.code for done in ends] == [0, 0], ends
-    assert "val loss" in ends[0].out and not ends[1].out
-    same(path, finished(backend).path)
-    batches = [
-        [e["batch"] for e in read(run / "log.jsonl") if e["event"] == "step"] for run in (path, finished(backend).path)
-    ]
-    assert batches[0] == batches[1]
+    "given, said",
+    [
+        ({"coordinator": "node1:29400"}, "--processes and --process: expected with the rest"),
+        ({"coordinator": "node1", "processes": 2, "process": 0}, "--coordinator node1: expected HOST:PORT"),
+        ({"coordinator": "node1:29400", "processes": 2, "process": 2}, "process 2 of 2: expected a number from 0 to 1"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_said(given, said):
+    with pytest.raises(InputError, match=said):
+        launch.join_process_group(**given)
 
 
-@pytest.mark.slow
-def test_torchrun_starts_the_processes(several, finished):
-    path, (done,) = several.new("torchref", 2, "torchrun", torchrun=True)
-    assert done.code == 0, done
-    same(path, finished("torchref").path)
+def test_torchruns_variables_must_be_whole(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="WORLD_SIZE is 4, and RANK is not set: start the processes with torchrun"):
+        launch.join_process_group()
 
 
-@pytest.fixture(scope="module")
-def whole(commands, tmp_path_factory):
-    """An undisturbed run of four processes, once a backend."""
-    made = {}
-
-    def get(backend: str) -> Path:
-        if backend not in made:
-            made[backend], ends = Several(commands, tmp_path_factory.mktemp("whole")).new(backend, 4, backend)
-            assert [done.code for done in ends] == [0] * 4, ends
-        return made[backend]
-
-    return get
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rank, where", [(3, "record"), (3, "evaluate"), (3, "save"), (0, "record")])
-def test_a_process_killed_in_any_phase_ends_the_others_and_the_run_resumes_to_the_same_numbers(
-    backend, where, rank, several, whole
-):
-    path, ends = several.new(backend, 4, "killed", dying=(rank, where))
-    others = [done for i, done in enumerate(ends) if i != rank]
-    assert ends[rank].code == -9 and [done.code for done in others] == [2, 2, 2], ends
-    for done in others:
-        assert f"process {rank} of 4 died" in done.err and "--resume" in done.err
-    assert [done.code for done in several.resume(backend, 4, path)] == [0, 0, 0, 0]
-    assert losses(path)[-1] == losses(whole(backend))[-1]
-    assert (path / "weights.safetensors").read_bytes() == (whole(backend) / "weights.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def saved(commands, tmp_path_factory):
-    """A run of four processes that was cut off, once a backend."""
-    made = {}
-
-    def get(backend: str) -> Path:
-        if backend not in made:
-            made[backend], ends = Several(commands, tmp_path_factory.mktemp("saved")).new(
-                backend, 4, backend, dying=(1, "record")
-            )
-            assert [done.code for done in ends] == [2, -9, 2, 2], ends
-        return made[backend]
-
-    return get
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_what_four_saved_any_number_goes_on_with(backend, count, several, saved, finished, tmp_path):
-    path = shutil.copytree(saved(backend), tmp_path / "tiny" / "copy")
-    ends = (
-        several.resume(backend, 1, path, devices=8)
-        if backend == "jaxrun" and count == 8
-        else several.resume(backend, count, path)
-    )
-    assert [done.code for done in ends] == [0] * len(ends), ends
-    same(path, finished(backend).path)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_process_with_another_recipe_is_found_before_the_first_step(backend, several):
-    from test_team import free_port
-
-    port, small = free_port(), several.commands.small(backend, several.folder, "other", "--device", "cpu")
-    team = ["--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process"]
-    processes = [
-        several.commands.start(*small, *team, 0),
-        several.commands.start(*small, "--muon-rate", "0.5", *team, 1),
-    ]
-    for done in map(several.commands.finish, processes):
-        assert (
-            done.code == 2
-            and "process 1 of 2 has another muon_rate (recipe) than process 0: expected 0.025, found 0.5" in done.err
-        )
-    assert not (several.folder / "tiny").exists()
+@pytest.mark.parametrize(
+    "nodes, first", [("node1", "node1"), ("a01,a02", "a01"), ("gpu[003-004,007]", "gpu003"), ("x-[2]", "x-2")]
+)
+def test_a_slurm_step_names_its_processes(monkeypatch, nodes, first):
+    for name, value in {
+        "STEP_NUM_TASKS": "16",
+        "PROCID": "9",
+        "LOCALID": "1",
+        "STEP_NODELIST": nodes,
+        "STEP_TASKS_PER_NODE": "8(x2)",
+        "JOB_ID": "70001",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert launch._from_slurm() == {
+        "WORLD_SIZE": "16",
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": first,
+        "MASTER_PORT": "29402",
+    }
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert launch._from_slurm() is None

@@ -115,18 +115,18 @@ def test_sizes_that_do_not_fit_are_refused_before_a_run_directory_is_made(args, 
 
 def test_a_slice_without_document_starts_is_refused(commands):
     from parity.errors import InputError
-    from parity.harness.run import _check_documents
+    from parity.harness.setup import check_documents
 
     slice_, recipe = open_slice("synthetic", commands.data), recipe_for("record-21", "tiny")
-    _check_documents(slice_, recipe)
+    check_documents(slice_, recipe)
     bare = tuple(dataclasses.replace(shard, documents=0) for shard in slice_.manifest.shards)
     without = dataclasses.replace(slice_, manifest=dataclasses.replace(slice_.manifest, shards=bare))
     with pytest.raises(InputError, match="keeps documents apart by the token 511 that each starts with, found none in"):
-        _check_documents(without, recipe)
-    _check_documents(without, recipe_for("record-11", "tiny"))
+        check_documents(without, recipe)
+    check_documents(without, recipe_for("record-11", "tiny"))
     other = dataclasses.replace(slice_, manifest=dataclasses.replace(slice_.manifest, end_of_text=7))
     with pytest.raises(InputError, match="expects documents to start with token 511, found end of text 7"):
-        _check_documents(other, recipe)
+        check_documents(other, recipe)
 
 
 def test_documents_of_a_real_slice_are_kept_apart(run, commands):

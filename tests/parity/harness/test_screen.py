@@ -10,20 +10,20 @@ import time
 
 import pytest
 
-from parity.harness.screen import WIDTH, Screen, duration, labelled, plain_table
+from parity.harness.screen import Screen
 
 RUN = """
 import sys
 from parity.harness.screen import Screen
 screen = Screen("muon", "pocket", 100)
 screen.phase("compiling")
-screen.evaluated(0, 8.3178, 2.6)
+screen.evaluation(0, 8.3178, 2.6)
 for step in range(1, 101):
     screen.step(step, 8.0 / step, 22410.3, 100 - step)
     if step == 50:
-        screen.evaluated(50, 5.25, 1.6)
+        screen.evaluation(50, 5.25, 1.6)
         screen.note("half of it [bold]done[/bold]")
-screen.finish({"train_s": 123.456, "tokens_per_s": 22410.3, "mfu": None}, [("next", "python -m jaxrun.sample")])
+screen.table([("training time", "123.5 s"), ("next", "python -m jaxrun.sample")])
 screen.close()
 """
 
@@ -104,51 +104,6 @@ def test_sampled_text_reaches_a_pipe_of_another_encoding_without_control_charact
     code = "from parity.harness.screen import Screen; Screen('muon', 'tiny', 9).note('a\\x1b[31m\\u6a21\\tb\\x07')"
     run = run_in_pipe(code, PYTHONIOENCODING="ascii")
     assert (run.returncode, run.stdout) == (0, "a?[31m? b?\n")
-
-
-def test_the_plain_table_keeps_to_its_width_and_breaks_no_path():
-    path = "/runs/" + "x" * WIDTH
-    lines = plain_table([("sample", "word " * 60), ("run directory", path), ("empty", "")])
-    assert all(len(line) <= WIDTH for line in lines if path not in line)
-    assert sum(path in line for line in lines) == 1
-    assert lines[-1] == "  empty"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("train_s", 123.456, ("train", "123.5 s")),
-        ("host_peak_bytes", 1_430_000_000, ("host peak", "1.43 GB")),
-        ("flops", 1.23e14, ("flops", "123 TFLOP")),
-        ("tokens_per_s", 22410.3, ("speed", "22,410 tokens/s")),
-        ("tokens", 1_048_576, ("tokens", "1,048,576")),
-        ("val_loss", 4.71234, ("val loss", "4.7123 nats per token")),
-        ("bits_per_byte", 1.61804, ("bits per byte", "1.6180")),
-        ("mfu", 0.4567, ("model FLOP utilisation", "45.7 %")),
-        ("target_reached", True, ("target reached", "yes")),
-        ("device", "cpu", ("device", "cpu")),
-        ("val_loss", float("nan"), ("val loss", "nan nats per token")),
-    ],
-)
-def test_a_total_is_shown_with_the_unit_that_ends_its_name(name, value, shown):
-    assert labelled(name, value) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0, "0 s"),
-        (41.4, "41 s"),
-        (59.7, "1 min 00 s"),
-        (725, "12 min 05 s"),
-        (11_220, "3 h 07 min"),
-        (float("nan"), "? s"),
-        (float("inf"), "? s"),
-        (-1, "? s"),
-    ],
-)
-def test_a_time_left_is_shown_in_the_two_units_that_matter(seconds, shown):
-    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize("live", [True, False])
