@@ -1,4 +1,4 @@
-"""What devices can do at best, by their names as drivers give them."""
+"""Peak FLOP/s of devices, by the names that drivers give them."""
 
 # Dense products in TFLOP/s by the vendor's data sheets (which give the tensor cores' figures with sparsity, twice
 # these): (words in the device's name, {precision: peak}); the first that fits holds. float32 is plain float32, since
@@ -18,7 +18,7 @@ UNKNOWN_GPU_TFLOPS = {"bfloat16": 5000.0, "tf32": 2500.0, "float32": 200.0, "flo
 
 
 def peak_flops(device_kind: str, precision: str) -> float | None:
-    """Dense FLOP/s of one device at best, by its name as the driver gives it ("NVIDIA H100 80GB HBM3" is the SXM one).
+    """Peak dense FLOP/s of one device, by its name as the driver gives it ("NVIDIA H100 80GB HBM3" is the SXM one).
 
     `precision` is a recipe's, or "tf32". None where the peak is not known: CPUs, and GPUs not in the table.
     """
@@ -30,7 +30,7 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
 
 
 def speed_limit(device_kind: str, platform: str, cores: int, precision: str) -> tuple[float, str]:
-    """FLOP/s that no such device can pass, and on what that rests; for CPUs all cores together."""
+    """FLOP/s that no such device can exceed, and the reason; for CPUs all cores together."""
     if platform == "cpu":
         per_cycle = CPU_FLOPS_PER_CYCLE[precision]
         return cores * CPU_HZ * per_cycle, f"{cores} cores x {per_cycle} FLOPs a cycle x {CPU_HZ / 1e9:g} GHz"

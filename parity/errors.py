@@ -1,7 +1,7 @@
-"""What a command may end with, and the two exceptions that say so.
+"""How a command may end, and the exceptions for it.
 
 Exit codes of every command: 0 it holds; 1 it was judged, or ran, and falls short; 2 it could not be judged or run,
-and the user can mend it; 3 a fault of this program; 130 and 143 interrupted by Ctrl-C and SIGTERM.
+and the user can fix it; 3 a fault of this program; 130 and 143 interrupted by Ctrl-C and SIGTERM.
 """
 
 import difflib
@@ -9,12 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
-MOST_NAMED = 8  # known names in one message
+MAX_NAMED = 8  # known names in one message
 REPORT_AT = "please report it with the lines above, the command and the run's run.json"
 
 
 class InputError(Exception):
-    """Something the user can mend. Its text is one sentence: what, where, expected, found, what to do. Exit code 2."""
+    """Something the user can fix. Its text is one sentence: what, where, expected, found, what to do. Exit code 2."""
 
 
 class RunFailed(Exception):
@@ -29,15 +29,18 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def nearest(name: str, known: Iterable[str], most: int = MOST_NAMED) -> str:
-    """The end of a sentence about an unknown name: the closest known one, if any is close, and all of them; of more than `most` the
-    closest, and how many more there are."""
+def nearest(name: str, known: Iterable[str], most: int = MAX_NAMED) -> str:
+    """The end of a sentence about an unknown name: the closest known name, if any is close, and all known names.
+
+    Of more than `most` names it has the closest, and the number of the others.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
     if len(known) <= most:
         return f"{hint}known: {', '.join(known)}"
-    return f"{hint}known: {', '.join(difflib.get_close_matches(name, known, n=most, cutoff=0))} and {len(known) - most} more"
+    closest = difflib.get_close_matches(name, known, n=most, cutoff=0)
+    return f"{hint}known: {', '.join(closest)} and {len(known) - most} more"
 
 
 def run_command(main: Callable[[], int | None]) -> int:
@@ -54,7 +57,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         print(f"interrupted: {error}", file=sys.stderr)
         return 128 + error.signal_number
     except KeyboardInterrupt:
-        print("interrupted: a run that had begun goes on from its last checkpoint with --resume", file=sys.stderr)
+        print("interrupted: a started run continues from its last checkpoint with --resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

@@ -10,8 +10,8 @@ from parity.recipes import Recipe, recipe_for
 
 @dataclass(frozen=True)
 class Reference:
-    """The worst corner of a track's plots, from which hypervolumes are measured: loss (nats per token, that of guessing every token
-    alike) and costs that no sensible attempt exceeds."""
+    """The worst corner of a track's plots, from which hypervolumes are measured: the loss of guessing every token alike
+    (nats per token), and costs that no sensible attempt exceeds."""
 
     loss: float
     seconds: float
@@ -25,9 +25,9 @@ class Track:
     """One discipline. `target` is a val loss in nats per token; `scored` is what a lower number of wins.
 
     `fixed` names the recipe whose data, batch and architecture every run on the track must have; None leaves them free.
-    `target_basis` says where the target comes from. `confirm_gap`: nats by which the baselines' loss on the confirm tokens is
-    above that on the val tokens, and how much more is allowed; None where it was not measured. `reference` is where hypervolumes
-    are measured from.
+    `target_basis` says where the target comes from. `confirm_gap`: nats by which the baselines' loss on the confirm
+    tokens is above that on the val tokens, and how much more is allowed; None where it was not measured. `reference` is
+    where hypervolumes are measured from.
     """
 
     name: str
@@ -149,7 +149,7 @@ TRACKS = {
 
 
 def track_for(name: str) -> Track:
-    """The track of a name; InputError with the nearest name that can be run where there is none."""
+    """The track of a name; InputError with the nearest name that can be run for an unknown one."""
     if name not in TRACKS:
         raise InputError(
             f"unknown track {name!r}; {nearest(name, (track.name for track in TRACKS.values() if track.recipes))}"

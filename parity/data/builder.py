@@ -1,4 +1,4 @@
-"""What every slice's builder shares: the folder's common files, and a shard's entry in the manifest."""
+"""Common to the builders of slices: the folder's files, and a shard's entry in the manifest."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from parity.errors import InputError
 from parity.formats.files import sha256_bytes, sha256_file, write_file
 
 TOKEN_BYTES_FILE = "token_bytes.npy"
-# A part for evaluation is whole rows of any usual length.
+# The evaluated tokens are whole rows of any usual length.
 PART_MULTIPLE = 1024
 
 
@@ -89,11 +89,11 @@ def write_slice(
 
 
 def pin_differences(manifest: Manifest, pinned: dict[str, str]) -> list[str]:
-    """Where a manifest names other shards than the pinned ones: a clause for each."""
-    found = {shard.file: shard.sha256 for shard in manifest.shards}
+    """How a manifest's shards differ from the pinned ones: a clause for each."""
+    digests = {shard.file: shard.sha256 for shard in manifest.shards}
     clauses = [
-        f"{file} has sha256 {found.get(file)} in place of {sha}"
+        f"{file} has sha256 {digests.get(file)} instead of {sha}"
         for file, sha in pinned.items()
-        if found.get(file) != sha
+        if digests.get(file) != sha
     ]
-    return clauses + [f"{file} is not among the pinned" for file in found if file not in pinned]
+    return clauses + [f"{file} is not among the pinned" for file in digests if file not in pinned]

@@ -17,7 +17,7 @@ from parity.progress import ProgressLine
 
 @dataclass(frozen=True)
 class Source:
-    """Where the shards are and which windows (start, tokens) of the val shard are val and confirm."""
+    """The repository of the shards, and which (start, tokens) of the val shard are val and confirm."""
 
     repository: str = "kjj0/fineweb10B-gpt2"
     train_shards: int = 103
@@ -32,7 +32,7 @@ class Source:
         most = self.train_shards * self.shard_tokens
         if not 0 < train_tokens <= most:
             raise InputError(
-                f"fineweb10B: expected a plan of 1 to {most:,} train tokens, all that it has, found {train_tokens:,}; "
+                f"fineweb10B: expected a plan of 1 to {most:,} train tokens, which is all, found {train_tokens:,}; "
                 "plan fewer steps or smaller batches, or ask for fewer with --train-tokens"
             )
         shards = min(math.ceil(train_tokens / (self.shard_tokens - self.lost_tokens)), self.train_shards)
@@ -43,9 +43,9 @@ class Source:
 def build(
     folder: Path, home: Path, train_tokens: int | None, progress: ProgressLine, source: Source = Source()
 ) -> Manifest:
-    """Brings the val shard and the train shards for `train_tokens` (default: one shard) into `folder`.
+    """Downloads the val shard and the train shards for `train_tokens` (default: one shard) into `folder`.
 
-    The manifest is saved after every shard, so that what was downloaded stays pinned whatever happens next.
+    The manifest is saved after every shard, so that what was downloaded stays pinned after an interruption.
     """
     path = folder / FILE_NAME
     manifest = Manifest.load(path) if path.exists() else None
@@ -57,20 +57,20 @@ def build(
     for number, (split, name) in enumerate(files, 1):
         pinned = _pinned(manifest, name)
         if pinned and (folder / name).exists():
-            if (found := sha256_file(folder / name)) != pinned.sha256:
+            if (actual := sha256_file(folder / name)) != pinned.sha256:
                 raise InputError(
-                    f"{folder / name}: expected sha256 {pinned.sha256}, pinned when it was first seen, found "
-                    f"{found}: delete the file and run the command again"
+                    f"{folder / name}: expected sha256 {pinned.sha256}, pinned when it was first downloaded, found "
+                    f"{actual}: delete the file and run the command again"
                 )
             progress.step("checking shards", number, len(files), "shards")
             continue
         progress.note(f"shard {number} of {len(files)}: {name}")
-        _bring(folder, name, source, pinned, progress)
+        _download(folder, name, source, pinned, progress)
         if pinned:
             continue
         info = describe(folder / name, split, tokenizer.end_of_text, token_bytes)
         if manifest is None:
-            manifest = _first(info, source, tokenizer, token_bytes_sha256)
+            manifest = _first_manifest(info, source, tokenizer, token_bytes_sha256)
         else:
             shards = sorted((*manifest.shards, info), key=lambda shard: (shard.split == "train", shard.file))
             manifest = dataclasses.replace(manifest, shards=tuple(shards))
@@ -87,23 +87,23 @@ def _pinned(manifest: Manifest | None, file: str) -> ShardInfo | None:
     return next((shard for shard in manifest.shards if shard.file == file), None) if manifest else None
 
 
-def _bring(folder: Path, file: str, source: Source, pinned: ShardInfo | None, progress: ProgressLine) -> None:
-    """Makes the file be there: one that someone copied in is taken as it is, if it is the pinned one."""
+def _download(folder: Path, file: str, source: Source, pinned: ShardInfo | None, progress: ProgressLine) -> None:
+    """Downloads a shard, unless somebody copied it into the folder before it was pinned."""
     path = folder / file
     if pinned is None and path.exists():
         return
     hub_fetch(source.repository, file, path, progress)
-    if pinned and (found := sha256_file(path)) != pinned.sha256:
-        aside = path.replace(path.with_name(f"{file}.differs"))
+    if pinned and (actual := sha256_file(path)) != pinned.sha256:
+        differing = path.replace(path.with_name(f"{file}.differs"))
         raise InputError(
-            f"{path}: expected sha256 {pinned.sha256}, as when it was first seen, found {found} on the hub now; the "
-            f"file is kept as {aside.name}: find out why it changed, and only if the new one is right remove the "
+            f"{path}: expected sha256 {pinned.sha256}, as when it was first downloaded, found {actual} on the hub now; "
+            f"the new file is {differing.name}: find out why it changed, and only if the new one is right remove the "
             "slice's folder and prepare it again"
         )
 
 
-def _first(val: ShardInfo, source: Source, tokenizer: BytePairTokenizer, token_bytes_sha256: str) -> Manifest:
-    """The manifest once the val shard is there. Raises InputError if the windows do not fit into it."""
+def _first_manifest(val: ShardInfo, source: Source, tokenizer: BytePairTokenizer, token_bytes_sha256: str) -> Manifest:
+    """The manifest of the val shard alone. Raises InputError if the evaluated tokens do not fit into it."""
     parts = {"val": Part(val.file, *source.val), "confirm": Part(val.file, *source.confirm)}
     needed = max(part.start + part.tokens + 1 for part in parts.values())
     if val.tokens < needed:

@@ -1,4 +1,4 @@
-"""Files from a data set on the Hugging Face hub; a download goes on where it was cut, also in a later process."""
+"""Files from a data set on the Hugging Face hub; an interrupted download continues, also in a later process."""
 
 import re
 import time
@@ -9,31 +9,30 @@ from parity.errors import InputError
 from parity.formats.files import CHUNK_BYTES, cannot_write, sha256_file, sync
 from parity.progress import ProgressLine
 
-# huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download keeps
-# nothing of a file whose process was stopped (seen in 2.4), and a shard has 200 MB.
-# How often nothing may come before it is given up, and how long to wait before each new attempt.
-ATTEMPTS = 5
-PAUSE_S = 1.0
+# huggingface_hub gives the address, the size and the digest; the bytes are read here, because its own download leaves
+# no partial file when its process is stopped (as of 2.4), and a shard has 200 MB.
+ATTEMPTS = 5  # in a row without a byte
+PAUSE_S = 1.0  # before each new attempt
 TIMEOUT_S = 30
 
 
 def hub_fetch(repository: str, file: str, path: Path, progress: ProgressLine) -> None:
-    """Downloads one file of a data set to `path`; until it is whole, a partial file beside it is gone on with.
+    """Downloads one file of a data set to `path`; an interrupted download continues from a partial file beside it.
 
     Raises InputError where huggingface_hub is missing, the hub cannot be reached, the disk is full or the digest that
     the hub gives differs.
     """
     url, headers, etag, size = _address(repository, file)
-    # Named after the content: a partial file of other content is never gone on with.
+    # Named after the content: a partial file of other content is never continued.
     partial = path.with_name(f".{path.name}.{re.sub('[^0-9A-Za-z]', '', etag)[:16]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(url, headers, partial, size, file, progress)
         # The hub's name for the content of a large file is its SHA-256.
-        if re.fullmatch("[0-9a-f]{64}", etag) and (found := sha256_file(partial)) != etag:
+        if re.fullmatch("[0-9a-f]{64}", etag) and (actual := sha256_file(partial)) != etag:
             partial.unlink()
             raise InputError(
-                f"{path}: expected sha256 {etag} from the hub, found {found} after the download; the download was "
+                f"{path}: expected sha256 {etag} from the hub, found {actual} after the download; the download was "
                 "damaged: run the command again"
             )
         partial.replace(path)
@@ -43,7 +42,7 @@ def hub_fetch(repository: str, file: str, path: Path, progress: ProgressLine) ->
 
 
 def _address(repository: str, file: str) -> tuple[str, dict[str, str], str, int]:
-    """Where a file is, with what headers to ask for it, its etag and its size in bytes."""
+    """The URL of a file, the headers of its request, its etag and its size in bytes."""
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.utils import build_hf_headers
@@ -53,13 +52,13 @@ def _address(repository: str, file: str) -> tuple[str, dict[str, str], str, int]
         ) from error
     url = hf_hub_url(repository, file, repo_type="dataset")
     try:
-        found = get_hf_file_metadata(url)
-    # The exceptions differ between versions (requests, httpx, its own); whichever it is, the hub did not answer.
+        metadata = get_hf_file_metadata(url)
+    # The exceptions differ between versions (requests, httpx, its own); whichever it is, the hub did not response.
     except Exception as error:  # noqa: BLE001
         raise _unreachable(url, error) from error
-    if not found.etag or not found.size:
+    if not metadata.etag or not metadata.size:
         raise InputError(f"{url}: expected its size and etag from the hub, found none; run the command again later")
-    return url, build_hf_headers(), found.etag, found.size
+    return url, build_hf_headers(), metadata.etag, metadata.size
 
 
 def _unreachable(url: str, error: Exception) -> InputError:
@@ -74,23 +73,23 @@ def _unreachable(url: str, error: Exception) -> InputError:
 def _download(url: str, headers: dict[str, str], partial: Path, size: int, file: str, progress: ProgressLine) -> None:
     import requests
 
-    failures, have = 0, _size(partial)
-    most = have
-    while have < size:
-        problem: Exception = requests.ConnectionError("the answers ended early")
+    failures, size_so_far = 0, _size(partial)
+    most = size_so_far
+    while size_so_far < size:
+        problem: Exception = requests.ConnectionError("the responses ended early")
         try:
-            _append(requests, url, headers, partial, have, size, file, progress)
+            _append(requests, url, headers, partial, size_so_far, size, file, progress)
         except requests.RequestException as error:
             problem = error
-        have = _size(partial)
-        failures, most = (0, have) if have > most else (failures + 1, most)
+        size_so_far = _size(partial)
+        failures, most = (0, size_so_far) if size_so_far > most else (failures + 1, most)
         if failures >= ATTEMPTS:
             raise _unreachable(url, problem) from problem
-        if have < size:
+        if size_so_far < size:
             time.sleep(PAUSE_S)
-    if have > size:
+    if size_so_far > size:
         partial.unlink()
-        raise InputError(f"{partial}: expected {size:,} bytes, found {have:,}; run the command again")
+        raise InputError(f"{partial}: expected {size:,} bytes, found {size_so_far:,}; run the command again")
 
 
 def _size(path: Path) -> int:
@@ -102,20 +101,20 @@ def _append(
     url: str,
     headers: dict[str, str],
     partial: Path,
-    have: int,
+    start: int,
     size: int,
     file: str,
     progress: ProgressLine,
 ) -> None:
     """Asks for the bytes that are missing and appends them as they come."""
-    wanted = {**headers, "Range": f"bytes={have}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=wanted, stream=True, timeout=TIMEOUT_S) as answer:
-        answer.raise_for_status()
-        # 206 is the part that was asked for; 200 is the whole file from its start.
-        resumed = answer.status_code == 206
+    request = {**headers, "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    with requests.get(url, headers=request, stream=True, timeout=TIMEOUT_S) as response:
+        response.raise_for_status()
+        # 206 is the requested range; 200 is the whole file from its start.
+        resumed = response.status_code == 206
         with open(partial, "ab" if resumed else "wb") as out:
-            done = have if resumed else 0
-            for chunk in answer.iter_content(CHUNK_BYTES):
+            done = start if resumed else 0
+            for chunk in response.iter_content(CHUNK_BYTES):
                 out.write(chunk)
                 done += len(chunk)
                 progress.step(file, done / 1e6, size / 1e6, "MB")

@@ -1,4 +1,4 @@
-"""The manifest that pins a slice: every file with its size and SHA-256, where it is from, and how it was tokenised."""
+"""The manifest that pins a slice: every file with its size and SHA-256, its source, and its tokenizer."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class ShardInfo:
 
 
 class Part(NamedTuple):
-    """The window of a shard that evaluation reads: `tokens` inputs from `start`, and one more token as last target."""
+    """The tokens of a shard that evaluation reads: `tokens` inputs from `start`, and one more as the last target."""
 
     file: str
     start: int
@@ -37,7 +37,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a slice is. `vocab_size` is the tokenizer's; `entropy_nats`, per token, is known only of `synthetic`."""
+    """The content of a slice.
+
+    `vocab_size` is the tokenizer's; `entropy_nats`, per token, is known only for `synthetic`.
+    """
 
     slice: str
     vocab_size: int
@@ -58,7 +61,7 @@ class Manifest:
         return tuple(shard for shard in self.shards if shard.split == "train")
 
     def shard(self, file: str) -> ShardInfo:
-        """The entry of one file. Raises InputError where there is none."""
+        """The entry of one file. Raises InputError for an unknown file."""
         for shard in self.shards:
             if shard.file == file:
                 return shard
@@ -80,9 +83,9 @@ class Manifest:
         return sha256_bytes(json.dumps(self.to_json(), sort_keys=True, separators=(",", ":")).encode())
 
     def used(self, train_shards: int) -> "Manifest":
-        """The manifest with its first train shards only: the same whether or not more of them were prepared since."""
-        kept = {shard.file for shard in self.train[:train_shards]}
-        return replace(self, shards=tuple(s for s in self.shards if s.split != "train" or s.file in kept))
+        """The manifest with its first train shards only: the same after more of them were prepared."""
+        used = {shard.file for shard in self.train[:train_shards]}
+        return replace(self, shards=tuple(s for s in self.shards if s.split != "train" or s.file in used))
 
     def save(self, path: Path) -> None:
         """Writes the manifest as JSON, whole or not at all. Raises InputError where it cannot be written."""
@@ -90,7 +93,7 @@ class Manifest:
 
     @staticmethod
     def load(path: Path) -> "Manifest":
-        """Reads and validates a manifest. Raises InputError for one missing, unreadable, of another version or form."""
+        """Reads and validates a manifest. Raises InputError for a missing, damaged or unknown one."""
         remedy = f"delete it and prepare the slice again: python -m parity.data prepare {Path(path).parent.name}"
         values = schemas.read(Path(path), SCHEMA, "the manifest of a slice", remedy)
         values["shards"] = tuple(ShardInfo(**shard) for shard in values["shards"])

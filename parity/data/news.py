@@ -23,16 +23,16 @@ VOCAB_SIZE = 4096
 DOI = "10.7910/DVN/GMFCTR"
 CSV_MEMBER = "NewsArticles.csv"
 CSV_SHA256 = "1f70ad5730756d01b9d0be7b3f8433102ea3ec46f8ee82a52485f3772f83b3fe"
-SHORTEST_CHARACTERS = 201
+MIN_CHARACTERS = 201
 GRAM_WORDS = 13
-# An article that shares more of its 13-word sequences than this with longer ones is taken for a copy.
-MOST_SHARED = 0.2
-VAL_SHARE = CONFIRM_SHARE = 0.05
+# An article that shares more of its 13-word sequences than this with longer ones counts as a copy.
+MAX_SHARED = 0.2
+VAL_FRACTION = CONFIRM_FRACTION = 0.05
 SHARD_TOKENS = 1_000_000
 
 
 def read_articles(archive: bytes) -> list[str]:
-    """The texts longer than 200 characters, exact copies left out, in the order of their digest."""
+    """The texts longer than 200 characters, without exact copies, in the order of their digest."""
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         data = members.read(CSV_MEMBER)
     if sha256_bytes(data) != CSV_SHA256:
@@ -43,7 +43,7 @@ def read_articles(archive: bytes) -> list[str]:
     # One article is longer than csv's default limit for a field.
     csv.field_size_limit(1 << 24)
     rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
-    texts = {row["text"] for row in rows if len(row["text"]) >= SHORTEST_CHARACTERS}
+    texts = {row["text"] for row in rows if len(row["text"]) >= MIN_CHARACTERS}
     return sorted(texts, key=_digest)
 
 
@@ -64,7 +64,7 @@ def _grams(text: str, word_ids: dict[bytes, int]) -> np.ndarray:
 def drop_near_copies(texts: Iterable[str]) -> list[str]:
     """The texts without those that share over a fifth of their 13-word sequences with longer texts; the order is kept.
 
-    Going from the longest to the shortest, so that an article is dropped also where a longer one contains it.
+    From the longest to the shortest, so that an article that a longer one contains is dropped too.
     """
     texts = list(texts)
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), _digest(texts[i])))
@@ -74,14 +74,14 @@ def drop_near_copies(texts: Iterable[str]) -> list[str]:
     # The first text, in that order, that has a sequence owns it; all others share it.
     _, first, inverse = np.unique(np.concatenate(grams), return_index=True, return_inverse=True)
     shared = np.bincount(owner, weights=owner[first][inverse] < owner, minlength=len(grams))
-    kept = {i for i, each, count in zip(order, grams, shared, strict=True) if count <= MOST_SHARED * len(each)}
-    return [text for i, text in enumerate(texts) if i in kept]
+    originals = {i for i, each, count in zip(order, grams, shared, strict=True) if count <= MAX_SHARED * len(each)}
+    return [text for i, text in enumerate(texts) if i in originals]
 
 
 def split_of(text: str) -> str:
     """The split of an article, by its digest alone: about 5% val, 5% confirm, the rest train."""
     fraction = int(_digest(text)[:8], 16) / 2**32
-    return "val" if fraction < VAL_SHARE else "confirm" if fraction < VAL_SHARE + CONFIRM_SHARE else "train"
+    return "val" if fraction < VAL_FRACTION else "confirm" if fraction < VAL_FRACTION + CONFIRM_FRACTION else "train"
 
 
 def _tokenize(texts: list[str], tokenizer: BytePairTokenizer, progress: ProgressLine) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ def _tokenize(texts: list[str], tokenizer: BytePairTokenizer, progress: Progress
 
 
 def build(folder: Path, home: Path, train_tokens: int | None, progress: ProgressLine) -> Manifest:
-    """Makes the slice in `folder`, from assets under `home`; a first time, these are downloaded."""
+    """Makes the slice in `folder`, from assets under `home`, which are downloaded once."""
     merges = fetch_into(folder, MERGES, home, progress)
     archive = fetch(ARTICLES, home, progress)
     tokenizer = BytePairTokenizer(merges.decode("utf-8"), VOCAB_SIZE)

@@ -15,7 +15,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
 TOKEN_BYTES = 2
-# Tokens looked at in one go when a whole shard is checked: 2 MiB.
+# Tokens checked at a time in a whole shard: 2 MiB.
 CHUNK_TOKENS = 1 << 20
 
 
@@ -38,33 +38,36 @@ def open_shard(path: Path) -> np.memmap:
     header says.
     """
     path = Path(path)
-    mend = "delete it and prepare the slice again"
+    remedy = "delete it and prepare the slice again"
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             header = file.read(HEADER_BYTES)
     except OSError as error:
-        raise InputError(f"{path}: expected a token shard, found: {error.strerror}; {mend}") from error
+        raise InputError(f"{path}: expected a token shard, found: {error.strerror}; {remedy}") from error
     if size < HEADER_BYTES:
-        found = "an empty file" if size == 0 else f"only {size:,} bytes"
-        raise InputError(f"{path}: expected a shard with a header of {HEADER_BYTES:,} bytes, found {found}; {mend}")
+        actual = "an empty file" if size == 0 else f"only {size:,} bytes"
+        raise InputError(f"{path}: expected a shard with a header of {HEADER_BYTES:,} bytes, found {actual}; {remedy}")
     magic, version, tokens = (int(value) for value in np.frombuffer(header, "<i4", 3))
     if magic != MAGIC:
-        raise InputError(f"{path}: expected a token shard (magic number {MAGIC}), found magic number {magic}; {mend}")
+        raise InputError(f"{path}: expected a token shard (magic number {MAGIC}), found magic number {magic}; {remedy}")
     if version != VERSION:
-        raise InputError(f"{path}: expected shard version {VERSION}, found version {version}; {mend}")
+        raise InputError(f"{path}: expected shard version {VERSION}, found version {version}; {remedy}")
     if tokens <= 0:
-        raise InputError(f"{path}: expected a shard with at least one token, found a header that says {tokens}; {mend}")
+        raise InputError(
+            f"{path}: expected a shard with at least one token, found a header that says {tokens}; {remedy}"
+        )
     expected = HEADER_BYTES + TOKEN_BYTES * tokens
     if size != expected:
         raise InputError(
-            f"{path}: expected {expected:,} bytes for the {tokens:,} tokens of its header, found {size:,} bytes; {mend}"
+            f"{path}: expected {expected:,} bytes for the {tokens:,} tokens of its header, found {size:,} bytes; "
+            f"{remedy}"
         )
     return np.memmap(path, "<u2", "r", HEADER_BYTES, (tokens,))
 
 
 def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path | str, first: int = 0) -> None:
-    """Raises InputError unless every token is below `vocab_size`; looks at them in chunks.
+    """Raises InputError unless every token is below `vocab_size`; checks them in chunks.
 
     `path` and `first`, the position of tokens[0] in that shard, are for the message.
     """
@@ -75,5 +78,5 @@ def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path | str, first: i
             raise InputError(
                 f"{path}: expected tokens below the vocabulary's size {vocab_size:,}, found token "
                 f"{int(chunk[where]):,} at position {first + start + where:,}; delete the shard and "
-                "prepare the slice again, or use the vocabulary that it was made with"
+                "prepare the slice again, or use the vocabulary that it was prepared with"
             )

@@ -1,4 +1,4 @@
-"""The slices there are, how they are prepared, opened and checked, and where they are kept."""
+"""The known slices: how they are prepared, opened and checked, and their folder."""
 
 import contextlib
 import functools
@@ -82,7 +82,7 @@ class Slice:
 
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[np.memmap, int, int]]:
-        """The parts that were asked for, each opened once."""
+        """The parts that were opened, by name."""
         return {}
 
     @functools.cached_property
@@ -92,13 +92,13 @@ class Slice:
 
     def tokenizer(self) -> BytePairTokenizer | WordTokenizer:
         """The tokenizer: encode(text), decode(ids), end_of_text. Raises InputError where its file is another."""
-        found = load_tokenizer(self.manifest.tokenizer, self.manifest.vocab_size, self.directory)
-        if found.sha256 != self.manifest.tokenizer_sha256:
+        tokenizer = load_tokenizer(self.manifest.tokenizer, self.manifest.vocab_size, self.directory)
+        if tokenizer.sha256 != self.manifest.tokenizer_sha256:
             raise InputError(
                 f"{self.directory}: expected a tokenizer with sha256 {self.manifest.tokenizer_sha256}, found "
-                f"{found.sha256}; run {prepare_command(self.name)} again"
+                f"{tokenizer.sha256}; run {prepare_command(self.name)} again"
             )
-        return found
+        return tokenizer
 
 
 def _known(name: str) -> None:
@@ -146,7 +146,7 @@ def _load(name: str, data_dir: str | Path | None) -> tuple[Path, Manifest]:
     directory = data_home(data_dir) / name
     path = directory / FILE_NAME
     if not path.exists():
-        raise InputError(f"{path}: expected the slice {name}, found none there; run {prepare_command(name, data_dir)}")
+        raise InputError(f"{path}: expected the slice {name}, found none; run {prepare_command(name, data_dir)}")
     manifest = Manifest.load(path)
     if manifest.slice != name:
         raise InputError(
@@ -157,7 +157,7 @@ def _load(name: str, data_dir: str | Path | None) -> tuple[Path, Manifest]:
 
 
 def open_slice(name: str, data_dir: str | Path | None = None) -> Slice:
-    """Opens a slice that was prepared: every shard's header and size checked, nothing else read, no network.
+    """Opens a prepared slice: every shard's header and size are checked, nothing else is read, no network is used.
 
     Raises InputError, with the command that prepares it, where it is missing, and for any bad file.
     """
@@ -170,7 +170,7 @@ def open_slice(name: str, data_dir: str | Path | None = None) -> Slice:
 
 @contextlib.contextmanager
 def _lock(home: Path, name: str, progress: ProgressLine) -> Iterator[None]:
-    """Holds the slice's lock; it falls with the process, so that a killed builder leaves none behind."""
+    """Holds the slice's lock; it falls with the process, so that a killed builder leaves none."""
     import filelock
 
     try:
@@ -195,9 +195,9 @@ def prepare(
     train_tokens: int | None = None,
     progress: ProgressLine | None = None,
 ) -> Slice:
-    """Makes sure that a slice is here, whole and as pinned, and opens it; at most one process builds it at a time.
+    """Opens a slice, prepared first unless it is here, whole and as pinned; at most one process builds it at a time.
 
-    `train_tokens` is how many a plan needs, for a slice of which only a part is downloaded. Raises InputError for
+    `train_tokens` is how many a plan needs, for a slice that is downloaded shard by shard. Raises InputError for
     an unknown name, and where the machine is offline, the disk is full or a digest differs.
     """
     _known(name)
@@ -224,23 +224,23 @@ def _whole(name: str, data_dir: str | Path | None) -> bool:
 
 
 def problems(name: str, data_dir: str | Path | None = None, progress: ProgressLine | None = None) -> list[str]:
-    """What is wrong with a prepared slice, a sentence each: every digest and every token is looked at.
+    """What is wrong with a prepared slice, a sentence each: every digest and every token is checked.
 
     Raises InputError where it cannot be judged: not prepared, or no valid manifest.
     """
     progress = progress or ProgressLine(silent=True)
     directory, manifest = _load(name, data_dir)
     again = f"delete it and run {prepare_command(name, data_dir)}"
-    found = [f"{directory / FILE_NAME}: {clause}; {again}" for clause in _unpinned(name, manifest)]
+    sentences = [f"{directory / FILE_NAME}: {clause}; {again}" for clause in _unpinned(name, manifest)]
     sizes = [info.size_bytes for info in manifest.shards]
     for number, info in enumerate(manifest.shards, 1):
         path = directory / info.file
         try:
             check_tokens(_open(directory, manifest, info.file), manifest.vocab_size, path)
             if (actual := sha256_file(path)) != info.sha256:
-                found.append(f"{path}: expected sha256 {info.sha256}, found {actual}; {again}")
+                sentences.append(f"{path}: expected sha256 {info.sha256}, found {actual}; {again}")
         except InputError as error:
-            found.append(str(error))
+            sentences.append(str(error))
         progress.step("checking", sum(sizes[:number]) / 1e6, sum(sizes) / 1e6, "MB")
     try:
         for part_name, part in manifest.parts.items():
@@ -250,10 +250,10 @@ def problems(name: str, data_dir: str | Path | None = None, progress: ProgressLi
         _ = opened.token_bytes
         if (actual := sha256_file(directory / TOKEN_BYTES_FILE)) != manifest.token_bytes_sha256:
             expected = manifest.token_bytes_sha256
-            found.append(f"{directory / TOKEN_BYTES_FILE}: expected sha256 {expected}, found {actual}; {again}")
+            sentences.append(f"{directory / TOKEN_BYTES_FILE}: expected sha256 {expected}, found {actual}; {again}")
     except InputError as error:
-        found.append(str(error))
-    return found
+        sentences.append(str(error))
+    return sentences
 
 
 def _unpinned(name: str, manifest: Manifest) -> list[str]:

@@ -20,7 +20,7 @@ from parity.errors import InputError
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a batch plan: so many steps, each on a global batch of `tokens` tokens in rows of `seq_len`."""
+    """A part of a batch plan: `steps` steps, each on a global batch of `tokens` tokens in rows of `seq_len`."""
 
     steps: int
     tokens: int
@@ -37,8 +37,8 @@ class Span(NamedTuple):
     seq_len: int
 
 
-class _Block(NamedTuple):
-    """So many consecutive batches of one segment in one shard, the first at `position`."""
+class _BatchRange(NamedTuple):
+    """Consecutive batches of one segment in one shard, the first at `position`."""
 
     first_step: int
     steps: int
@@ -47,8 +47,8 @@ class _Block(NamedTuple):
     segment: Segment
 
 
-def _blocks(shard_lengths: Sequence[int], plan: Sequence[Segment]) -> Iterator[_Block]:
-    """The plan shard by shard, positions by arithmetic, so that no step need be walked; ends where the shards do."""
+def _batch_ranges(shard_lengths: Sequence[int], plan: Sequence[Segment]) -> Iterator[_BatchRange]:
+    """The plan shard by shard, by arithmetic instead of step by step; ends where the shards do."""
     step, shard, position = 0, 0, 0
     for segment in plan:
         remaining = segment.steps
@@ -59,7 +59,7 @@ def _blocks(shard_lengths: Sequence[int], plan: Sequence[Segment]) -> Iterator[_
                 shard, position = shard + 1, 0
                 continue
             steps = min(fitting, remaining)
-            yield _Block(step, steps, shard, position, segment)
+            yield _BatchRange(step, steps, shard, position, segment)
             step, position, remaining = step + steps, position + steps * segment.tokens, remaining - steps
 
 
@@ -72,13 +72,13 @@ def check_plan(shard_lengths: Sequence[int], plan: Sequence[Segment], where: str
                 f"tokens with seq_len {segment.seq_len:,}; make the tokens of a batch a multiple of seq_len"
             )
     steps = sum(segment.steps for segment in plan)
-    there = sum(block.steps for block in _blocks(shard_lengths, plan))
-    if there < steps:
+    available = sum(batches.steps for batches in _batch_ranges(shard_lengths, plan))
+    if available < steps:
         needed = sum(segment.steps * segment.tokens for segment in plan)
         raise InputError(
             f"{where}: expected enough train tokens for {steps:,} steps ({needed:,} tokens), found "
-            f"{sum(shard_lengths):,} tokens in {len(shard_lengths)} shards, which last for {there:,} steps; plan fewer "
-            "steps or smaller batches, or prepare the slice with a larger --train-tokens where it has more"
+            f"{sum(shard_lengths):,} tokens in {len(shard_lengths)} shards, which last for {available:,} steps; plan "
+            "fewer steps or smaller batches, or prepare the slice with a larger --train-tokens where it has more"
         )
 
 
@@ -88,15 +88,15 @@ def spans(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int
     Raises InputError, before it gives any, where the shards do not last for the plan.
     """
     check_plan(shard_lengths, plan, "train shards")
-    return spans_there(shard_lengths, plan, start_step)
+    return available_spans(shard_lengths, plan, start_step)
 
 
-def spans_there(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int = 0) -> Iterator[Span]:
+def available_spans(shard_lengths: Sequence[int], plan: Sequence[Segment], start_step: int = 0) -> Iterator[Span]:
     """As `spans`, for as long as the shards last."""
-    for block in _blocks(shard_lengths, plan):
-        tokens, seq_len = block.segment.tokens, block.segment.seq_len
-        for i in range(max(0, start_step - block.first_step), block.steps):
-            yield Span(block.first_step + i, block.shard, block.position + i * tokens, tokens, seq_len)
+    for batches in _batch_ranges(shard_lengths, plan):
+        tokens, seq_len = batches.segment.tokens, batches.segment.seq_len
+        for i in range(max(0, start_step - batches.first_step), batches.steps):
+            yield Span(batches.first_step + i, batches.shard, batches.position + i * tokens, tokens, seq_len)
 
 
 def eval_spans(start: int, tokens: int, batch_tokens: int, seq_len: int) -> Iterator[Span]:
@@ -115,8 +115,11 @@ def eval_spans(start: int, tokens: int, batch_tokens: int, seq_len: int) -> Iter
     )
 
 
-def rank_part(span: Span, rank: int, ranks: int) -> tuple[int, int]:
-    """Where a rank's inputs start and stop in the shard. Raises InputError where the batch does not divide so."""
+def rank_range(span: Span, rank: int, ranks: int) -> tuple[int, int]:
+    """The positions of a rank's inputs in the shard, start and stop.
+
+    Raises InputError for a batch that does not divide.
+    """
     if ranks < 1 or span.tokens % (ranks * span.seq_len):
         raise InputError(
             f"batch of {span.tokens:,} tokens: expected a multiple of ranks x seq_len = {ranks} x {span.seq_len:,}, "
@@ -124,8 +127,8 @@ def rank_part(span: Span, rank: int, ranks: int) -> tuple[int, int]:
         )
     if not 0 <= rank < ranks:
         raise InputError(f"rank: expected 0 to {ranks - 1}, found {rank}; start one process for each rank")
-    part = span.tokens // ranks
-    return span.position + rank * part, span.position + (rank + 1) * part
+    tokens = span.tokens // ranks
+    return span.position + rank * tokens, span.position + (rank + 1) * tokens
 
 
 def _window(shards: Sequence[np.ndarray], span: Span, start: int, stop: int) -> np.ndarray:
@@ -147,7 +150,7 @@ def _rows(window: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
 
 def read_span(shards: Sequence[np.ndarray], span: Span, rank: int = 0, ranks: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A rank's inputs and targets, int32 (tokens / ranks / seq_len, seq_len) each, C-contiguous; copies only those."""
-    window = _window(shards, span, *rank_part(span, rank, ranks))
+    window = _window(shards, span, *rank_range(span, rank, ranks))
     return _rows(window, span.seq_len)
 
 
@@ -162,7 +165,7 @@ def span_digest(shards: Sequence[np.ndarray], span: Span) -> str:
 
 def rank_digest(shards: Sequence[np.ndarray], span: Span, rank: int, ranks: int) -> str:
     """As `span_digest`, of a rank's part: its inputs and the one token after them."""
-    return _digest(_window(shards, span, *rank_part(span, rank, ranks)))
+    return _digest(_window(shards, span, *rank_range(span, rank, ranks)))
 
 
 class Batch(NamedTuple):
@@ -178,10 +181,9 @@ class Batch(NamedTuple):
 class Reader:
     """Iterates over the batches of `spans`, made ready ahead of time in a thread; use it as a context manager.
 
-    `prefetch` batches at most wait; each has its digest computed, every token of the global batch checked against
-    `vocab_size`, and its arrays handed to `put`, in the thread. Without `digests` only the rank's part is read and
-    checked. What goes wrong there is raised by `next`. `close`
-    stops and joins the thread, also when batches are left.
+    At most `prefetch` batches wait. For each, the thread computes the digest, checks every token of the global batch
+    against `vocab_size`, and hands the arrays to `put`; without `digests` it reads and checks only the rank's rows. Its
+    errors are raised by `next`. `close` stops and joins the thread, also when batches are left.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class Reader:
         self._thread.start()
 
     def _load(self, span: Span) -> Batch:
-        start, stop = rank_part(span, self._rank, self._ranks)
+        start, stop = rank_range(span, self._rank, self._ranks)
         first, last = (span.position, span.position + span.tokens) if self._digests else (start, stop)
         window = np.array(_window(self._shards, span, first, last))
         if self._vocab_size is not None:
@@ -224,7 +226,7 @@ class Reader:
                         return
                     self._ready.append(batch)
                     self._changed.notify_all()
-        # Whatever it is, the consumer must get it: it would wait for ever on a thread that died.
+        # Whatever it is, the consumer must get it, or it would wait for ever for a dead thread.
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:

@@ -1,9 +1,10 @@
-"""What a run runs on: devices, machine, package versions and the environment variables that can change a result."""
+"""Where a run runs: devices, machine, package versions and the environment variables that can change a result."""
 
 import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,29 +42,20 @@ PREFIXES = (
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "_KEY", "CREDENTIAL")
 
 
-def fingerprint(backend: str) -> dict[str, Any]:
-    """Devices (kind, platform, count), host (cpu, cores, memory_bytes, os, python) and package versions, for run.json.
-
-    Asks the backend's own framework for its devices, which starts it; `backend` is "jaxrun" or "torchref".
-
-    Raises:
-        InputError: the backend is unknown, or its framework is not installed.
-    """
-    return {"devices": devices(backend), "host": host(), "versions": versions()}
-
-
 def devices(backend: str) -> list[dict[str, Any]]:
     """The devices that the backend's framework sees, one entry a kind: kind, platform, count."""
     ask = {"jaxrun": _jax_devices, "torchref": _torch_devices}
     if backend not in ask:
         raise InputError(f"unknown backend {backend!r}; {nearest(backend, ask)}")
     try:
-        found = ask[backend]()
+        present = ask[backend]()
     except ImportError as error:
         raise InputError(
             f"{backend} needs {error.name}, which is not installed: install it, or use the other backend"
         ) from None
-    return [{"kind": kind, "platform": plat, "count": found.count((kind, plat))} for kind, plat in sorted(set(found))]
+    return [
+        {"kind": kind, "platform": plat, "count": present.count((kind, plat))} for kind, plat in sorted(set(present))
+    ]
 
 
 def _jax_devices() -> list[tuple[str, str]]:
@@ -103,13 +95,11 @@ def _cpu_model() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the installed packages that can change a result; imports none of them."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def environment() -> dict[str, str]:

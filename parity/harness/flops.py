@@ -1,9 +1,9 @@
-"""FLOPs of one training step, counted from the program itself, and what devices can do at best.
+"""FLOPs of one training step, counted from the program itself.
 
 Counted are the multiplications and additions of products: matrix products, convolutions and fused attention, 2 for
-each pair of factors, wherever they stand: forward, backward, optimizer. Not counted: anything element by element,
-reductions, softmax, norms, sorting, random numbers, lookups and their gradients, communication, and code of a foreign
-language. What a mask hides counts where the program computes it all the same; fused attention counts as unmasked.
+each pair of factors, in forward, backward and optimizer. Not counted: anything element by element,
+reductions, softmax, norms, sorting, random numbers, lookups and their gradients, communication, and foreign
+functions. Masked products count where the program computes them; fused attention counts as unmasked.
 """
 
 import math
@@ -15,10 +15,10 @@ from parity.program import Batch, Program, State
 
 
 def count_step(program: Program, state: State, batch: Batch, notes: list[str] | None = None) -> tuple[int, State]:
-    """FLOPs of the products of one whole step over all devices, and the state to go on with.
+    """FLOPs of the products of one whole step over all devices, and the state to continue with.
 
-    A JAX step is traced, not run: the state is the one given. A PyTorch step runs once, eagerly: the state comes back
-    changed, to be reset; with torch.distributed every process must call, and their counts are added. `notes` collects
+    A JAX step is traced, not run: its state is unchanged. A PyTorch step runs once, eagerly, and returns a changed
+    state, to be reset; with torch.distributed every process must call, and their counts are added. `notes` collects
     a sentence for everything whose count is uncertain. Raises InputError for another framework.
     """
     notes = [] if notes is None else notes
@@ -45,9 +45,9 @@ def count(function: Any, *args: Any) -> int:
 def _count_jax(program: Program, state: State, batch: Batch, notes: list[str]) -> int:
     import jax
 
-    found: list[str] = []
-    flops = _in_jaxpr(jax.make_jaxpr(program.step)(state, batch).jaxpr, found)
-    notes += dict.fromkeys(found)
+    uncertain: list[str] = []
+    flops = _in_jaxpr(jax.make_jaxpr(program.step)(state, batch).jaxpr, uncertain)
+    notes += dict.fromkeys(uncertain)
     return flops
 
 
@@ -59,12 +59,12 @@ def _in_equation(equation: Any, notes: list[str]) -> int:
     name, params = equation.primitive.name, equation.params
     if name in PRODUCTS:
         return PRODUCTS[name](equation)
-    if name == "pallas_call":  # how often its loops go round only its author knows, who can but add to what is seen
+    if name == "pallas_call":  # only its author knows the rounds of its loops, and may raise the count by an estimate
         uncertain: list[str] = []
-        seen = sum(_in_jaxpr(jaxpr, uncertain) for jaxpr in _jaxprs_in(params)) * _repeats(name, params)
-        said = int(getattr(params.get("cost_estimate"), "flops", 0))
-        notes += uncertain if said <= seen else []
-        return max(seen, said)
+        counted = sum(_in_jaxpr(jaxpr, uncertain) for jaxpr in _jaxprs_in(params)) * _repeats(name, params)
+        estimate = int(getattr(params.get("cost_estimate"), "flops", 0))
+        notes += uncertain if estimate <= counted else []
+        return max(counted, estimate)
     inner = [_in_jaxpr(jaxpr, notes) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
         return max(inner)
@@ -72,14 +72,15 @@ def _in_equation(equation: Any, notes: list[str]) -> int:
         rounds = _max_rounds(equation)
         if rounds is None:
             notes.append("a while loop's number of rounds is not known: its products count once")
-        return sum(inner) * (1 if rounds is None else rounds)
+            rounds = 1
+        return sum(inner) * rounds
     if name == "ffi_call":
         notes.append(f"the foreign function {params.get('target_name')} is not counted")
     return sum(inner) * _repeats(name, params)
 
 
 def _repeats(name: str, params: dict[str, Any]) -> int:
-    """How often an equation runs the programs inside it, over all devices."""
+    """The number of times that an equation runs the programs inside it, over all devices."""
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # inside are the shapes of one device
@@ -143,8 +144,8 @@ def _dot(equation: Any) -> int:
     ragged = equation.params.get("ragged_dot_dimension_numbers")
     numbers = ragged.dot_dimension_numbers if ragged else equation.params["dimension_numbers"]
     (_, contracted), (_, batch) = numbers
-    met = {*contracted, *batch, *(ragged.rhs_group_dimensions if ragged else ())}
-    return 2 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in met)
+    shared = {*contracted, *batch, *(ragged.rhs_group_dimensions if ragged else ())}
+    return 2 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
 
 
 def _convolution(equation: Any) -> int:
@@ -156,7 +157,7 @@ def _convolution(equation: Any) -> int:
 
 
 def _attention(products: int) -> Any:
-    """cuDNN's fused attention: so many products of the size of q k^T, unmasked; backward computes the scores again."""
+    """cuDNN's fused attention: `products` of the size of q k^T, unmasked; backward computes the scores again."""
 
     def count(equation: Any) -> int:
         query, key = (v.aval.shape for v in equation.invars[:2])
@@ -191,9 +192,9 @@ def _count_torch(program: Program, state: State, batch: Batch) -> tuple[int, Sta
         program.wait(state)
     flops = counter.get_total_flops()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [0] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, flops)
-        flops = sum(parts)
+        counts = [0] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(counts, flops)
+        flops = sum(counts)
     return flops, state
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import platformdirs
 
@@ -32,9 +32,6 @@ PROCESS = frozenset(
     ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn")
 )
 
-_watching: "Guard | None" = None
-_hooked = False
-
 
 class Guard:
     """Watches from `start` to `stop`, or as a context manager; one at a time in a process.
@@ -42,6 +39,9 @@ class Guard:
     `data` is the folder of the slice: the harness has its shards open before, so that nothing has to open them again.
     `allowed` are folders and files that the run may read and write.
     """
+
+    _active: ClassVar["Guard | None"] = None
+    _hooked: ClassVar[bool] = False
 
     def __init__(self, data: Path, allowed: Iterable[Path]):
         self.phase = "build"
@@ -59,16 +59,14 @@ class Guard:
 
     def start(self) -> None:
         """Records events from now on; the hook itself stays for the life of the process and costs next to nothing."""
-        global _watching, _hooked
-        _watching = self
-        if not _hooked:
+        Guard._active = self
+        if not Guard._hooked:
             sys.addaudithook(_hook)
-            _hooked = True
+            Guard._hooked = True
 
     def stop(self) -> None:
         """Records nothing any more."""
-        global _watching
-        _watching = None
+        Guard._active = None
 
     def __enter__(self) -> "Guard":
         self.start()
@@ -78,7 +76,7 @@ class Guard:
         self.stop()
 
     def collect(self) -> dict[str, list[Any]]:
-        """What is new since the last call: `changed`, names whose values changed; `events`, each {kind, what, phase}."""
+        """News since the last call: `changed`, names whose values changed; `events`, each {kind, what, phase}."""
         now = _identities()
         changed = sorted(
             name
@@ -133,9 +131,8 @@ def guard_events(guard: Guard, processes: ProcessGroup) -> dict[str, list[Any]]:
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    guard = _watching
-    if guard is not None:
-        guard.note(event, args)
+    if Guard._active is not None:
+        Guard._active.note(event, args)
 
 
 def _system_folders() -> list[str]:

@@ -1,7 +1,7 @@
 """How a run is opened: everything is checked before its directory is made, so that bad input leaves nothing behind."""
 
 import dataclasses
-import os
+import io
 import shlex
 import sys
 import tempfile
@@ -284,8 +284,9 @@ def open_dir(spec: RunSpec, request: Request, stack: ExitStack) -> tuple[RunFile
         run_json.host(processes)
         directory, log = RunDir(Path(processes.broadcast(None))), NoLog()
     stack.callback(log.close)
-    devnull = stack.enter_context(Path(os.devnull).open("w"))
-    stream = devnull if not processes.first else sys.stderr if spec.options.json else None
+    stream = sys.stderr if spec.options.json else None
+    if not processes.first:
+        stream = io.StringIO()
     screen = Screen(spec.recipe.name, spec.track.name, spec.recipe.steps, stream=stream)
     stack.callback(screen.close)
     command = f"{python_command()} -m {spec.backend}.train --resume {shlex.quote(str(directory.path))}"

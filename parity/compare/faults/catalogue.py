@@ -151,7 +151,7 @@ DATA = [
         "data",
         "resumed in the middle: step 30",
         patches=_one(
-            STREAM, "spans_there", lambda original: lambda lengths, plan, start_step=0: original(lengths, plan)
+            STREAM, "available_spans", lambda original: lambda lengths, plan, start_step=0: original(lengths, plan)
         ),
     ),
     Fault(

@@ -34,7 +34,7 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
     tokens = 8 * case.recipe.context
     shards = _synthetic_shards(case, tokens)
     ends, plan = [len(shard) for shard in shards], [stream.Segment(10 * len(shards), tokens, case.recipe.context)]
-    actual, expected = list(stream.spans_there(ends, plan)), list(plain_spans(ends, plan))
+    actual, expected = list(stream.available_spans(ends, plan)), list(plain_spans(ends, plan))
     yield from _batches(program, "across shard ends", shards, actual, expected)
 
     shard, start, _ = case.slice.part("val")

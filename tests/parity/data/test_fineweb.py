@@ -94,6 +94,7 @@ class Hub:
         }
         return subprocess.run(
             [sys.executable, "-c", script, *map(str, arguments)],
+            check=False,
             capture_output=True,
             text=True,
             env=os.environ | settings,

@@ -16,6 +16,7 @@ from parity.data.tokenizer import BytePairTokenizer, byte_pair_tokens
 def prepare_news(home, **environment):
     return subprocess.run(
         [sys.executable, "-m", "parity.data", "prepare", "news", "--data-dir", str(home)],
+        check=False,
         capture_output=True,
         text=True,
         env=os.environ | environment,

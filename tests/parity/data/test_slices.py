@@ -22,6 +22,7 @@ def home(session_home, tmp_path):
 def command(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "parity.data", *map(str, arguments)],
+        check=False,
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -99,8 +100,8 @@ def test_check_finds_one_changed_byte_and_prepare_mends_it(home, file):
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
-    found = problems("synthetic", home)
-    assert len(found) == 1 and str(path) in found[0] and "expected sha256" in found[0]
+    sentences = problems("synthetic", home)
+    assert len(sentences) == 1 and str(path) in sentences[0] and "expected sha256" in sentences[0]
     assert command("check", "synthetic", "--data-dir", home).returncode == 1
     prepare("synthetic", home)
     assert problems("synthetic", home) == []
@@ -119,8 +120,8 @@ def test_check_finds_shards_that_are_not_the_pinned_ones_though_their_manifest_a
     values = json.loads(path.read_text())
     values["shards"][0]["sha256"], real = "0" * 64, values["shards"][0]["sha256"]
     path.write_text(json.dumps(values))
-    found = problems("synthetic", home)
-    assert any(f"has sha256 {'0' * 64} in place of {real}" in problem for problem in found)
+    sentences = problems("synthetic", home)
+    assert any(f"has sha256 {'0' * 64} instead of {real}" in problem for problem in sentences)
 
 
 def test_two_builders_at_once_build_once(tmp_path):
@@ -159,7 +160,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_there_before_stays(tmp_path):
         f"sys.argv = ['data', 'prepare', 'synthetic', '--data-dir', {str(tmp_path)!r}];"
         "runpy.run_module('parity.data', run_name='__main__')"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
     assert "train_000001.bin: the disk is full" in ran.stderr and "free some space" in ran.stderr
     left = sorted(path.name for path in (tmp_path / "synthetic").iterdir())
@@ -204,4 +205,7 @@ def test_the_commands_start_without_heavy_imports():
         "import sys, parity.data.__main__, parity.data.slices, parity.data.stream;"
         "print([name for name in ('jax', 'torch', 'tiktoken', 'requests', 'huggingface_hub') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout.strip()
+        == "[]"
+    )

@@ -13,7 +13,7 @@ from parity.data.stream import (
     check_plan,
     eval_spans,
     rank_digest,
-    rank_part,
+    rank_range,
     read_span,
     span_digest,
     spans,
@@ -62,9 +62,9 @@ def test_the_stream_is_that_of_the_description_or_is_refused_before_the_first_st
         with pytest.raises(InputError, match="found .* which last for"):
             spans(lengths, plan)
         return
-    found = [read_span(shards, span) for span in spans(lengths, plan)]
-    assert len(found) == len(expected)
-    for (inputs_BT, targets_BT), (inputs, targets, seq_len) in zip(found, expected, strict=True):
+    batches = [read_span(shards, span) for span in spans(lengths, plan)]
+    assert len(batches) == len(expected)
+    for (inputs_BT, targets_BT), (inputs, targets, seq_len) in zip(batches, expected, strict=True):
         assert inputs_BT.ravel().tolist() == inputs and targets_BT.ravel().tolist() == targets
         assert inputs_BT.shape == targets_BT.shape == (len(inputs) // seq_len, seq_len)
 
@@ -118,11 +118,11 @@ def test_a_plan_of_broken_rows_is_refused(segment):
 
 def test_ranks_that_do_not_divide_the_batch_into_rows_are_refused():
     (span,) = spans([100], [Segment(1, 12, 3)])
-    assert rank_part(span, 1, 4) == (3, 6)
+    assert rank_range(span, 1, 4) == (3, 6)
     with pytest.raises(InputError, match="of 12 tokens: expected a multiple of ranks x seq_len = 3 x 3,.*devices"):
-        rank_part(span, 0, 3)
+        rank_range(span, 0, 3)
     with pytest.raises(InputError, match="rank: expected 0 to 3, found 4"):
-        rank_part(span, 4, 4)
+        rank_range(span, 4, 4)
 
 
 def test_reading_beyond_a_shard_is_refused():
@@ -154,10 +154,10 @@ def test_a_digest_is_the_sha256_of_the_tokens_as_little_endian_uint16():
 def test_evaluation_scores_exactly_the_tokens_asked_for_each_once_in_order(start, rows, batch_rows, seq_len):
     tokens = rows * seq_len
     shards = shards_of([start + tokens + 1])
-    found = [read_span(shards, span) for span in eval_spans(start, tokens, batch_rows * seq_len, seq_len)]
-    targets = np.concatenate([targets_BT.ravel() for _, targets_BT in found])
+    batches = [read_span(shards, span) for span in eval_spans(start, tokens, batch_rows * seq_len, seq_len)]
+    targets = np.concatenate([targets_BT.ravel() for _, targets_BT in batches])
     assert targets.tolist() == list(range(start + 1, start + tokens + 1))
-    assert all(len(inputs_BT) == batch_rows for inputs_BT, _ in found[:-1])
+    assert all(len(inputs_BT) == batch_rows for inputs_BT, _ in batches[:-1])
 
 
 @pytest.mark.parametrize(("tokens", "batch"), [(10, 8), (8, 10), (0, 8), (8, 0)])

@@ -1,4 +1,4 @@
-"""Bad input, one mistake a test, in real processes: exit code 2, one line on stderr, and nothing lost or left behind."""
+"""Bad input, one mistake a test, in real processes: exit code 2, one line on stderr, and nothing left behind."""
 
 import json
 import re
@@ -76,8 +76,8 @@ def test_four_devices_train_as_one_does(commands, finished, tmp_path):
     done = commands.run(*commands.small("jaxrun", tmp_path, "four"), env=env)
     assert done.code == 0, done.err
     whole = [event["loss"] for event in finished("jaxrun").events("step")]
-    found = [event["loss"] for event in type(finished("jaxrun"))(tmp_path / "tiny" / "four", done).events("step")]
-    assert found[:10] == pytest.approx(whole[:10], abs=1e-4)
+    losses = [event["loss"] for event in type(finished("jaxrun"))(tmp_path / "tiny" / "four", done).events("step")]
+    assert losses[:10] == pytest.approx(whole[:10], abs=1e-4)
 
 
 def test_tensorboard_must_be_installed_before_the_run_starts(commands, tmp_path):

@@ -30,22 +30,22 @@ class Source:
 
 
 def test_the_loss_is_the_mean_over_exactly_the_tokens_asked_for(synthetic: Slice):
-    found = evaluate(Source(), None, synthetic, "val", 8192, 1024, 64)
+    result = evaluate(Source(), None, synthetic, "val", 8192, 1024, 64)
     shard, start, _ = synthetic.part("val")
     likely = [np.mean(slots()[shard[i]] == shard[i + 1]) for i in range(start, start + 8192)]
-    assert found.tokens == 8192
-    assert found.val_loss == pytest.approx(-np.mean(np.log(likely)), rel=1e-13)
+    assert result.tokens == 8192
+    assert result.val_loss == pytest.approx(-np.mean(np.log(likely)), rel=1e-13)
 
 
 def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_the_text(synthetic: Slice):
-    found = evaluate(Source(), None, synthetic, "val", 8192, 1024, 64)
+    result = evaluate(Source(), None, synthetic, "val", 8192, 1024, 64)
     shard, start, _ = synthetic.part("val")
     size_bytes = sum(int(synthetic.token_bytes[token]) for token in shard[start + 1 : start + 8193])
-    assert found.bits_per_byte == pytest.approx(found.val_loss * 8192 / math.log(2) / size_bytes, rel=1e-13)
+    assert result.bits_per_byte == pytest.approx(result.val_loss * 8192 / math.log(2) / size_bytes, rel=1e-13)
 
 
 def test_a_program_that_knows_the_source_reaches_its_entropy(synthetic: Slice):
-    """Losses of 65,536 tokens have a standard deviation near 1: the mean is within 0.004 of the entropy; five of them."""
+    """Losses of 65,536 tokens have a standard deviation near 1: the mean is within 0.004 of the entropy; 5 sigma."""
     assert evaluate(Source(), None, synthetic, "val", 65_536, 65_536, 64).val_loss == pytest.approx(
         entropy_nats(), abs=0.02
     )
@@ -54,9 +54,9 @@ def test_a_program_that_knows_the_source_reaches_its_entropy(synthetic: Slice):
 @pytest.mark.parametrize("batch_tokens", [64, 256, 8192])
 def test_the_batch_changes_neither_loss_nor_bytes(batch_tokens: int, synthetic: Slice):
     whole = evaluate(Source(), None, synthetic, "confirm", 8192, 1024, 64)
-    found = evaluate(Source(), None, synthetic, "confirm", 8192, batch_tokens, 64)
-    assert found.val_loss == pytest.approx(whole.val_loss, rel=1e-13)
-    assert found.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-13)
+    result = evaluate(Source(), None, synthetic, "confirm", 8192, batch_tokens, 64)
+    assert result.val_loss == pytest.approx(whole.val_loss, rel=1e-13)
+    assert result.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-13)
 
 
 @pytest.mark.parametrize("backend", programs.BACKENDS)
@@ -66,8 +66,8 @@ def test_the_batch_changes_a_float64_program_by_rounding_only(backend: str, synt
         "import sys; from parity import program; from parity.recipes import recipe_for; import dataclasses\n"
         "from parity.data.slices import open_slice; from parity.harness.evaluation import evaluate\n"
         "r = dataclasses.replace(recipe_for('nanogpt', 'tiny'), precision='float64')\n"
-        "p = program.build(sys.argv[1], r, device='cpu', devices=1); s = p.init(0); d = open_slice('synthetic', sys.argv[2])\n"
-        "print(*[evaluate(p, s, d, 'val', 2048, n, 64).val_loss for n in (64, 512, 2048)])\n"
+        "p = program.build(sys.argv[1], r, device='cpu', devices=1); s = p.init(0); d = open_slice('synthetic', "
+        "sys.argv[2])\nprint(*[evaluate(p, s, d, 'val', 2048, n, 64).val_loss for n in (64, 512, 2048)])\n"
     )
     path = commands.home / "evaluate_batches.py"
     path.write_text(code)
@@ -119,5 +119,5 @@ def test_training_on_synthetic_comes_near_its_entropy(commands, tmp_path, synthe
 @pytest.mark.slow
 def test_longer_training_on_synthetic_comes_nearer(commands, tmp_path, synthetic: Slice):
     """Measured: 0.0236 and 0.0232 nats above the source's own loss with seeds 0 and 1, in both backends."""
-    found = trained(commands, tmp_path, "--steps", "300", "--val-every", "100", "--final-val-every", "100")
-    assert own_loss(synthetic) - 0.01 < found < own_loss(synthetic) + 0.04
+    result = trained(commands, tmp_path, "--steps", "300", "--val-every", "100", "--final-val-every", "100")
+    assert own_loss(synthetic) - 0.01 < result < own_loss(synthetic) + 0.04

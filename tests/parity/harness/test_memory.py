@@ -1,4 +1,4 @@
-"""malloc must be told to keep memory before a framework starts its threads: steps in JAX take 1.4 times as long otherwise."""
+"""malloc must be set to keep memory before a framework starts its threads: else JAX steps take 1.4 times as long."""
 
 import sys
 from pathlib import Path

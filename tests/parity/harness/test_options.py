@@ -12,18 +12,22 @@ from parity.track import TRACKS
 
 @pytest.mark.parametrize("track", [track for track in TRACKS.values() if track.scale])
 def test_a_track_brings_its_first_recipe_at_its_scale(track):
-    found = parse("jaxrun", ["--track", track.name])
-    assert found.track == track
-    assert found.recipe == recipe_for(track.recipes[0], track.scale)
+    arguments = parse("jaxrun", ["--track", track.name])
+    assert arguments.track == track
+    assert arguments.recipe == recipe_for(track.recipes[0], track.scale)
 
 
 def test_the_default_is_muon_on_pocket():
-    found = parse("torchref", [])
-    assert (found.track.name, found.recipe, found.given) == ("pocket", recipe_for("muon", "pocket"), frozenset())
+    arguments = parse("torchref", [])
+    assert (arguments.track.name, arguments.recipe, arguments.given) == (
+        "pocket",
+        recipe_for("muon", "pocket"),
+        frozenset(),
+    )
 
 
 def test_every_field_of_the_recipe_can_be_set():
-    found = parse(
+    arguments = parse(
         "jaxrun",
         [
             "--track",
@@ -39,7 +43,7 @@ def test_every_field_of_the_recipe_can_be_set():
         ],
     ).recipe
     expected = dataclasses.replace(recipe_for("nanogpt", "tiny"), peak_rate=1e-2, betas=(0.8, 0.9), precision="float64")
-    assert found == expected
+    assert arguments == expected
 
 
 def test_what_was_written_out_is_known():

@@ -83,15 +83,15 @@ def ends(processes, timeout_s: float = 30):
 
 
 def test_all_get_what_each_gives_in_the_order_of_their_numbers(start):
-    found = ends(
+    results = ends(
         start(
             "for i in range(50):\n  got = group.gather([i, rank])\nprint(got, group.broadcast(rank + 5), "
             "group.first_set(rank or None))",
             3,
         )
     )
-    assert [out.splitlines()[-1] for out, _, _ in found] == ["[[49, 0], [49, 1], [49, 2]] 5 1"] * 3
-    assert [code for *_, code in found] == [0, 0, 0]
+    assert [out.splitlines()[-1] for out, _, _ in results] == ["[[49, 0], [49, 1], [49, 2]] 5 1"] * 3
+    assert [code for *_, code in results] == [0, 0, 0]
 
 
 def test_one_process_alone_agrees_with_itself():
@@ -119,10 +119,10 @@ def test_a_process_that_dies_ends_the_others_at_once_and_is_named(start):
     time.sleep(0.5)
     begin_s = time.monotonic()
     processes[1].kill()
-    found = ends(processes)
+    results = ends(processes)
     assert time.monotonic() - begin_s < 5
     for i in (0, 2):
-        _, err, code = found[i]
+        _, err, code = results[i]
         assert (
             code == 2
             and "error: process 1 of 3 died" in err
@@ -175,7 +175,7 @@ def test_a_first_process_that_does_not_come_is_said(start):
 
 
 def test_a_port_that_somebody_else_has_is_said_by_both(tmp_path):
-    """Of the two ports, the second is where processes meet: a listener there that says nothing holds nobody for long."""
+    """Processes meet at the second of the two ports: a listener there that never answers holds nobody for long."""
     code = SCRIPT.format(body="        pass", silent=20, join=2)
     for taken in (0, 1):
         port = free_port()
@@ -184,6 +184,7 @@ def test_a_port_that_somebody_else_has_is_said_by_both(tmp_path):
                 done = subprocess.run(
                     [sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(rank)],
                     cwd=ROOT,
+                    check=False,
                     capture_output=True,
                     text=True,
                     timeout=60,
@@ -196,15 +197,15 @@ def test_a_port_that_somebody_else_has_is_said_by_both(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, sentence",
     [
         ({"coordinator": "node1:29400"}, "--processes and --process: expected with the rest"),
         ({"coordinator": "node1", "processes": 2, "process": 0}, "--coordinator node1: expected HOST:PORT"),
         ({"coordinator": "node1:29400", "processes": 2, "process": 2}, "process 2 of 2: expected a number from 0 to 1"),
     ],
 )
-def test_options_that_do_not_fit_together_are_said(given, said):
-    with pytest.raises(InputError, match=said):
+def test_options_that_do_not_fit_together_are_said(given, sentence):
+    with pytest.raises(InputError, match=sentence):
         launch.join_process_group(**given)
 
 

@@ -1,4 +1,4 @@
-"""Runs of record-11 and record-21 in real processes: their windows grow, their evaluation has rows of its own, and what they need is asked for."""
+"""Runs of record-11 and record-21 in real processes: growing windows, longer rows in evaluation, what they need."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_a_run_says_how_long_its_rows_of_evaluation_are(run):
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(run, backend, commands, tmp_path):
-    """What grows with the steps goes on where it was: the last checkpoint is taken away, as if the run had been killed before it."""
+    """Windows that grow with the steps continue: the last checkpoint is removed, as if the run was killed before it."""
     if run[0] != backend:
         pytest.skip("the other backend's run")
     shutil.copytree(run[1], tmp_path / "run")
@@ -130,7 +130,7 @@ def test_a_slice_without_document_starts_is_refused(commands):
 
 
 def test_documents_of_a_real_slice_are_kept_apart(run, commands):
-    """Other tokens in an earlier document move nothing behind the start of the next, in rows longer than those of training."""
+    """Other tokens in an earlier document change nothing after the start of the next, in rows longer than in training."""
     backend, path = run
     recipe = from_fields(json.loads((path / "run.json").read_text())["recipe"])
     program, slice_ = build(backend, recipe, device="cpu"), open_slice("synthetic", commands.data)

@@ -1,4 +1,4 @@
-"""A run that is stopped in any way goes on from what was saved, and ends as if nothing had happened."""
+"""A run that is stopped in any way continues from its checkpoint, and ends as if nothing had happened."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def kinds(path: Path) -> list[str]:
 
 
 def by_step(path: Path, field: str) -> dict[int, Any]:
-    """A field of every step; of a step that was made twice, the last."""
+    """A field of every step; of a step that ran twice, the last."""
     return {event["step"]: event[field] for event in read(path / "log.jsonl") if event["event"] == "step"}
 
 
@@ -120,12 +120,12 @@ def stopped(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
         shutil.copytree(path, then)
         return done, then, commands.resume(path, backend=backend), path
 
-    made: dict[Any, Future] = {}
+    futures: dict[Any, Future] = {}
 
     def get(backend: str, number: signal.Signals) -> tuple[Any, Path, Any, Path]:
-        for key in [(backend, number)] if made else [(backend, number), ("torchref", signal.SIGTERM)]:
-            made.setdefault(key, pool.submit(stop_and_resume, *key))
-        return made[backend, number].result()
+        for key in [(backend, number)] if futures else [(backend, number), ("torchref", signal.SIGTERM)]:
+            futures.setdefault(key, pool.submit(stop_and_resume, *key))
+        return futures[backend, number].result()
 
     return get
 
@@ -184,7 +184,7 @@ def killed(commands: Any, backend: str, runs: Path, times: int, seed: int) -> li
         process = commands.start(*start)
         if times:
             until = lines_of(path) + rng.randrange(1, 60)  # a log of a whole run has about 110
-            wait_for(path / "log.jsonl", process, lambda found, until=until: len(found) >= until)
+            wait_for(path / "log.jsonl", process, lambda lines, until=until: len(lines) >= until)
             time.sleep(rng.random() * 0.05)
             process.kill()
             times -= 1
@@ -252,7 +252,7 @@ def test_a_run_killed_before_its_first_checkpoint_makes_all_of_them(commands, fi
 
 @pytest.fixture(scope="module")
 def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """For each backend: a run whose own optimizer raises at step 20, resumed as it is (torchref), then with it mended."""
+    """For each backend: a run whose optimizer raises at step 20, resumed unchanged (torchref), then with it fixed."""
 
     def crash(backend: str) -> tuple[list[Any], Path]:
         folder = write_own(tmp_path_factory.mktemp(backend), backend, last=20)
@@ -260,24 +260,24 @@ def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
         first = commands.run(*commands.small(backend, folder, "crash", "--optimizer", "mymodule:make"), cwd=folder)
         again = (
             commands.resume(path, backend=backend, cwd=folder) if backend == "torchref" else None
-        )  # JAX compiles anew
+        )  # JAX compiles again
         write_own(folder, backend)
         return [first, again, commands.resume(path, backend=backend, cwd=folder)], path
 
-    made: dict[str, Future] = {}
+    futures: dict[str, Future] = {}
 
     def get(backend: str) -> tuple[list[Any], Path]:
-        if backend not in made:
-            made[backend] = pool.submit(crash, backend)
-        return made[backend].result()
+        if backend not in futures:
+            futures[backend] = pool.submit(crash, backend)
+        return futures[backend].result()
 
     return get
 
 
 @pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_mended(backend, crashed):
-    (first, again, mended), path = crashed(backend)
-    assert (first.code, again.code if again else 3, mended.code) == (3, 3, 0)
+    (first, again, fixed), path = crashed(backend)
+    assert (first.code, again.code if again else 3, fixed.code) == (3, 3, 0)
     assert "this optimizer has had enough" in first.err and first.err.rstrip().splitlines()[-1].startswith("fault: ")
     failures = [event for event in read(path / "log.jsonl") if event["event"] == "failure"]
     assert len(failures) == (2 if again else 1) and "this optimizer has had enough" in failures[0]["reason"]
@@ -286,9 +286,9 @@ def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_mended(back
 
 @pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_an_own_optimizer_trains_and_is_packed_with_the_run(backend, crashed):
-    (*_, mended), path = crashed(backend)
+    (*_, fixed), path = crashed(backend)
     losses = by_step(path, "loss")
-    assert "val loss" in mended.out and losses[59] < losses[0] - 0.1
+    assert "val loss" in fixed.out and losses[59] < losses[0] - 0.1
     with zipfile.ZipFile(path / "source.zip") as archive:
         assert b"this optimizer has had enough" in archive.read("mymodule.py")
 
@@ -316,14 +316,16 @@ def test_a_checkpoint_that_does_not_fit_the_disk_ends_the_run_and_harms_nothing(
     path = tmp_path / "tiny" / "full"
     process = commands.start(*commands.small(backend, tmp_path, "full"))
     wait_for(path / "log.jsonl", process, lambda lines: any(b'"event":"state"' in line for line in lines))
-    # Before anything is compiled, since sixty steps are over at once. By step 15, the first checkpoint that can meet the limit, the log has some
-    # 14,000 bytes (and 50,000 at its end); a checkpoint has at least the embedding, 60,000, in one file.
+    # Before anything is compiled, since sixty steps are over at once. By step 15, the first checkpoint that can meet
+    # the limit, the log has some 14,000 bytes (and 50,000 at its end); a checkpoint has at least the embedding, 60,000,
+    # in one file.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
     done = commands.finish(process)
     assert done.code == 2
     # Before, after or within a line of it orbax's own threads may say what they met with.
-    said = rf"error: {re.escape(str(path))}/checkpoints/step-\d{{6}}: the disk is full .* \(File too large\), and nothing of it was kept: free some space"
-    assert re.search(said, done.err), done.err
+    full = r"the disk is full .* \(File too large\), and nothing of it was kept: free some space"
+    sentence = rf"error: {re.escape(str(path))}/checkpoints/step-\d{{6}}: {full}"
+    assert re.search(sentence, done.err), done.err
     assert commands.resume(path, backend=backend).code == 0
     assert_same(path, finished(backend).path)
 
@@ -333,12 +335,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB in memory."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    made = (
+    futures = (
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, check=False)
         if os.geteuid() == 0 and shutil.which("mount")
         else None
     )
-    if made is None or made.returncode:
+    if futures is None or futures.returncode:
         pytest.skip("mounting a small file system needs rights that this user has not got")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)

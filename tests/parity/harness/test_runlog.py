@@ -387,14 +387,14 @@ def test_a_loss_that_is_not_finite_is_valid(path):
 def test_a_log_cut_at_any_byte_of_its_last_line_is_resumed_and_says_what_was_dropped(path):
     lines = write(path, 2)
     whole = b"".join(lines[:-1])
-    for kept in range(1, len(lines[-1])):
-        path.write_bytes(whole + lines[-1][:kept])
+    for size in range(1, len(lines[-1])):
+        path.write_bytes(whole + lines[-1][:size])
         with RunLog.resume(path) as log:
             log.event("resume", step=1, checkpoint="checkpoints/1")
         assert path.read_bytes().startswith(whole) and count(path) == 4
         dropped = list(runlog.read(path))[2]
-        torn = hashlib.sha256(lines[-1][:kept]).hexdigest()
-        assert (dropped["event"], dropped["bytes"], dropped["sha256"]) == ("torn_line_dropped", kept, torn)
+        torn = hashlib.sha256(lines[-1][:size]).hexdigest()
+        assert (dropped["event"], dropped["bytes"], dropped["sha256"]) == ("torn_line_dropped", size, torn)
 
 
 def test_a_last_line_that_ends_but_cannot_be_parsed_counts_as_torn(path):
@@ -475,13 +475,13 @@ def test_kill_9_at_random_moments_loses_no_event_that_was_written(path):
         try:
             assert child.stdout.readline() == b"ready\n"
             threading.Timer(random.uniform(0.002, 0.05), child.kill).start()
-            told = child.stdout.read().split(b"\n")
+            output = child.stdout.read().split(b"\n")
         finally:
             child.kill()
             child.wait()
-        last_told = int(told[-2]) if len(told) > 1 else 1
+        last_reported = int(output[-2]) if len(output) > 1 else 1
         RunLog.resume(path).close()
-        assert count(path) >= last_told
+        assert count(path) >= last_reported
     assert count(path) > 20
 
 

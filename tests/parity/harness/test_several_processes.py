@@ -19,7 +19,8 @@ import os, signal, sys
 from parity.harness import checkpoints, loop
 from parity.harness.train import main
 
-target, name, call = {"evaluate": (loop, "evaluate", 2), "save": (checkpoints, "save", 3), "log_step": (loop, "log_step", 40)}[sys.argv.pop(1)]
+calls = {"evaluate": (loop, "evaluate", 2), "save": (checkpoints, "save", 3), "log_step": (loop, "log_step", 40)}
+target, name, call = calls[sys.argv.pop(1)]
 original, count = getattr(target, name), 0
 
 def dying(*args, **options):
@@ -106,9 +107,9 @@ def several(commands, tmp_path, monkeypatch):
 
 
 def losses(path: Path) -> list[float]:
-    """By step; one that was made again after a resume counts once."""
-    found = {event["step"]: event["loss"] for event in read(path / "log.jsonl") if event["event"] == "step"}
-    return [found[step] for step in sorted(found)]
+    """By step; one that ran again after a resume counts once."""
+    by_step = {event["step"]: event["loss"] for event in read(path / "log.jsonl") if event["event"] == "step"}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def same(path: Path, other: Path) -> None:
@@ -119,7 +120,7 @@ def same(path: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"]
-)  # the first compiles for both anew
+)  # jaxrun compiles again for two
 def test_two_processes_make_the_run_of_one(backend, several, finished):
     path, ends = several.new(backend, 2, "two")
     assert [done.code for done in ends] == [0, 0], ends
@@ -141,13 +142,13 @@ def test_torchrun_starts_the_processes(several, finished):
 @pytest.fixture(scope="module")
 def whole(commands, tmp_path_factory):
     """An undisturbed run of four processes, once a backend."""
-    made = {}
+    runs = {}
 
     def get(backend: str) -> Path:
-        if backend not in made:
-            made[backend], ends = Several(commands, tmp_path_factory.mktemp("whole")).new(backend, 4, backend)
+        if backend not in runs:
+            runs[backend], ends = Several(commands, tmp_path_factory.mktemp("whole")).new(backend, 4, backend)
             assert [done.code for done in ends] == [0] * 4, ends
-        return made[backend]
+        return runs[backend]
 
     return get
 
@@ -171,15 +172,15 @@ def test_a_process_killed_in_any_phase_ends_the_others_and_the_run_resumes_to_th
 @pytest.fixture(scope="module")
 def saved(commands, tmp_path_factory):
     """A run of four processes that was cut off, once a backend."""
-    made = {}
+    runs = {}
 
     def get(backend: str) -> Path:
-        if backend not in made:
-            made[backend], ends = Several(commands, tmp_path_factory.mktemp("saved")).new(
+        if backend not in runs:
+            runs[backend], ends = Several(commands, tmp_path_factory.mktemp("saved")).new(
                 backend, 4, backend, dying=(1, "log_step")
             )
             assert [done.code for done in ends] == [2, -9, 2, 2], ends
-        return made[backend]
+        return runs[backend]
 
     return get
 

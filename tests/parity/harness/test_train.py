@@ -63,11 +63,11 @@ def test_the_run_directory_holds_the_evidence_and_nothing_half_written(run):
 
 
 def test_run_json_is_what_its_schema_says_and_tells_what_was_run(run):
-    found = facts(run)
-    assert schemas.check_for("run.v1")(found) == ""
-    assert (found["track"], found["seed"], found["precision"]) == ("tiny", 0, "float32")
-    assert found["recipe"]["fields"]["dim"] == 32
-    assert "--steps" in found["command"]
+    result = facts(run)
+    assert schemas.check_for("run.v1")(result) == ""
+    assert (result["track"], result["seed"], result["precision"]) == ("tiny", 0, "float32")
+    assert result["recipe"]["fields"]["dim"] == 32
+    assert "--steps" in result["command"]
 
 
 def test_the_source_is_packed(run):
@@ -142,10 +142,10 @@ def test_the_other_backend_finds_the_same_val_loss_for_the_final_weights(run, sy
     recipe = from_fields(facts(run)["recipe"])
     program = programs.build(OTHER[facts(run)["backend"]], recipe, device="cpu", devices=1)
     state = program.load(weights.load(run.path / "weights.safetensors"))
-    found = evaluate(program, state, synthetic, "val", 8192, 2048, recipe.context)
+    result = evaluate(program, state, synthetic, "val", 8192, 2048, recipe.context)
     logged = run.events("eval")[-1]
-    assert found.val_loss == pytest.approx(logged["val_loss"], abs=1e-5)
-    assert found.bits_per_byte == pytest.approx(logged["bits_per_byte"], abs=1e-5)
+    assert result.val_loss == pytest.approx(logged["val_loss"], abs=1e-5)
+    assert result.bits_per_byte == pytest.approx(logged["bits_per_byte"], abs=1e-5)
 
 
 @pytest.mark.parametrize("recipe", ["muon", "nanogpt"])
@@ -158,7 +158,7 @@ def test_both_backends_start_from_the_same_weights_and_read_the_same_batches(rec
 
 @pytest.mark.parametrize("recipe", ["muon", "nanogpt"])
 def test_both_backends_lose_alike(recipe: str, finished):
-    """Float32 rounding, 1e-7 of a loss of 6 at the first step, grows as training goes on; after 60 steps it is far
+    """Float32 rounding, 1e-7 of a loss of 6 at the first step, grows as training continues; after 60 steps it is far
     below what a mistake in a rate or a gradient would do."""
     one, two = ([e["loss"] for e in finished(backend, recipe).events("step")] for backend in ("jaxrun", "torchref"))
     assert one[0] == pytest.approx(two[0], abs=1e-5)

@@ -1,4 +1,4 @@
-"""Own programs of one file: trained like a recipe, and what is wrong with one said in a sentence."""
+"""User programs of one file: trained like a recipe, and a faulty one explained in a sentence."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ def test_a_program_of_ones_own_is_trained_and_answers_in_json(commands, tmp_path
         *commands.small("torchref", tmp_path / "runs", "own", "--program", file, "--steps", "4", "--json")
     )
     assert done.code == 0, done.err
-    found = json.loads(done.out)
-    assert found["totals"]["steps"] == 4 and Path(found["run"]).name == "own"
-    run = json.loads((Path(found["run"]) / "run.json").read_text())
+    output = json.loads(done.out)
+    assert output["totals"]["steps"] == 4 and Path(output["run"]).name == "own"
+    run = json.loads((Path(output["run"]) / "run.json").read_text())
     assert (
         run["recipe"]["name"] == "mine"
         and run["program"]["base"]["name"] == "muon"
@@ -83,5 +83,5 @@ def test_what_is_wrong_with_a_program_is_said_in_one_sentence(commands, tmp_path
             *arguments,
         ],
     )
-    said = capsys.readouterr().err
-    assert code == 2 and sentence in said and said.count("\n") == 1 and not (tmp_path / "runs").exists()
+    message = capsys.readouterr().err
+    assert code == 2 and sentence in message and message.count("\n") == 1 and not (tmp_path / "runs").exists()
