@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parity.errors import InputError, nearest
 from parity.recipes import Recipe, recipe_for
@@ -44,108 +44,76 @@ class Track:
     reference: Reference | None = None
 
 
+# Data, batch and architecture: the recipe fields that a track with `fixed` fixes.
 FIXED_FIELDS = (
-    "tokenizer_size",
-    "vocab_size",
-    "dim",
-    "layers",
-    "head_dim",
-    "context",
-    "batch_tokens",
-    "norm_eps",
-    "attention_scale",
-    "rotary_base",
-    "logit_cap",
-    "val_every",
-    "final_val_every",
+    *("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "norm_eps"),
+    *("attention_scale", "rotary_base", "logit_cap", "val_every", "final_val_every"),
 )
-
-POCKET = Reference(math.log(4096), 1000, 1024, 2**22, 1e14)
-SMALL = Reference(math.log(50257), 3600, 20_000, 1.1e10, 1e19)
 RECIPE_NAMES = ("muon", "nanogpt", "record-11", "record-21")
-POCKET_BASIS = "recipe muon ends below it with every one of seeds 0 to 4 in both backends; see docs/performance.md"
-
-TRACKS = {
-    track.name: track
-    for track in (
-        Track(
-            "pocket",
-            "a laptop, minutes on 2 cores",
-            "news",
-            "pocket",
-            131_072,
-            4.65,
-            "seconds",
-            RECIPE_NAMES,
-            target_basis=POCKET_BASIS,
-            confirm_gap=(0.015, 0.06),
-            reference=POCKET,
-        ),
-        Track(
-            "pocket-optimizer",
-            "optimizer research on a laptop: any optax transform or torch optimizer drops in",
-            "news",
-            "pocket",
-            131_072,
-            4.65,
-            "steps",
-            ("muon",),
-            fixed="muon",
-            target_basis=POCKET_BASIS,
-            confirm_gap=(0.015, 0.06),
-            reference=POCKET,
-        ),
-        Track(
-            "small",
-            "the public track 1: 124M parameters, 8 x H100",
-            "fineweb10B",
-            "small",
-            10_485_760,
-            3.28,
-            "seconds",
-            RECIPE_NAMES,
-            target_basis="the public track's",
-            reference=SMALL,
-        ),
-        Track(
-            "optimizer",
-            "the public optimization track: data, batch and architecture fixed",
-            "fineweb10B",
-            "small",
-            10_485_760,
-            3.28,
-            "steps",
-            ("muon",),
-            fixed="muon",
-            target_basis="the public track's",
-            reference=SMALL,
-        ),
-        Track(
-            "medium",
-            "the public track 2 (350M): its history only",
-            "fineweb10B",
-            None,
-            10_485_760,
-            2.92,
-            "seconds",
-            (),
-            target_basis="the public track's",
-            reference=SMALL,
-        ),
-        Track(
-            "tiny",
-            "tests: seconds on a CPU",
-            "synthetic",
-            "tiny",
-            8_192,
-            None,
-            None,
-            RECIPE_NAMES,
-            confirm_gap=(0.01, 0.05),
-            reference=Reference(math.log(512), 60, 600, 1e6, 1e12),
-        ),
-    )
-}
+POCKET = Track(
+    name="pocket",
+    purpose="a laptop, minutes on 2 cores",
+    slice="news",
+    scale="pocket",
+    val_tokens=131_072,
+    target=4.65,
+    scored="seconds",
+    recipes=RECIPE_NAMES,
+    target_basis="recipe muon ends below it with every one of seeds 0 to 4 in both backends; see docs/performance.md",
+    confirm_gap=(0.015, 0.06),
+    reference=Reference(math.log(4096), seconds=1000, steps=1024, tokens=2**22, flops=1e14),
+)
+SMALL = Track(
+    name="small",
+    purpose="the public track 1: 124M parameters, 8 x H100",
+    slice="fineweb10B",
+    scale="small",
+    val_tokens=10_485_760,
+    target=3.28,
+    scored="seconds",
+    recipes=RECIPE_NAMES,
+    target_basis="the public track's",
+    reference=Reference(math.log(50257), seconds=3600, steps=20_000, tokens=1.1e10, flops=1e19),
+)
+TINY = Track(
+    name="tiny",
+    purpose="tests: seconds on a CPU",
+    slice="synthetic",
+    scale="tiny",
+    val_tokens=8_192,
+    target=None,
+    scored=None,
+    recipes=RECIPE_NAMES,
+    confirm_gap=(0.01, 0.05),
+    reference=Reference(math.log(512), seconds=60, steps=600, tokens=1e6, flops=1e12),
+)
+OPTIMIZER_ONLY = {"scored": "steps", "recipes": ("muon",), "fixed": "muon"}
+ALL_TRACKS = (
+    POCKET,
+    replace(
+        POCKET,
+        name="pocket-optimizer",
+        purpose="optimizer research on a laptop: any optax transform or torch optimizer drops in",
+        **OPTIMIZER_ONLY,
+    ),
+    SMALL,
+    replace(
+        SMALL,
+        name="optimizer",
+        purpose="the public optimization track: data, batch and architecture fixed",
+        **OPTIMIZER_ONLY,
+    ),
+    replace(
+        SMALL,
+        name="medium",
+        purpose="the public track 2 (350M): its history only",
+        scale=None,
+        target=2.92,
+        recipes=(),
+    ),
+    TINY,
+)
+TRACKS = {track.name: track for track in ALL_TRACKS}
 
 
 def track_for(name: str) -> Track:

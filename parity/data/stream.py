@@ -6,10 +6,11 @@ is skipped and the next one starts at 0. Rank r of R reads the r-th of R equal c
 """
 
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -197,14 +198,16 @@ class Reader:
         prefetch: int = 2,
         digests: bool = True,
     ):
-        self._shards, self._spans, self._rank, self._ranks = shards, spans, rank, ranks
-        self._vocab_size, self._put, self._prefetch, self._digests = vocab_size, put, max(1, prefetch), digests
-        self._ready: deque[Batch] = deque()
-        self._changed = threading.Condition()
-        self._ended = self._closed = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="data-reader", daemon=True)
-        self._thread.start()
+        self._shards, self._spans, self._rank, self._ranks = shards, iter(spans), rank, ranks
+        self._vocab_size, self._put, self._digests = vocab_size, put, digests
+        self._thread = ThreadPoolExecutor(1, "data-reader")
+        self._batches: deque[Future[Batch]] = deque()
+        for _ in range(1 + max(1, prefetch)):
+            self._submit_next()
+
+    def _submit_next(self) -> None:
+        for span in islice(self._spans, 1):
+            self._batches.append(self._thread.submit(self._load, span))
 
     def _load(self, span: Span) -> Batch:
         start, stop = rank_range(span, self._rank, self._ranks)
@@ -216,48 +219,22 @@ class Reader:
         inputs, targets = self._put(*_rows(window[start - first : stop + 1 - first], span.seq_len))
         return Batch(span.step, inputs, targets, _digest(window) if self._digests else "", span)
 
-    def _work(self) -> None:
-        try:
-            for span in self._spans:
-                batch = self._load(span)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._prefetch)
-                    if self._closed:
-                        return
-                    self._ready.append(batch)
-                    self._changed.notify_all()
-        # Whatever it is, the consumer must get it, or it would wait for ever for a dead thread.
-        except BaseException as error:  # noqa: BLE001
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
     def __iter__(self) -> "Reader":
         return self
 
     def __next__(self) -> Batch:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._ended or self._closed)
-            if self._closed:
-                raise StopIteration
-            if self._ready:
-                batch = self._ready.popleft()
-                self._changed.notify_all()
-                return batch
-        if self._error is not None:
-            raise self._error
-        raise StopIteration
+        if not self._batches:
+            raise StopIteration
+        batch = self._batches[0].result()  # an error stays first, for the next call too
+        self._batches.popleft()
+        self._submit_next()
+        return batch
 
     def close(self) -> None:
         """Stops the thread and waits for it to end; batches that were not taken are dropped."""
-        with self._changed:
-            self._closed = True
-            self._ready.clear()
-            self._changed.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._batches.clear()
+        self._spans = iter(())
+        self._thread.shutdown(cancel_futures=True)
 
     def __enter__(self) -> "Reader":
         return self

@@ -12,32 +12,23 @@ from typing import Any
 from parity.errors import InputError, nearest
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "triton", "numpy", "tiktoken", "safetensors")
-PREFIXES = (
-    "XLA_",
-    "JAX_",
-    "TORCH",
-    "PYTORCH_",
-    "CUDA_",
-    "CUBLAS",
-    "CUDNN",
-    "NCCL_",
-    "GLOO_",
-    "NVIDIA_",
-    "TRITON_",
-    "TF_XLA_",
-    "TF_CPP_",
-    "TF_GPU_",
-    "OMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "KMP_",
-    "GOMP_",
-    "MALLOC_",
-    "LD_PRELOAD",
-    "LD_LIBRARY_PATH",
-    "PYTHONHASHSEED",
-    "PYTHONPATH",
-    "PYTHONOPTIMIZE",
+PREFIXES = (  # of the variables that can change speed or numbers
+    *(
+        "XLA_",
+        "JAX_",
+        "TORCH",
+        "PYTORCH_",
+        "CUDA_",
+        "CUBLAS",
+        "CUDNN",
+        "NCCL_",
+        "GLOO_",
+        "NVIDIA_",
+        "TRITON_",
+        "TF_XLA_",
+    ),
+    *("TF_CPP_", "TF_GPU_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "MALLOC_", "LD_PRELOAD", "LD_LIBRARY_PATH"),
+    *("PYTHONHASHSEED", "PYTHONPATH", "PYTHONOPTIMIZE"),
 )
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "_KEY", "CREDENTIAL")
 

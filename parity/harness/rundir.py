@@ -2,7 +2,6 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,40 +14,19 @@ from parity.formats.folder_lock import locked
 SCHEMA = "run.v1"
 
 
-@dataclass
 class RunDir:
     """The files of one run directory, and its lock; a context manager that releases the lock."""
 
-    path: Path
-    _lock: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
-
-    @property
-    def run_json(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def weights(self) -> Path:
-        return self.path / "weights.safetensors"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def source(self) -> Path:
-        return self.path / "source.zip"
-
-    @property
-    def curve(self) -> Path:
-        return self.path / "curve.png"
-
-    @property
-    def verdict(self) -> Path:
-        return self.path / "verdict.json"
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.run_json = self.path / "run.json"
+        self.log = self.path / "log.jsonl"
+        self.weights = self.path / "weights.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.source = self.path / "source.zip"
+        self.curve = self.path / "curve.png"
+        self.verdict = self.path / "verdict.json"
+        self._lock = ExitStack()
 
     def lock(self) -> None:
         """Marks the run as live until `release` or the end of the process.

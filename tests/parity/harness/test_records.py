@@ -130,7 +130,7 @@ def test_a_slice_without_document_starts_is_refused(commands):
 
 
 def test_documents_of_a_real_slice_are_kept_apart(run, commands):
-    """Other tokens in an earlier document change nothing after the start of the next, in rows longer than in training."""
+    """Tokens of an earlier document change nothing after the start of the next, in rows longer than in training."""
     backend, path = run
     recipe = from_fields(json.loads((path / "run.json").read_text())["recipe"])
     program, slice_ = build(backend, recipe, device="cpu"), open_slice("synthetic", commands.data)
