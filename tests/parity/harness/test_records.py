@@ -121,7 +121,7 @@ def test_a_slice_without_document_starts_is_refused(commands):
     check_documents(slice_, recipe)
     bare = tuple(dataclasses.replace(shard, documents=0) for shard in slice_.manifest.shards)
     without = dataclasses.replace(slice_, manifest=dataclasses.replace(slice_.manifest, shards=bare))
-    with pytest.raises(InputError, match="keeps documents apart by the token 511 that each starts with, found none in"):
+    with pytest.raises(InputError, match="separates documents by the token 511 that each starts with, found none in"):
         check_documents(without, recipe)
     check_documents(without, recipe_for("record-11", "tiny"))
     other = dataclasses.replace(slice_, manifest=dataclasses.replace(slice_.manifest, end_of_text=7))
