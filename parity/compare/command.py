@@ -21,9 +21,9 @@ from parity.compare.report import html, text
 from parity.compare.runner import Comparison, chosen_levels
 from parity.compare.side import Side
 from parity.compare.weight_names import read_weights
-from parity.progress import ProgressLine
 from parity.data.slices import prepare
 from parity.errors import InputError, nearest, run_command
+from parity.progress import ProgressLine
 from parity.recipes import RECIPES
 
 REPEATED_DTYPES = ["float64"] * 9 + ["float32"] * 9 + ["bfloat16"] * 2  # one in bfloat16 has eight seeds
