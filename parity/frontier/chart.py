@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.errors import MOST_NAMED, InputError
+from parity.errors import MAX_NAMED, InputError
 from parity.formats.files import atomic_file
 from parity.frontier.entry import Entry
 from parity.frontier.scores import frontier, points
@@ -40,10 +40,10 @@ def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: 
         known = sorted({entry.hardware for entry in chosen})
         chosen = [entry for entry in chosen if entry.hardware == hardware]
         if not chosen:
-            more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+            more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
             raise InputError(
                 f"--hardware {hardware}: expected a class that track {of.name} has entries of, found none; known: "
-                f"{'; '.join(known[:MOST_NAMED])}{more}"
+                f"{'; '.join(known[:MAX_NAMED])}{more}"
             )
     others = _reported(of, axis)
     if not chosen and not others:
