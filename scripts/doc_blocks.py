@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[1]
 TOP = ("jaxrun", "torchref", "parity")
 # The modules directly in parity/, by the node that stands for them in the picture; its packages are nodes themselves.
 MODULES = {
-    "base": ("cli", "devices", "errors", "memory", "statistics", "tables"),
+    "base": ("capture", "cli", "devices", "errors", "memory", "statistics", "tables"),
     "protocol": ("program", "program_source", "track", "user_program", "weights"),
 }
 LABELS = {
     "jaxrun": "jaxrun: JAX backend",
     "torchref": "torchref: PyTorch backend",
     "base": "errors, cli, devices, memory, statistics, tables",
-    "protocol": "program, program_source, user_program, track, weights",
+    "protocol": "program, user_program, track, weights",
     "recipes": "recipes: sizes, weights, schedules",
     "formats": "formats: files on disk",
     "data": "data: slices, token order",
@@ -158,7 +158,7 @@ def cheats() -> str:
         return rules if cheat.rules else f"incomplete: {rules}"
 
     public = {True: " (happened on a public track)", False: ""}
-    rows = [[f"`{c.name}`", c.sentence + public[c.seen], by(c)] for c in CHEATS.values()]
+    rows = [[f"`{c.name}`", c.sentence + public[c.public], by(c)] for c in CHEATS.values()]
     return table(["cheat", "what is done", "detected by"], rows)
 
 
