@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 TOP = ("jaxrun", "torchref", "parity")
 # The modules directly in parity/, by the node that stands for them in the picture; its packages are nodes themselves.
 MODULES = {
-    "base": ("capture", "cli", "devices", "errors", "memory", "statistics", "tables"),
+    "base": ("capture", "cli", "devices", "errors", "memory", "progress", "statistics", "tables"),
     "protocol": ("program", "program_source", "track", "user_program", "weights"),
 }
 LABELS = {
     "jaxrun": "jaxrun: JAX backend",
     "torchref": "torchref: PyTorch backend",
-    "base": "errors, cli, devices, memory, statistics, tables",
+    "base": "errors, cli, devices, memory, progress, statistics, tables",
     "protocol": "program, user_program, track, weights",
     "recipes": "recipes: sizes, weights, schedules",
     "formats": "formats: files on disk",

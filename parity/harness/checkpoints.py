@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import InputError
+from parity.formats import schemas
 from parity.formats.files import atomic_folder, free_bytes, sha256_file
 from parity.harness.processes import ProcessGroup
 from parity.harness.rundir import RunDir
@@ -54,24 +55,8 @@ def latest(directory: RunDir, identity: dict[str, Any]) -> tuple[Path, dict[str,
 
 def read_facts(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """The facts in checkpoint.json, checked against the run that resumes from it."""
-    try:
-        facts = json.loads((path / "checkpoint.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected checkpoint.json with the checkpoint's facts, found none that can be read "
-            f"({error}): remove this folder to resume from the one before"
-        ) from error
-    if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
-        version = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
-        raise InputError(
-            f"{path}: expected a checkpoint of version {SCHEMA}, found {version!r}: resume with the version that wrote "
-            "it"
-        )
-    if missing := sorted({"step", "digest", "identity", "files"} - facts.keys()):
-        raise InputError(
-            f"{path / 'checkpoint.json'}: expected the field {missing[0]}, found none: the checkpoint is "
-            "damaged; remove its folder to resume from the one before"
-        )
+    remedy = "the checkpoint is damaged; remove its folder to resume from the one before"
+    facts = schemas.read(path / "checkpoint.json", SCHEMA, "the facts of a checkpoint", remedy)
     for name, expected in identity.items():
         if facts["identity"].get(name) != expected:
             raise InputError(
