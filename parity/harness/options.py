@@ -83,12 +83,12 @@ FRAMEWORK = {"jaxrun": "JAX", "torchref": "PyTorch"}
 
 
 class Arguments(NamedTuple):
-    """A trainer's command line; `given` are the names of the options that it has."""
+    """A trainer's command line; `explicit` are the names of the options that it has."""
 
     options: Options
     track: Track
     recipe: Recipe
-    given: frozenset[str]
+    explicit: frozenset[str]
 
 
 def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
@@ -119,5 +119,5 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
     if parsed.options.seed < 0:
         raise InputError(f"--seed: expected 0 or more, found {parsed.options.seed}: choose another")
     check_recipe(track, parsed.recipe)
-    given = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
-    return Arguments(parsed.options, track, parsed.recipe, given)
+    explicit = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
+    return Arguments(parsed.options, track, parsed.recipe, explicit)

@@ -96,13 +96,13 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
 
     Raises InputError for options that do not go together.
     """
-    options, track, recipe, given = arguments
+    options, track, recipe, explicit = arguments
     if options.resume is None:
-        if "precision" not in given and programs.platform(backend, options.device) == "gpu":
+        if "precision" not in explicit and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
         request = Request(backend, options, track, recipe, options.seed)
     else:
-        if changed := sorted(given - FREE_ON_RESUME):
+        if changed := sorted(explicit - FREE_ON_RESUME):
             option = "--" + changed[0].replace("_", "-")
             raise InputError(
                 f"{option} cannot be given with --resume: the run continues as it was started; leave it out, or start "
@@ -110,7 +110,7 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
             )
         directory = rundir.open_existing(options.resume, lock=processes.first)
         stack.callback(directory.release)
-        request = _request_from_run_json(backend, directory, options, given)
+        request = _request_from_run_json(backend, directory, options, explicit)
     if options.tensorboard and not find_spec("tensorboard"):
         raise InputError(
             "--tensorboard needs the package tensorboard: pip install 'jaxrun[tensorboard]', or leave it out"
@@ -118,14 +118,14 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
     return request
 
 
-def _request_from_run_json(backend: str, directory: RunDir, options: Options, given: frozenset[str]) -> Request:
+def _request_from_run_json(backend: str, directory: RunDir, options: Options, explicit: frozenset[str]) -> Request:
     values = directory.read_run_json()
     if values["backend"] != backend:
         raise InputError(
             f"{directory.path} is a run of {values['backend']}: continue it with python -m {values['backend']}.train "
             f"--resume {directory.path}"
         )
-    layout = {name: value for name, value in values.get("layout", {}).items() if name not in {*given, "devices"}}
+    layout = {name: value for name, value in values.get("layout", {}).items() if name not in {*explicit, "devices"}}
     options, base = dataclasses.replace(options, **values.get("options", {}), **layout), values["recipe"]
     if program := values.get("program"):
         options, base = dataclasses.replace(options, program=Path(program["path"])), program["base"]

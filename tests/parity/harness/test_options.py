@@ -19,7 +19,7 @@ def test_a_track_brings_its_first_recipe_at_its_scale(track):
 
 def test_the_default_is_muon_on_pocket():
     arguments = parse("torchref", [])
-    assert (arguments.track.name, arguments.recipe, arguments.given) == (
+    assert (arguments.track.name, arguments.recipe, arguments.explicit) == (
         "pocket",
         recipe_for("muon", "pocket"),
         frozenset(),
@@ -47,7 +47,7 @@ def test_every_field_of_the_recipe_can_be_set():
 
 
 def test_what_was_written_out_is_known():
-    assert parse("jaxrun", ["--track=tiny", "--val-every", "10", "--tensorboard"]).given == {
+    assert parse("jaxrun", ["--track=tiny", "--val-every", "10", "--tensorboard"]).explicit == {
         "track",
         "val_every",
         "tensorboard",
