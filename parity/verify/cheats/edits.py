@@ -1,13 +1,32 @@
 """Edits of the evidence after an honest run: of its log and its run.json."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from parity.verify.cheats.cheat import Catalogue
 from parity.verify.cheats.forgery import Event, Events, declare, each, of_kind, read_events, rewrite, totals
 
+Plant = Callable[[Path], None]
+
 CHEATS = Catalogue("edit")
 H100S = [{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 8}]
+
+
+def _declaring(honest_start: bool = False, **fields: Any) -> Plant:
+    """An edit of fields of run.json, with which the log's start event agrees unless `honest_start`."""
+    return lambda run: declare(run, lambda values: values.update(fields), honest_start)
+
+
+def _logging(kind: str, where: Callable[[Event], bool] = lambda event: True, **fields: Any) -> Plant:
+    """An edit of fields of every event of a kind for which `where` holds."""
+    return lambda run: rewrite(run, each(kind, lambda event: event.update(fields), where))
+
+
+def _at(*steps: int, name: str | None = None) -> Callable[[Event], bool]:
+    """Whether an event is of one of these steps and, if given, of a name."""
+    return lambda event: event.get("step", 0) in steps and name in (None, event.get("name"))
 
 
 def _lines(run: Path) -> list[str]:
@@ -31,9 +50,7 @@ def _edited_value(run: Path) -> None:
     _write_lines(run, lines)
 
 
-@CHEATS.add("edited-seed", "the seed in run.json is edited", "log.header")
-def _edited_seed(run: Path) -> None:
-    declare(run, lambda values: values.update(seed=12), honest_start=True)
+CHEATS.add("edited-seed", "the seed in run.json is edited", "log.header")(_declaring(True, seed=12))
 
 
 @CHEATS.add("cut-line", "a step's line is cut out", "log.chain", "log.order", "log.plan", may=("clock.train",))
@@ -69,9 +86,9 @@ def _spliced(run: Path, other: Path) -> None:
     rewrite(run, splice)
 
 
-@CHEATS.add("run-twice", "one run handed in again under another seed", "log.twin", public=True, beside_original=True)
-def _run_twice(run: Path) -> None:
-    declare(run, lambda values: values.update(seed=78))
+CHEATS.add("run-twice", "one run handed in again under another seed", "log.twin", public=True, beside_original=True)(
+    _declaring(seed=78)
+)
 
 
 @CHEATS.add("truncated", "cut before the last step and finished by hand", "log.plan", may=("log.totals",), public=True)
@@ -85,9 +102,7 @@ def _truncated(run: Path) -> None:
     rewrite(run, cut)
 
 
-@CHEATS.add("malformed", "a figure that is a word", "log.form")
-def _malformed(run: Path) -> None:
-    rewrite(run, each("memory", lambda event: event.update(host_bytes="little")))
+CHEATS.add("malformed", "a figure that is a word", "log.form")(_logging("memory", host_bytes="little"))
 
 
 @CHEATS.add("more-tokens", "a step says that more tokens were seen than the plan has", "log.order")
@@ -104,34 +119,38 @@ TRAINED = {
 }
 
 
-def _scale_times(run: Path, clocks: tuple[str, ...], fields: dict[str, tuple[str, ...]], factor: float) -> None:
+def _scaling(clocks: tuple[str, ...], fields: dict[str, tuple[str, ...]], factor: float) -> Plant:
     """Scales clocks, and times by kind of event, as if the run had begun at the same moment and gone faster."""
 
     def scale(events: Events) -> None:
         start = dict(events[0])
         for event in events:
-            for name in clocks:
-                if name in event:
-                    origin = start["clock_s" if name == "at_s" else name]
-                    event[name] = origin + (event[name] - origin) * factor
+            for name in {*clocks} & event.keys():
+                origin = start["clock_s" if name == "at_s" else name]
+                event[name] = origin + (event[name] - origin) * factor
             for name in {*fields.get(event["event"], ())} & event.keys():
                 event[name] *= factor
         for name in fields["totals"]:
             if totals(events)[name] is not None:
                 totals(events)[name] *= factor
 
-    rewrite(run, scale)
+    return lambda run: rewrite(run, scale)
 
 
-@CHEATS.add("slow-clock", "the monotonic clock runs at half speed", "clock.agree")
-def _slow_clock(run: Path) -> None:
-    _scale_times(run, ("clock_s", "at_s"), TRAINED, 0.5)
-
-
-@CHEATS.add("less-training-time", "the training time is written 20% smaller", "clock.train")
-def _less_training_time(run: Path) -> None:
-    fields = TRAINED | {"eval": ("train_s",), "totals": ("train_s", "target_reached_train_s")}
-    _scale_times(run, (), fields, 0.8)
+CHEATS.add("slow-clock", "the monotonic clock runs at half speed", "clock.agree")(
+    _scaling(("clock_s", "at_s"), TRAINED, 0.5)
+)
+CHEATS.add("less-training-time", "the training time is written 20% smaller", "clock.train")(
+    _scaling((), TRAINED | {"eval": ("train_s",), "totals": ("train_s", "target_reached_train_s")}, 0.8)
+)
+CHEATS.add("impossible-speed", "all clocks say a ten-thousandth", "clock.speed")(_scaling(CLOCKS, TRAINED, 1e-4))
+CHEATS.add(
+    "faster-throughout",
+    "all clocks, and everything that follows from them, written 10% smaller",
+    depth="replay",
+    open="nothing in the evidence says how fast the machine was: only a run on hardware that others hold proves "
+    "seconds",
+)(_scaling(CLOCKS, TRAINED, 0.9))
 
 
 @CHEATS.add("renamed-phase", "the first stretch of training is called warm-up", "clock.phases", may=("clock.train",))
@@ -191,48 +210,20 @@ def _long_evaluations(run: Path) -> None:
     rewrite(run, shift)
 
 
-@CHEATS.add("impossible-speed", "all clocks say a ten-thousandth", "clock.speed")
-def _impossible_speed(run: Path) -> None:
-    _scale_times(run, CLOCKS, TRAINED, 1e-4)
-
-
-@CHEATS.add("other-hardware", "run.json claims 8 x H100", "log.header")
-def _other_hardware(run: Path) -> None:
-    declare(run, lambda values: values.update(devices=H100S), honest_start=True)
-
-
-def _other_digest(run: Path, kind: str, digest: str, name: str | None = None, steps: tuple[int, ...] = ()) -> None:
-    """Another digest in the events of a kind, perhaps only of a state's name and of some steps."""
-
-    def chosen(event: Event) -> bool:
-        return (name is None or event["name"] == name) and (not steps or event.get("step", 0) in steps)
-
-    rewrite(run, each(kind, lambda event: event.update(digest=digest * 64), chosen))
-
-
-@CHEATS.add("trained-in-warm-up", "the state is another after the warm-up", "state.warmup")
-def _trained_in_warm_up(run: Path) -> None:
-    _other_digest(run, "state", "a", "after warm-up", (0, 30))
-
-
-@CHEATS.add("trained-in-evaluation", "the state is another after an evaluation", "state.evaluation")
-def _trained_in_evaluation(run: Path) -> None:
-    _other_digest(run, "state", "b", "after evaluation", (0, 30))
-
-
-@CHEATS.add(
+CHEATS.add("other-hardware", "run.json claims 8 x H100", "log.header")(_declaring(True, devices=H100S))
+CHEATS.add("trained-in-warm-up", "the state is another after the warm-up", "state.warmup")(
+    _logging("state", _at(0, 30, name="after warm-up"), digest="a" * 64)
+)
+CHEATS.add("trained-in-evaluation", "the state is another after an evaluation", "state.evaluation")(
+    _logging("state", _at(0, 30, name="after evaluation"), digest="b" * 64)
+)
+CHEATS.add(
     "evaluated-another",
     "the checkpoint is not the state that was evaluated",
     "state.checkpoint",
     may=("data.checkpoints",),
-)
-def _evaluated_another(run: Path) -> None:
-    _other_digest(run, "checkpoint", "c", steps=(30,))
-
-
-@CHEATS.add("small-track", "fewer val tokens in run.json", "plan.track")
-def _small_track(run: Path) -> None:
-    declare(run, lambda values: values.update(val_tokens=4096))
+)(_logging("checkpoint", _at(30), digest="c" * 64))
+CHEATS.add("small-track", "fewer val tokens in run.json", "plan.track")(_declaring(val_tokens=4096))
 
 
 @CHEATS.add("interpolated", "the target is met between two evaluations", "log.totals")
@@ -265,14 +256,12 @@ def _second_epoch(run: Path) -> None:
     rewrite(run, repeat)
 
 
-@CHEATS.add("fewer-val-tokens", "half of the val tokens are scored", "data.evaluation", depth="data")
-def _fewer_val_tokens(run: Path) -> None:
-    rewrite(run, each("eval", lambda event: event.update(tokens=4096)))
-
-
-@CHEATS.add("easier-val-tokens", "other val tokens are scored", "data.evaluation", depth="data")
-def _easier_val_tokens(run: Path) -> None:
-    rewrite(run, each("eval", lambda event: event.update(batches="e" * 64)))
+CHEATS.add("fewer-val-tokens", "half of the val tokens are scored", "data.evaluation", depth="data")(
+    _logging("eval", tokens=4096)
+)
+CHEATS.add("easier-val-tokens", "other val tokens are scored", "data.evaluation", depth="data")(
+    _logging("eval", batches="e" * 64)
+)
 
 
 @CHEATS.add("other-tokenizer", "bits per byte of a kinder tokenizer", "data.bytes", depth="data")
@@ -298,11 +287,9 @@ def _better_val_loss(run: Path) -> None:
     rewrite(run, change)
 
 
-@CHEATS.add(
+CHEATS.add(
     "other-final-digest", "the log ends with another digest of the weights", "recompute.weights", depth="recompute"
-)
-def _other_final_digest(run: Path) -> None:
-    _other_digest(run, "state", "d", "final weights")
+)(_logging("state", lambda event: event["name"] == "final weights", digest="d" * 64))
 
 
 @CHEATS.add("foreign-backend", "run.json names a package of the run's own as the backend", refused=True)
@@ -337,29 +324,15 @@ def _infinite_clock(run: Path) -> None:
     _write_lines(run, [line.replace(f'"clock_s":{clock_s!r}', '"clock_s":1e999') for line in lines])
 
 
-@CHEATS.add("network-seen", "the guard saw a connection", "guard.network")
-def _network_seen(run: Path) -> None:
-    event = {"kind": "network", "what": "socket.connect ('1.2.3.4', 80)", "phase": "train"}
-    rewrite(run, each("guard", lambda check: check.update(events=[event]), lambda check: check["step"] == 30))
-
-
-@CHEATS.add(
-    "faster-throughout",
-    "all clocks, and everything that follows from them, written 10% smaller",
-    depth="replay",
-    open="nothing in the evidence says how fast the machine was: only a run on hardware that others hold proves "
-    "seconds",
+CHEATS.add("network-seen", "the guard saw a connection", "guard.network")(
+    _logging("guard", _at(30), events=[{"kind": "network", "what": "socket.connect ('1.2.3.4', 80)", "phase": "train"}])
 )
-def _faster_throughout(run: Path) -> None:
-    _scale_times(run, CLOCKS, TRAINED, 0.9)
 
 
-@CHEATS.add(
+CHEATS.add(
     "hardware-forged",
     "8 x H100 claimed in run.json and in the log, of a run on a CPU",
     may=("clock.speed",),
     depth="data",
     open="the fingerprint is what the harness wrote; only impossible speeds give it away",
-)
-def _hardware_forged(run: Path) -> None:
-    declare(run, lambda values: values.update(devices=H100S))
+)(_declaring(devices=H100S))

@@ -5,6 +5,7 @@ framework.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,28 +150,17 @@ SMEAR = (
 )
 # What fails too where a changed module is loaded for a verdict.
 BUILT = (
-    "probe.causal",
-    "probe.gradient",
-    "probe.sums",
-    "probe.targets",
-    "probe.rows",
-    "probe.pure",
-    "recompute.weights",
-    "recompute.val",
-    "recompute.initial",
-    "recompute.untrained",
-    "replay.repeat",
-    "replay.reported",
-    "replay.stretches",
+    *(f"probe.{name}" for name in ("causal", "gradient", "sums", "targets", "rows", "pure")),
+    *(f"recompute.{name}" for name in ("weights", "val", "initial", "untrained")),
+    *(f"replay.{name}" for name in ("repeat", "reported", "stretches")),
+)
+_probe, _recompute, _replay, _log = (
+    partial(_override, depth=depth) for depth in ("probe", "recompute", "replay", "log")
 )
 
 IN_THE_MODEL = (
     _leak("shifted", "every position sees the next one", _shift("0.5"), public=True),
-    _leak(
-        "shifted-a-little",
-        "every position sees a hundredth of the next one",
-        _shift("0.01"),
-    ),
+    _leak("shifted-a-little", "every position sees a hundredth of the next one", _shift("0.01")),
     _leak("block-mean", "every position sees the mean of its block of 16", BLOCK_MEAN, public=True),
     _leak("chunk", "pairs of positions see each other", NEXT_CHUNK, public=True),
     _leak("late-only", "positions from 23 on see the next one", LATE_ONLY),
@@ -200,16 +190,16 @@ IN_THE_MODEL = (
     _cheat("row-before", "a row sees the row before it", inside(*ROW_BEFORE), "probe.rows", may=("probe.targets",)),
 )
 IN_THE_SCORES = (
-    _override("evaluated-ahead", "evaluation alone looks at the next input", sources.EVALUATED_AHEAD, "probe.causal"),
-    _override("gradient-ahead", "the gradient alone depends on later inputs", sources.GRADIENT_AHEAD, "probe.gradient"),
-    _override(
+    _probe("evaluated-ahead", "evaluation alone looks at the next input", sources.EVALUATED_AHEAD, "probe.causal"),
+    _probe("gradient-ahead", "the gradient alone depends on later inputs", sources.GRADIENT_AHEAD, "probe.gradient"),
+    _probe(
         "unnormalised",
         "a bonus for every token: probabilities sum to more than 1",
         sources.UNNORMALISED,
         "probe.sums",
         public=True,
     ),
-    _override(
+    _probe(
         "scores",
         "scores a nat better than probabilities",
         sources.HUGE_SUMS,
@@ -217,38 +207,31 @@ IN_THE_SCORES = (
         may=("probe.targets",),
         public=True,
     ),
-    _override(
+    _probe(
         "reads-target",
         "the loss depends on a hash of context and target",
         sources.READS_TARGET,
         "probe.targets",
         public=True,
     ),
-    _override("scaled-loss", "losses are multiplied by 0.98", sources.SCALED, "probe.targets"),
-    _override("batch-size", "losses depend on how many rows are evaluated at once", sources.BATCH_SIZE, "probe.pure"),
-    _override(
+    _probe("scaled-loss", "losses are multiplied by 0.98", sources.SCALED, "probe.targets"),
+    _probe("batch-size", "losses depend on how many rows are evaluated at once", sources.BATCH_SIZE, "probe.pure"),
+    _recompute(
         "after-the-probes",
         "honest for as many calls as the probes make, and 10% better when the val text is scored",
         sources.AFTER_PROBES,
         "recompute.val",
         may=("recompute.untrained", "recompute.confirm"),
-        depth="recompute",
     ),
-    _override(
-        "spies",
-        "tries to read what it may not, where a verifier looks",
-        sources.SPIES,
-        "replay.audit",
-        depth="replay",
-    ),
-    _override(
+    _replay("spies", "tries to read what it may not, where a verifier looks", sources.SPIES, "replay.audit"),
+    _probe(
         "remembers",
         "losses fall with every batch evaluated",
         sources.REMEMBERS,
         "probe.pure",
         may=("probe.causal", "probe.rows", "probe.targets"),
     ),
-    _override(
+    _probe(
         "trains-on-val",
         "every evaluated batch trains a hidden copy first",
         sources.TRAINS_ON_VAL,
@@ -259,149 +242,116 @@ IN_THE_SCORES = (
     _cheat("memorised-val", "a table of the val text in the source", memorised, "recompute.confirm", depth="recompute"),
 )
 IN_THE_TRAINING = (
-    _override(
+    _recompute(
         "lying-digest",
         "the warm-up trains, and the digest lies",
         sources.LYING_DIGEST,
         "recompute.initial",
         may=("replay.stretches", "state.warmup", "recompute.weights"),
-        depth="recompute",
     ),
-    _override(
-        "not-from-the-seed",
-        "the first weights are of a luckier seed",
-        sources.NOT_FROM_THE_SEED,
-        "recompute.initial",
-        depth="recompute",
+    _recompute(
+        "not-from-the-seed", "the first weights are of a luckier seed", sources.NOT_FROM_THE_SEED, "recompute.initial"
     ),
-    _override(
+    _recompute(
         "pretrained",
         "the first weights know which tokens are frequent",
         sources.PRETRAINED,
         "recompute.untrained",
-        depth="recompute",
         top="COUNTS = []  # filled in when it is planted\n",
     ),
-    _override(
-        "hidden-table",
-        "counts kept outside the state help to predict",
-        sources.HIDDEN_TABLE,
-        "recompute.val",
-        depth="recompute",
-    ),
-    _override(
+    _recompute("hidden-table", "counts kept outside the state help to predict", sources.HIDDEN_TABLE, "recompute.val"),
+    _replay(
         "unwatched",
         "two updates a step where no verifier looks",
         sources.TWO_STEPS_UNWATCHED,
         "replay.stretches",
         may=("replay.reported",),
-        depth="replay",
     ),
-    _override(
+    _replay(
         "reports-less",
         "the logged training loss is 3% smaller than the optimised one",
         sources.REPORTS_LESS,
         "replay.reported",
-        depth="replay",
     ),
-    _override(
+    _replay(
         "noise",
         "each step draws noise from the system",
         sources.NOISE,
         "replay.repeat",
         "replay.stretches",
         may=("replay.reported",),
-        depth="replay",
     ),
-    _override(
+    _replay(
         "slight-noise",
         "the logged loss is a little random, so that a replay cannot match",
         sources.SLIGHT_NOISE,
         "replay.repeat",
         may=("replay.reported", "replay.stretches"),
-        depth="replay",
     ),
-    _override(
+    _replay(
         "walks-frames",
         "finds the val tokens in the harness' memory, and trains on them",
         sources.WALKS_FRAMES,
         "replay.stretches",
         may=("replay.reported", "recompute.confirm"),
-        depth="replay",
     ),
-    _override(
+    _replay(
         "hollow-checkpoints",
         "each checkpoint carries what the next one must be, and the program plays it back",
         sources.HOLLOW,
         may=("replay.stretches", "replay.reported", "replay.repeat"),
-        depth="replay",
         backends=("torchref",),
         top="import json\nimport torch\n",
         open="a stretch that starts from a checkpoint trusts it; one that starts from the seed, or --whole, does not",
     ),
-    _override(
+    _replay(
         "hollow-whole",
         "the same, judged with --whole: made again from the seed",
         sources.HOLLOW,
         "replay.stretches",
         may=("replay.reported", "replay.repeat"),
-        depth="replay",
         backends=("torchref",),
         top="import json\nimport torch\n",
         whole=True,
     ),
-    _override(
+    _replay(
         "hidden-flops",
         "a smaller step is shown while FLOPs are counted",
         sources.HIDDEN_FLOPS,
-        depth="replay",
         backends=("jaxrun",),
         open="FLOPs are counted once, from the step as it is traced; only reading the program shows another",
     ),
-    _override(
-        "claims-devices",
-        "the program says that it runs on an H100",
-        sources.CLAIMS_DEVICES,
-        depth="replay",
-        refused=True,
-    ),
-    _override(
-        "fewer-looks",
-        "checkpoints and evaluations are struck from the plan",
-        "pass",
-        "probe.plan",
-        after=_fewer_looks,
+    _replay("claims-devices", "the program says that it runs on an H100", sources.CLAIMS_DEVICES, refused=True),
+    _probe(
+        "fewer-looks", "checkpoints and evaluations are struck from the plan", "pass", "probe.plan", after=_fewer_looks
     ),
 )
 AROUND_THE_HARNESS = (
-    _override(
+    _log(
         "patched-timer",
         "time.perf_counter runs at half speed",
         "pass",
         "guard.functions",
         may=BUILT,
-        depth="log",
         top=sources.PATCHED_TIMER,
     ),
-    _override(
+    _log(
         "patched-evaluation",
         "the harness' evaluation is replaced at run time",
         "pass",
         "guard.functions",
-        depth="log",
         top=sources.PATCHED_EVALUATION,
     ),
-    _override("reads-a-file", "the first weights come from a file", sources.FROM_A_FILE, "guard.files", depth="log"),
-    _override("opens-val", "reads the val shard while training", sources.OPENS_VAL, "guard.files", depth="log"),
-    _override("asks-the-network", "connects somewhere", "pass", "guard.network", depth="log", top=sources.NETWORK),
-    _override("starts-a-program", "starts another program", "pass", "guard.process", depth="log", top=sources.PROCESS),
-    _override(
+    _log("reads-a-file", "the first weights come from a file", sources.FROM_A_FILE, "guard.files"),
+    _log("opens-val", "reads the val shard while training", sources.OPENS_VAL, "guard.files"),
+    _log("asks-the-network", "connects somewhere", "pass", "guard.network", top=sources.NETWORK),
+    _log("starts-a-program", "starts another program", "pass", "guard.process", top=sources.PROCESS),
+    _log(
         "lazy",
         "steps are made while the clock stands",
         sources.LAZY,
         "clock.untimed",
         may=("clock.phases", "clock.speed", "state.evaluation", "state.checkpoint", "state.warmup"),
-        depth="log",
         backends=("torchref",),
     ),
 )
