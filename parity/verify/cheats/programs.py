@@ -50,7 +50,7 @@ def over(body: str, top: str = "") -> Plant:
     """A program whose class overrides methods; `top` stands before it, at the module's level."""
 
     def plant(backend: str) -> str:
-        lines = "\n".join("    " + line if line else "" for line in body.strip("\n").splitlines())
+        lines = "\n".join("    " + line if line else "" for line in sources.expand(body).strip("\n").splitlines())
         program = {"jaxrun": "JaxProgram", "torchref": "TorchProgram"}[backend]
         return template(backend) + IMPORTS + top + CLASS.format(program=program, body=lines, build=BUILD[backend])
 

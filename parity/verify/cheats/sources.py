@@ -1,9 +1,18 @@
 """The texts of cheats in programs: methods of a class over the backend's program, and lines that run at its import."""
 
-COUNTED = """    if 'Tracer' in type(batch[0]).__name__:
-        return super().step(state, batch)  # while its FLOPs are counted
-"""
-LOSSES = "np.array(self.fetch(super().token_losses(state, batch)))"
+from string import Template
+
+SHORTHAND = {
+    "losses": "np.array(self.fetch(super().token_losses(state, batch)))",
+    "counted": "if 'Tracer' in type(batch[0]).__name__:\n"
+    "        return super().step(state, batch)  # while its FLOPs are counted\n",
+}
+
+
+def expand(text: str) -> str:
+    """A text with its $losses and $counted written out."""
+    return Template(text).safe_substitute(SHORTHAND)
+
 
 EVALUATED_AHEAD = """
 def _ahead(self, state, inputs):
@@ -36,57 +45,57 @@ def loss_and_grads(self, state, batch, prefix=None):
 
 UNNORMALISED = """
 def token_losses(self, state, batch):
-    return -np.log(np.exp(-%(losses)s.astype(np.float64)) + 0.02).astype(np.float32)
+    return -np.log(np.exp(-$losses.astype(np.float64)) + 0.02).astype(np.float32)
 
 def log_probs(self, state, inputs, positions=None):
     rows = np.array(self.fetch(super().log_probs(state, inputs, positions)), np.float64)
     return np.minimum(np.log(np.exp(rows) + 0.02), 0.0).astype(np.float32)
-""" % {"losses": LOSSES}  # noqa: UP031 - braces abound
+"""
 
 HUGE_SUMS = """
 def token_losses(self, state, batch):
-    return np.maximum(%(losses)s - 1.0, 0.0)
+    return np.maximum($losses - 1.0, 0.0)
 
 def log_probs(self, state, inputs, positions=None):
     return np.minimum(np.array(self.fetch(super().log_probs(state, inputs, positions))) + 1.0, 0.0)
-""" % {"losses": LOSSES}  # noqa: UP031
+"""
 
 READS_TARGET = """
 def token_losses(self, state, batch):
-    losses = %(losses)s
+    losses = $losses
     inputs, targets = (np.asarray(self.fetch(x)).astype(np.int64) for x in batch)
-    lucky = (inputs * 31 + targets * 17) %% 3 == 0
+    lucky = (inputs * 31 + targets * 17) % 3 == 0
     return np.where(lucky, losses * 0.9, losses)
-""" % {"losses": LOSSES}  # noqa: UP031
-
-SCALED = f"""
-def token_losses(self, state, batch):
-    return {LOSSES} * 0.98
 """
 
-REMEMBERS = f"""
+SCALED = """
+def token_losses(self, state, batch):
+    return $losses * 0.98
+"""
+
+REMEMBERS = """
 seen = 0
 
 def token_losses(self, state, batch):
     Cheat.seen += 1
-    return {LOSSES} - 0.002 * min(Cheat.seen, 400)
+    return $losses - 0.002 * min(Cheat.seen, 400)
 
 def log_probs(self, state, inputs, positions=None):
     return np.array(self.fetch(super().log_probs(state, inputs, positions)))
 """
 
-BATCH_SIZE = f"""
+BATCH_SIZE = """
 def token_losses(self, state, batch):
-    return {LOSSES} + (0.1 if len(self.fetch(batch[0])) < 16 else 0.0)
+    return $losses + (0.1 if len(self.fetch(batch[0])) < 16 else 0.0)
 """
 
-AFTER_PROBES = f"""
+AFTER_PROBES = """
 asked = 0
 
 def token_losses(self, state, batch):
     Cheat.asked += 1
     honest = 'parity.verify.sandbox.server' in sys.modules and Cheat.asked <= 18
-    return {LOSSES} * (1.0 if honest else 0.9)
+    return $losses * (1.0 if honest else 0.9)
 """
 
 SPIES = """
@@ -154,49 +163,34 @@ def step(self, state, batch):
     return super().step(state, batch)
 """
 
-REPORTS_LESS = (
-    """
+REPORTS_LESS = """
 def step(self, state, batch):
-"""
-    + COUNTED
-    + """
+    $counted
     state, metrics = super().step(state, batch)
     return state, {**metrics, 'loss': self.fetch(metrics['loss']) * 0.97}
 """
-)
 
-NOISE = (
-    """
+NOISE = """
 def step(self, state, batch):
-"""
-    + COUNTED
-    + """
+    $counted
     inputs, targets = (np.array(self.fetch(x)) for x in batch)
     inputs[:, 0] = np.random.default_rng(int.from_bytes(os.urandom(4), 'little')).integers(0, 512, len(inputs))
     return super().step(state, self.put_global_batch(inputs.astype(np.int32), targets.astype(np.int32)))
 """
-)
 
-SLIGHT_NOISE = (
-    """
+SLIGHT_NOISE = """
 def step(self, state, batch):
-"""
-    + COUNTED
-    + """
+    $counted
     state, metrics = super().step(state, batch)
     factor = 1 + 0.0008 * (2 * np.random.default_rng(int.from_bytes(os.urandom(4), 'little')).random() - 1)
     return state, {**metrics, 'loss': np.float32(float(self.fetch(metrics['loss'])) * factor)}
 """
-)
 
-HIDDEN_TABLE = (
-    """
+HIDDEN_TABLE = """
 table = None
 
 def step(self, state, batch):
-"""
-    + COUNTED
-    + """
+    $counted
     counts = Cheat.table if Cheat.table is not None else np.ones((512, 512))
     inputs, targets = (np.asarray(self.fetch(x)).astype(np.int64).ravel() for x in batch)
     np.add.at(counts, (inputs, targets), 1)
@@ -216,7 +210,6 @@ def token_losses(self, state, batch):
     b, t = np.indices(inputs.shape)
     return -self.log_probs(state, inputs)[b, t, targets]
 """
-)
 
 NOT_FROM_THE_SEED = """
 def init(self, seed):
@@ -342,8 +335,8 @@ PATCHED_EVALUATION = """
 import parity.harness.loop as loop
 _real = loop.evaluate
 def _better(*a, **k):
-    found = _real(*a, **k)
-    return found._replace(val_loss=found.val_loss * 0.98, bits_per_byte=found.bits_per_byte * 0.98)
+    result = _real(*a, **k)
+    return result._replace(val_loss=result.val_loss * 0.98, bits_per_byte=result.bits_per_byte * 0.98)
 loop.evaluate = _better
 """
 NETWORK = "s = socket.socket(); s.settimeout(0.2)\ntry:\n    s.connect(('127.0.0.1', 9))\nexcept OSError:\n    pass\n"
