@@ -22,7 +22,7 @@ from jaxrun.kernels.platform import compiling_for
 from jaxrun.kernels.remat import remat
 from parity import weights as canonical
 from parity.errors import InputError
-from parity.program import check_microbatches
+from parity.program import check_rows
 from parity.recipes import Recipe
 from parity.user_program import load_function
 
@@ -310,13 +310,7 @@ def build(
         jax.config.update("jax_enable_x64", True)
     keep_compiled()
     chosen = sharding.pick_devices(device, devices)
-    rows = recipe.batch_tokens // recipe.context
-    if rows % len(chosen):
-        raise InputError(
-            f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which {len(chosen)} "
-            "devices do not divide: choose --devices or --batch-tokens so that they do"
-        )
-    check_microbatches(recipe, len(chosen), microbatches)
+    check_rows(recipe, len(chosen), microbatches, "--devices")
     transform = _user_optimizer(recipe, optimizer) if optimizer else None
     return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards, remat=remat)
 

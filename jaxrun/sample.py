@@ -1,4 +1,4 @@
-"""python -m jaxrun.sample RUN --prompt TEXT: text from the weights of a run of either backend, computed in JAX."""
+"""python -m jaxrun.sample RUN --prompt TEXT: text from the weights of a run of either backend, by JAX."""
 
 import sys
 

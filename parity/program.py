@@ -207,11 +207,19 @@ def _module(backend: str, name: str) -> Any:
         ) from error
 
 
-def check_microbatches(recipe: Recipe, devices: int, microbatches: int) -> None:
-    """Raises InputError unless `microbatches` divides the rows of a batch on each device."""
-    rows = recipe.batch_tokens // recipe.context // devices
-    if microbatches < 1 or rows % microbatches:
+def check_rows(recipe: Recipe, devices: int, microbatches: int, option: str) -> None:
+    """Raises InputError unless the devices divide the rows of a batch, and `microbatches` those of a device.
+
+    `option` is what the user chooses devices by.
+    """
+    rows = recipe.batch_tokens // recipe.context
+    if rows % devices:
         raise InputError(
-            f"--microbatches {microbatches}: expected a divisor of the {rows} rows that each of {devices} devices has "
-            "of a batch: choose another"
+            f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which {devices} "
+            f"devices do not divide: choose {option} or --batch-tokens so that they do"
+        )
+    if microbatches < 1 or rows // devices % microbatches:
+        raise InputError(
+            f"--microbatches {microbatches}: expected a divisor of the {rows // devices} rows that each of {devices} "
+            "devices has of a batch: choose another"
         )

@@ -16,7 +16,7 @@ from torch import nn
 
 from parity import weights as canonical
 from parity.errors import InputError
-from parity.program import check_microbatches
+from parity.program import check_rows
 from parity.recipes import Recipe
 from parity.user_program import load_function
 from torchref import attention, checkpoint, layers, model, optim, sharding
@@ -233,14 +233,7 @@ def build(
     returns no optimizer.
     """
     chosen = sharding.pick_device(device, devices)
-    rows = recipe.batch_tokens // recipe.context
-    if rows % sharding.world_size():
-        raise InputError(
-            f"--batch-tokens {recipe.batch_tokens} is {rows} rows of {recipe.context}, which "
-            f"{sharding.world_size()} processes do not divide: choose the processes or --batch-tokens so "
-            "that they do"
-        )
-    check_microbatches(recipe, sharding.world_size(), microbatches)
+    check_rows(recipe, sharding.world_size(), microbatches, "the processes")
     compiler = os.environ.get("CXX", "g++")
     if compile and chosen.type == "cpu" and not shutil.which(compiler):
         raise InputError(

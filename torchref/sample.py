@@ -1,4 +1,4 @@
-"""python -m torchref.sample RUN --prompt TEXT: text from the weights of a run of either backend, computed in PyTorch."""
+"""python -m torchref.sample RUN --prompt TEXT: text from the weights of a run of either backend, by PyTorch."""
 
 import sys
 

@@ -16,9 +16,10 @@ from parity.weights import Weights
 
 
 class Guarded:
-    """A program of a backend or of a file (`spec`), perhaps with a fault. Its methods can be called on this, and those of
-    parity.program.Inspected that its backend's Inspector has; exceptions of a user program, and results of a wrong kind,
-    become one sentence."""
+    """The methods of a backend's or a file's program (`spec`), perhaps with a fault, and of its backend's Inspector.
+
+    Exceptions of a user program, and results of a wrong kind, become one sentence.
+    """
 
     def __init__(self, program: Any, spec: str, recipe: Recipe, fault: Fault | None = None):
         self._program, self._inspector, self._trusted = program, inspector_of(program), spec in BACKENDS
