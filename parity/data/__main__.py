@@ -14,39 +14,45 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m parity.data", description="Lists, prepares and checks slices of data.")
     commands = parser.add_subparsers(dest="command", metavar="list|prepare|check", required=True)
-    listing = commands.add_parser("list", help="what slices there are, and which are here")
-    preparing = commands.add_parser("prepare", help="download or build a slice, once; goes on where it was cut")
-    checking = commands.add_parser("check", help="look at every digest and every token of a slice")
-    for command in (preparing, checking):
+    list_ = commands.add_parser("list", help="the slices, and which are here")
+    prepare = commands.add_parser("prepare", help="download or build a slice, once; an interrupted download continues")
+    check = commands.add_parser("check", help="check every digest and every token of a slice")
+    for command in (prepare, check):
         command.add_argument("name", help="the slice's name, as `list` shows it")
-    for command in (listing, preparing, checking):
+    for command in (list_, prepare, check):
         command.add_argument(
             "--data-dir",
             metavar="DIR",
             help="the folder that holds slices (default: $JAXRUN_DATA, or the user's cache)",
         )
-    preparing.add_argument(
-        "--train-tokens", type=int, metavar="N", help="train tokens wanted, where a slice is downloaded by the shard"
+    prepare.add_argument(
+        "--train-tokens",
+        type=int,
+        metavar="N",
+        help="train tokens to download, for a slice that is downloaded shard by shard",
     )
     return parser
 
 
 def _list(data_dir: str | None) -> int:
     from parity.data.slices import SLICES, data_home, open_slice
+    from parity.tables import table
 
-    print(f"slices in {data_home(data_dir)}")
-    print(f"{'name':<12} {'here':<5} {'MB':>8} {'train tokens':>14} {'val':>11} {'confirm':>11}  what")
+    columns = [("name", "<12"), ("here", "<5"), ("MB", ">8"), ("train tokens", ">14"), ("val", ">11")]
+    columns += [("confirm", ">11"), ("what", "<")]
+    rows = []
     for name, sentence in SLICES.items():
         try:
-            opened = open_slice(name, data_dir)
+            slice_ = open_slice(name, data_dir)
         except InputError:
             present = (data_home(data_dir) / name / "manifest.json").exists()
-            print(f"{name:<12} {'BAD' if present else 'no':<5} {'':>8} {'':>14} {'':>11} {'':>11}  {sentence}")
+            rows.append((name, "BAD" if present else "no", "", "", "", "", sentence))
             continue
-        shards, parts = opened.manifest.shards, opened.manifest.parts
-        size, train = sum(info.size_bytes for info in shards) / 1e6, sum(opened.train_lengths)
-        val, confirm = parts["val"].tokens, parts["confirm"].tokens
-        print(f"{name:<12} {'yes':<5} {size:>8,.1f} {train:>14,} {val:>11,} {confirm:>11,}  {sentence}")
+        size_mb = sum(info.size_bytes for info in slice_.manifest.shards) / 1e6
+        parts = [f"{slice_.manifest.parts[part].tokens:,}" for part in ("val", "confirm")]
+        rows.append((name, "yes", f"{size_mb:,.1f}", f"{sum(slice_.train_lengths):,}", *parts, sentence))
+    print(f"slices in {data_home(data_dir)}")
+    print("\n".join(table(columns, rows)))
     return 0
 
 
@@ -64,11 +70,11 @@ def _check(name: str, data_dir: str | None) -> int:
     from parity.data.slices import open_slice, problems
     from parity.progress import ProgressLine
 
-    found = problems(name, data_dir, ProgressLine())
-    for problem in found:
-        print(problem)
-    if found:
-        raise RunFailed(f"slice {name}: {len(found)} of its files are not what its manifest says")
+    sentences = problems(name, data_dir, ProgressLine())
+    for sentence in sentences:
+        print(sentence)
+    if sentences:
+        raise RunFailed(f"slice {name}: {len(sentences)} of its files are not what its manifest says")
     opened = open_slice(name, data_dir)
     print(
         f"{name} in {opened.directory} is whole: {len(opened.manifest.shards)} shards, every digest and token checked"
@@ -77,7 +83,7 @@ def _check(name: str, data_dir: str | None) -> int:
 
 
 def main() -> int:
-    """Carries out one command of the command line."""
+    """Runs the command line; returns the exit code."""
     options = _parser().parse_args()
     if options.command == "list":
         return _list(options.data_dir)
