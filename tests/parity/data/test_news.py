@@ -83,7 +83,7 @@ def test_no_val_or_confirm_document_is_a_near_copy_of_a_train_document(news_home
                 if {splits[a], splits[b]} != {"train"}:
                     pairs[a, b] = pairs.get((a, b), 0) + 1
     worst = max(count / min(sizes[a], sizes[b]) for (a, b), count in pairs.items())
-    assert 0 < worst <= news.MOST_SHARED + 0.01
+    assert 0 < worst <= news.MAX_SHARED + 0.01
 
 
 def test_a_near_copy_is_dropped_and_the_longer_one_kept_whatever_the_order():
