@@ -72,8 +72,7 @@ def read(
 ) -> Any:
     """A JSON file, checked against the schema `name` and, where the schema has the field, its version.
 
-    `plain` refuses links. Raises InputError, which calls the file `what` ("the run.json of a run") and ends in
-    `remedy`.
+    `plain` refuses links. Raises InputError; it calls the file `what` ("the run.json of a run") and ends in `remedy`.
     """
     try:
         value = decode(read_bounded(path, max_bytes, plain=plain), max_digits)

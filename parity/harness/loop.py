@@ -23,8 +23,7 @@ STOP_POLL_S = 0.5  # about how often several processes ask one another for a req
 
 
 def train(run: Run, stop: StopRequest) -> State:
-    """Trains a run to the end of its plan and returns the final state; a resumed run continues from its last
-    checkpoint.
+    """Trains a run, or the rest of a resumed one, to the end of its plan; returns the final state.
 
     Raises RunFailed where the loss is not finite, Interrupted where the user asked to stop; after these and any other
     error the run directory can be resumed and its log has the reason.
