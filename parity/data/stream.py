@@ -159,13 +159,8 @@ def _digest(window: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(window, "<u2").data).hexdigest()
 
 
-def span_digest(shards: Sequence[np.ndarray], span: Span) -> str:
-    """SHA-256, hexadecimal, of tokens[p : p+n+1] as little-endian uint16: the same for any number of ranks."""
-    return rank_digest(shards, span, 0, 1)
-
-
-def rank_digest(shards: Sequence[np.ndarray], span: Span, rank: int, ranks: int) -> str:
-    """As `span_digest`, of a rank's part: its inputs and the one token after them."""
+def span_digest(shards: Sequence[np.ndarray], span: Span, rank: int = 0, ranks: int = 1) -> str:
+    """SHA-256, hexadecimal, of a rank's inputs and the token after them as little-endian uint16; by default of all."""
     return _digest(_window(shards, span, *rank_range(span, rank, ranks)))
 
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +14,6 @@ from parity.formats.files import sha256_bytes
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
 MERGES_FILE = "vocab.bpe"
-
-
-class Tokenizer(Protocol):
-    """What a slice's tokenizer offers."""
-
-    vocab_size: int
-    end_of_text: int
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 def byte_pair_tokens(merges: str) -> list[bytes]:
