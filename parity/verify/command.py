@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from parity.errors import InputError, run_command
+from parity.progress import ProgressLine
 from parity.verify.verdict import Verdict
 
 
@@ -141,10 +142,4 @@ def _judge(path: Path, attempt: bool, options: Options) -> Verdict:
 
 def progress(silent: bool) -> Callable[[str], None]:
     """Shows the rule being judged on one line of a terminal, and nothing elsewhere."""
-    live = sys.stderr.isatty() and not silent
-
-    def say(text: str) -> None:
-        if live:
-            print(f"\r\x1b[K{text[:98]}\r", end="", file=sys.stderr, flush=True)
-
-    return say
+    return ProgressLine(silent=silent).draw

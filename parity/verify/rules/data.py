@@ -4,7 +4,6 @@ Positions follow the plain rule that the slice's documentation states, not the c
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 
 from parity.data.pinned import PINNED
 from parity.errors import InputError
-from parity.formats.files import read_bounded, sha256_file
+from parity.formats import schemas
+from parity.formats.files import sha256_file
 from parity.verify.context import Context, NotJudged
 from parity.verify.evidence import logged_float
 from parity.verify.rules import Finding, fails, holds, rule
@@ -118,19 +118,10 @@ def checkpoints(context: Context) -> Finding:
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     """checkpoint.json of a folder; InputError where it has another form."""
-    path = folder / "checkpoint.json"
-    try:
-        facts = json.loads(read_bounded(path, 16 << 20, plain=True))
-        names = facts["files"]
-        if not isinstance(facts["digest"], str) or not isinstance(facts["step"], int) or not isinstance(names, dict):
-            raise ValueError("of another form")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: expected the facts of a checkpoint, found none that can be read ({str(error)[:60]}): make the "
-            "run again"
-        ) from None
-    if any(name.startswith("/") or ".." in name.split("/") for name in names):
-        raise InputError(f"{path}: names a file outside its folder: make the run again")
+    path, remedy = folder / "checkpoint.json", "make the run again"
+    facts = schemas.read(path, "checkpoint.v1", "the facts of a checkpoint", remedy, plain=True)
+    if any(name.startswith("/") or ".." in name.split("/") for name in facts["files"]):
+        raise InputError(f"{path}: names a file outside its folder: {remedy}")
     return facts
 
 
