@@ -95,7 +95,7 @@ def test_the_manifest_of_another_slice_is_refused(home):
 
 
 @pytest.mark.parametrize("file", ["train_000003.bin", "val_000000.bin", "token_bytes.npy"])
-def test_check_finds_one_changed_byte_and_prepare_mends_it(home, file):
+def test_check_finds_one_changed_byte_and_prepare_repairs_it(home, file):
     path = home / "synthetic" / file
     data = bytearray(path.read_bytes())
     data[-100] ^= 1

@@ -275,7 +275,7 @@ def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize("backend", LONG_IN_JAX)
-def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_mended(backend, crashed):
+def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_fixed(backend, crashed):
     (first, again, fixed), path = crashed(backend)
     assert (first.code, again.code if again else 3, fixed.code) == (3, 3, 0)
     assert "this optimizer has had enough" in first.err and first.err.rstrip().splitlines()[-1].startswith("fault: ")
@@ -335,12 +335,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB in memory."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    futures = (
+    mounted = (
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, check=False)
         if os.geteuid() == 0 and shutil.which("mount")
         else None
     )
-    if futures is None or futures.returncode:
+    if mounted is None or mounted.returncode:
         pytest.skip("mounting a small file system needs rights that this user has not got")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
