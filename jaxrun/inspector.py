@@ -80,15 +80,19 @@ class Inspector:
         recipe, grams = self.recipe, []
         coefficients, dtype = recipe.newton_schulz, recipe.dtypes.newton_schulz
         x_NRC = jnp.asarray(x_RC)[None]
-        result = optim.orthogonalize(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
+        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
         return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
 
 def _optimizer_states(state: State) -> list[tuple[str, Any]]:
     """(group, state) of every AdamW and Muon in the optimizer."""
-    kinds = optim.AdamWState, optim.MuonState
+    kinds = optim.AdamState, optim.MomentumState
     leaves = jax.tree_util.tree_leaves_with_path(state["optimizer"], is_leaf=lambda x: isinstance(x, kinds))
-    return [(path[-1].key, part) for path, part in leaves if isinstance(part, kinds)]
+    return [
+        ([key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1], part)
+        for path, part in leaves
+        if isinstance(part, kinds)
+    ]
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""The recipes' optimizers as optax transforms: AdamW, Muon, clipping. Rates come as tables, one number a step.
+"""The recipes' optimizers as chains of small optax transforms: AdamW, Muon, clipping.
 
-Weights and gradients are flat mappings from canonical name to array. Arithmetic is in float32 or wider; what is kept
-has the type of its weight.
+Weights, gradients and updates are flat mappings from canonical name to array. Learning rates are tables, one number a
+step. Arithmetic is in float32 or wider; the optimizer's state has the type of its weight.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,98 +16,157 @@ import optax
 
 from parity.recipes import Recipe
 
-Divide = Callable[[Callable], Callable]
+Tensors = dict[str, jax.Array]
+Distribute = Callable[[Callable], Callable]  # spreads a function of a stack of matrices over devices
 
 
-class AdamWState(NamedTuple):
-    count: jax.Array
-    first: dict[str, jax.Array]
-    second: dict[str, jax.Array]
+def adamw(
+    learning_rates: np.ndarray, betas: tuple[float, float], eps: float, decay: float
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): p -= rate ((m / c1) / (sqrt(v / c2) + eps) + decay p).
 
-
-class MuonState(NamedTuple):
-    count: jax.Array
-    momentum: dict[str, jax.Array]
-
-
-def adamw(rates: np.ndarray, betas: tuple[float, float], eps: float, decay: float) -> optax.GradientTransformation:
-    """AdamW with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101); rates (steps,), decay scaled by the rate.
-
-    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p *= 1 - rate decay; p -= rate (m / c1) / (sqrt(v / c2) + eps), with
-    c1 = 1 - b1^t, c2 = 1 - b2^t at the t-th step, tabulated like the rates so that no precision loses them.
+    `learning_rates` (steps,). Moments m, v and corrections c1, c2 as in `scale_by_adam`.
     """
-    powers = np.arange(1, len(rates) + 1)
-    corrections = [1 - beta**powers for beta in betas]
+    return optax.chain(scale_by_adam(betas, eps), add_decayed_weights(decay), scale_by_learning_rate(learning_rates))
 
-    def init(weights):
-        zeros = {name: jnp.zeros_like(w) for name, w in weights.items()}
-        return AdamWState(jnp.zeros((), jnp.int32), zeros, dict(zeros))
 
-    def update(grads, state, weights):
-        def one(g, m, v, w):
-            wide = wider(w)
-            rate, c1, c2 = (_at(table, state.count, wide) for table in (rates, *corrections))
-            g, w = g.astype(wide), w.astype(wide)
-            m = betas[0] * m.astype(wide) + (1 - betas[0]) * g
-            v = betas[1] * v.astype(wide) + (1 - betas[1]) * g * g
-            return -rate * ((m / c1) / (jnp.sqrt(v / c2) + eps) + decay * w), m, v
+def muon(
+    learning_rates: np.ndarray,
+    decay: float,
+    mu: float | np.ndarray,
+    steps: int,
+    coefficients: tuple[float, float, float],
+    dtype: str,
+    distribute: Distribute = lambda function: function,
+    ema: bool = True,
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024): p -= rate (sqrt(max(1, rows / columns)) orthogonalize(u) + decay p), u of `momentum`.
 
-        new = {name: one(g, state.first[name], state.second[name], weights[name]) for name, g in grads.items()}
-        kept = [{name: parts[i].astype(weights[name].dtype) for name, parts in new.items()} for i in (1, 2)]
-        return {name: parts[0] for name, parts in new.items()}, AdamWState(state.count + 1, *kept)
+    For matrices (out, in) and stacks of them. `learning_rates` (steps,); the momentum `mu` is one number or one a step;
+    `steps` and `coefficients` of Newton-Schulz, in `dtype`; `ema=False` is momentum as SGD has it.
+    """
+    return optax.chain(
+        momentum(mu, ema=ema),
+        orthogonalize(steps, coefficients, dtype, distribute),
+        scale_by_aspect(),
+        add_decayed_weights(decay),
+        scale_by_learning_rate(learning_rates),
+    )
+
+
+class AdamState(NamedTuple):
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    first: Tensors
+    second: Tensors
+
+
+def scale_by_adam(betas: tuple[float, float], eps: float) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, arXiv 1412.6980): m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; then the update
+    (m / c1) / (sqrt(v / c2) + eps) with c1 = 1 - b1^t, c2 = 1 - b2^t at the t-th step.
+    """
+    b1, b2 = betas
+
+    def init(params):
+        return AdamState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in betas))
+
+    def correction(beta, t, dtype):  # 1 - beta^t without the cancellation
+        return -jnp.expm1(t.astype(dtype) * math.log(max(beta, 1e-300)))
+
+    def update(updates, state, params=None):
+        t = state.count + 1
+        grads = jax.tree.map(lambda g, m: g.astype(wider(m)), updates, state.first)
+        first = jax.tree.map(lambda m, g: b1 * m.astype(g.dtype) + (1 - b1) * g, state.first, grads)
+        second = jax.tree.map(lambda v, g: b2 * v.astype(g.dtype) + (1 - b2) * g * g, state.second, grads)
+        updates = jax.tree.map(
+            lambda m, v: (m / correction(b1, t, m.dtype)) / (jnp.sqrt(v / correction(b2, t, v.dtype)) + eps),
+            first,
+            second,
+        )
+        return updates, AdamState(t, _as_stored(first, state.first), _as_stored(second, state.second))
 
     return optax.GradientTransformation(init, update)
 
 
-def muon(
-    rates: np.ndarray,
-    decay: float,
-    momentum: float | np.ndarray,
-    steps: int,
-    coefficients: tuple[float, float, float],
-    dtype: str,
-    divide: Divide = lambda function: function,
-    summed: bool = False,
-) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for matrices (out, in) and stacks of them, orthogonalised in `dtype`; rates (steps,), momentum one number
-    or one a step. `divide` may spread a function of a stack of matrices over devices.
+class MomentumState(NamedTuple):
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    momentum: Tensors
 
-    m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), or, `summed`, m = momentum m + g; u = g + momentum m. Then u,
-    orthogonalised, times sqrt(max(1, rows / columns)); p *= 1 - rate decay; p -= rate u.
+
+def momentum(mu: float | np.ndarray, nesterov: bool = True, ema: bool = True) -> optax.GradientTransformation:
+    """m = m + (1 - mu) (g - m), or with `ema=False` m = mu m + g, as SGD has it; `mu` is one number or one a step.
+
+    The update is m, or with `nesterov` what m would be after the same gradient once more.
     """
-    momenta = np.broadcast_to(momentum, len(rates))
 
-    def init(weights):
-        return MuonState(jnp.zeros((), jnp.int32), {name: jnp.zeros_like(w) for name, w in weights.items()})
+    def init(params):
+        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def averaged(m, g, share):
-        return share * m + g if summed else m + (1 - share) * (g - m)
+    def accumulate(m, g, mu):
+        return m + (1 - mu) * (g - m) if ema else mu * m + g
 
-    def looked_ahead(m, g, share):
-        return g + share * m if summed else g + share * (m - g)
-
-    def update(grads, state, weights):
-        shares = {name: _at(momenta, state.count, m.dtype) for name, m in state.momentum.items()}
-        kept = {name: averaged(m, grads[name], shares[name]) for name, m in state.momentum.items()}
-        ahead = {name: looked_ahead(kept[name], g, shares[name]) for name, g in grads.items()}
-        updates = {}
-        for shape in sorted({g.shape[-2:] for g in grads.values()}):  # equal shapes as one batch
-            names = [name for name, g in grads.items() if g.shape[-2:] == shape]
-            turned = divide(lambda x_NRC: orthogonalize(x_NRC, steps, coefficients, dtype))(
-                jnp.concatenate([ahead[name].reshape(-1, *shape) for name in names]).astype(dtype)
-            )
-            aspect = max(1.0, shape[0] / shape[1]) ** 0.5
-            sizes = [ahead[name].size // (shape[0] * shape[1]) for name in names]
-            for name, u in zip(names, jnp.split(turned, np.cumsum(sizes)[:-1])):
-                w = weights[name]
-                rate = _at(rates, state.count, wider(w))
-                updates[name] = -rate * (u.reshape(w.shape).astype(w.dtype) * aspect + decay * w)
-        return updates, MuonState(state.count + 1, kept)
+    def update(updates, state, params=None):
+        mus = jax.tree.map(lambda m: _at(mu, state.count, m.dtype), state.momentum)
+        moments = jax.tree.map(accumulate, state.momentum, updates, mus)
+        updates = jax.tree.map(accumulate, moments, updates, mus) if nesterov else moments
+        return updates, MomentumState(state.count + 1, moments)
 
     return optax.GradientTransformation(init, update)
 
 
 def orthogonalize(
+    steps: int,
+    coefficients: tuple[float, float, float],
+    dtype: str,
+    distribute: Distribute = lambda function: function,
+) -> optax.GradientTransformation:
+    """`newton_schulz` of every matrix and of those in stacks, matrices of equal shape as one batch."""
+    orthogonalize_fn = distribute(lambda x_NRC: newton_schulz(x_NRC, steps, coefficients, dtype))
+
+    def update(updates, params):
+        ortho_updates = {}
+        for shape in sorted({u.shape[-2:] for u in updates.values()}):
+            batch = {name: u for name, u in updates.items() if u.shape[-2:] == shape}
+            x_NRC = jnp.concatenate([u.reshape(-1, *shape) for u in batch.values()]).astype(dtype)
+            ends = np.cumsum([u.size // math.prod(shape) for u in batch.values()])
+            for (name, u), y_NRC in zip(batch.items(), jnp.split(orthogonalize_fn(x_NRC), ends[:-1]), strict=True):
+                ortho_updates[name] = y_NRC.reshape(u.shape).astype(u.dtype)
+        return ortho_updates
+
+    return optax.stateless(update)
+
+
+def scale_by_aspect() -> optax.GradientTransformation:
+    """u *= sqrt(max(1, rows / columns))."""
+
+    def scale(u):
+        return u * max(1.0, u.shape[-2] / u.shape[-1]) ** 0.5
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
+
+
+def add_decayed_weights(decay: float) -> optax.GradientTransformation:
+    """u += decay p."""
+
+    def add(u, w):
+        return u + decay * w.astype(u.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params)) if decay else optax.identity()
+
+
+def scale_by_learning_rate(learning_rates: np.ndarray) -> optax.GradientTransformation:
+    """u *= -rate, in float32 or wider; `learning_rates` (steps,)."""
+
+    def init(params):
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        updates = jax.tree.map(lambda u: -_at(learning_rates, state.count, wider(u)) * u, updates)
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def newton_schulz(
     x_NRC,
     steps: int,
     coefficients: tuple[float, float, float],
@@ -131,54 +191,57 @@ def orthogonalize(
     return x.mT if tall else x
 
 
-def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
-    """g *= min(1, largest / (||g|| + 1e-6)), the norm over all gradients together (PyTorch's `clip_grad_norm_`)."""
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """g *= min(1, max_norm / (||g|| + 1e-6)), the norm over all gradients together (PyTorch's `clip_grad_norm_`)."""
 
-    def update(grads, state, weights=None):
-        factor = jnp.minimum(1.0, largest / (global_norm(grads) + 1e-6))
-        return {name: g * factor.astype(g.dtype) for name, g in grads.items()}, state
+    def update(updates, params):
+        factor = jnp.minimum(1.0, max_norm / (global_norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
 
-    return optax.GradientTransformation(lambda weights: optax.EmptyState(), update)
+    return optax.stateless(update)
 
 
 def by_group(
     transforms: dict[str, optax.GradientTransformation], groups: dict[str, str]
 ) -> optax.GradientTransformation:
-    """Each weight to the transform of its group; `groups` maps every canonical name to one key of `transforms`.
+    """Applies to each weight the transform of its group; `groups` maps every canonical name to a key of `transforms`.
 
     Unlike optax.partition it hands each transform a mapping of its own weights only, so that those can be batched.
     """
 
-    def part(tensors, group):
+    def members(tensors, group):
         return {name: x for name, x in tensors.items() if groups[name] == group}
 
-    def init(weights):
-        return {group: transform.init(part(weights, group)) for group, transform in transforms.items()}
+    def init(params):
+        return {group: transform.init(members(params, group)) for group, transform in transforms.items()}
 
-    def update(grads, state, weights):
-        done = {
-            group: transform.update(part(grads, group), state[group], part(weights, group))
+    def update(updates, state, params=None):
+        results: dict[str, Any] = {
+            group: transform.update(members(updates, group), state[group], members(params, group))
             for group, transform in transforms.items()
         }
-        updates = {name: update for group_updates, _ in done.values() for name, update in group_updates.items()}
-        return {name: updates[name] for name in grads}, {group: new for group, (_, new) in done.items()}
+        by_name = {name: u for group_updates, _ in results.values() for name, u in group_updates.items()}
+        return {name: by_name[name] for name in updates}, {group: new for group, (_, new) in results.items()}
 
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(recipe: Recipe, divide: Divide = lambda function: function) -> optax.GradientTransformation:
-    """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and its rates. `divide`: see `muon`."""
-    groups = {group: OPTIMIZERS[kind](recipe, group, divide) for group, kind in recipe.optimizers.items()}
-    together = by_group(groups, group_of(recipe))
+def make_optimizer(recipe: Recipe, distribute: Distribute = lambda function: function) -> optax.GradientTransformation:
+    """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and learning rates.
+
+    `distribute` may spread a function of a stack of matrices over devices.
+    """
+    transforms = {group: OPTIMIZERS[name](recipe, group, distribute) for group, name in recipe.optimizers.items()}
+    optimizer = by_group(transforms, group_of(recipe))
     clip_norm = getattr(recipe, "clip_norm", None)
-    return together if clip_norm is None else optax.chain(clip_by_global_norm(clip_norm), together)
+    return optimizer if clip_norm is None else optax.chain(clip_by_global_norm(clip_norm), optimizer)
 
 
-def _adamw_of(recipe: Recipe, group: str, divide: Divide) -> optax.GradientTransformation:
+def _adamw(recipe: Any, group: str, distribute: Distribute) -> optax.GradientTransformation:
     return adamw(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.group_weight_decay(group))
 
 
-def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -> optax.GradientTransformation:
+def _muon(recipe: Any, group: str, distribute: Distribute, ema: bool = True) -> optax.GradientTransformation:
     return muon(
         learning_rates(recipe, group),
         recipe.group_weight_decay(group),
@@ -186,12 +249,12 @@ def _muon_of(recipe: Recipe, group: str, divide: Divide, summed: bool = False) -
         recipe.newton_schulz_steps,
         recipe.newton_schulz,
         recipe.dtypes.newton_schulz,
-        divide,
-        summed,
+        distribute,
+        ema,
     )
 
 
-OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "MuonSGD": functools.partial(_muon_of, summed=True)}
+OPTIMIZERS = {"AdamW": _adamw, "Muon": _muon, "MuonSGD": functools.partial(_muon, ema=False)}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:
@@ -200,7 +263,7 @@ def group_of(recipe: Recipe) -> dict[str, str]:
 
 
 def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
-    """(steps,) float64: the group's rate at every step of the plan."""
+    """(steps,) float64: the group's learning rate at every step of the plan."""
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
@@ -209,12 +272,12 @@ def momentum_schedule(recipe: Recipe) -> np.ndarray:
     return np.array([recipe.momentum_at(step) for step in range(recipe.steps)])
 
 
-def global_norm(tensors: dict[str, jax.Array]) -> jax.Array:
+def global_norm(tensors: Tensors) -> jax.Array:
     """L2 norm over all tensors together, in float32 or wider."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(wider(x)))) for x in tensors.values()))
 
 
-def group_norms(tensors: dict[str, jax.Array], groups: dict[str, str]) -> dict[str, jax.Array]:
+def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
     """L2 norm of every optimizer group, in float32 or wider."""
     return {
         group: global_norm({name: x for name, x in tensors.items() if groups[name] == group})
@@ -223,7 +286,7 @@ def group_norms(tensors: dict[str, jax.Array], groups: dict[str, str]) -> dict[s
 
 
 def matmul(a, b):
-    """Batched matrix product; float32 is never narrowed."""
+    """Batched matrix product; float32 is never rounded to less."""
     return jnp.matmul(a, b, precision="highest", preferred_element_type=a.dtype)
 
 
@@ -232,5 +295,10 @@ def wider(x) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _at(table: np.ndarray, count, dtype):
-    return jnp.asarray(table, dtype)[count]
+def _at(table: float | np.ndarray, count, dtype):
+    """The number of a step; the last one after the table's end."""
+    return jnp.asarray(table, dtype).reshape(-1).at[count].get(mode="clip")
+
+
+def _as_stored(tensors: Tensors, state: Tensors) -> Tensors:
+    return jax.tree.map(lambda x, stored: x.astype(stored.dtype), tensors, state)

@@ -75,12 +75,12 @@ class Inspector:
         recipe, grams = self.recipe, []
         coefficients, dtype = recipe.newton_schulz, layers.torch_dtype(recipe.dtypes.newton_schulz)
         x_NRC = torch.from_numpy(x_RC)[None]
-        result = optim.orthogonalize(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
+        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
         return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
 
 def _optimizers(state: State) -> list[torch.optim.Optimizer]:
-    return [part for part in state.optimizer.parts.values() if isinstance(part, torch.optim.Optimizer)]
+    return [part for part in state.optimizer.optimizers.values() if isinstance(part, torch.optim.Optimizer)]
 
 
 @contextmanager

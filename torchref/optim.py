@@ -1,7 +1,7 @@
-"""The recipes' optimizers as torch optimizers: AdamW, Muon, clipping. Rates come as tables, one number a step.
+"""The recipes' optimizers out of small functions of lists of tensors: AdamW, Muon, clipping.
 
-Weights and gradients are flat mappings from canonical name to tensor. Arithmetic is in float32 or wider; what is kept
-has the type of its weight.
+Weights, gradients and updates are flat mappings from canonical name to tensor, or lists in their order. Learning rates
+are tables, one number a step. Arithmetic is in float32 or wider; the optimizer's state has the type of its weight.
 """
 
 import functools
@@ -14,82 +14,126 @@ import torch
 from parity.recipes import Recipe
 
 Tensors = dict[str, torch.Tensor]
-Divide = Callable[[Callable], Callable]
+Distribute = Callable[[Callable], Callable]  # spreads a function of a stack of matrices over processes
 
 
 def adamw(
     weights: dict[str, Tensors], betas: tuple[float, float], eps: float, decays: dict[str, float]
 ) -> torch.optim.AdamW:
-    """AdamW with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101); weights and decays by optimizer group.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): p -= rate ((m / c1) / (sqrt(v / c2) + eps) + decay p), with
+    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; c1 = 1 - b1^t, c2 = 1 - b2^t at the t-th step.
 
-    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p *= 1 - rate decay; p -= rate (m / c1) / (sqrt(v / c2) + eps), with
-    c1 = 1 - b1^t, c2 = 1 - b2^t at the t-th step. The rate of a group is set from outside before every step.
+    `weights` and `decays` by optimizer group. The learning rate of a group, its "lr", is set before every step.
     """
     groups = [
         {"params": list(tensors.values()), "name": group, "weight_decay": decays[group]}
         for group, tensors in weights.items()
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)  # fused: narrow weights in float32
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)  # fused: bfloat16 weights in float32
 
 
 def muon(
     weights: dict[str, Tensors],
     decay: float,
-    momentum: float | np.ndarray,
+    mu: float | np.ndarray,
     steps: int,
     coefficients: tuple[float, float, float],
     dtype: torch.dtype,
     compile: bool = False,
-    divide: Divide = lambda function: function,
-    summed: bool = False,
+    distribute: Distribute = lambda function: function,
+    ema: bool = True,
 ) -> torch.optim.Optimizer:
-    """Muon (Jordan et al. 2024) for matrices (out, in) and stacks of them, orthogonalised in `dtype`; weights by optimizer group,
-    momentum one number or one a step. `divide` may spread a function of a stack of matrices over processes.
+    """Muon (Jordan et al. 2024): p -= rate (sqrt(max(1, rows / columns)) orthogonalize(u) + decay p), u of `momentum`.
 
-    m = lerp(m, g, 1 - momentum); u = lerp(g, m, momentum), or, `summed`, m = momentum m + g; u = g + momentum m. Then u,
-    orthogonalised, times sqrt(max(1, rows / columns)); p *= 1 - rate decay; p -= rate u.
+    For matrices (out, in) and stacks of them. `weights` by optimizer group, whose learning rate, its "lr", is set
+    before every step; the momentum `mu` is one number or one a step; `steps` and `coefficients` of Newton-Schulz, in
+    `dtype`; `ema=False` is momentum as SGD has it.
     """
-    turn = torch.compile(orthogonalize, dynamic=False) if compile else orthogonalize
-    return _Muon(weights, decay, momentum, divide(lambda x_NRC: turn(x_NRC, steps, coefficients, dtype)), summed)
+    function = torch.compile(newton_schulz, dynamic=False) if compile else newton_schulz
+    return Muon(weights, decay, mu, distribute(lambda x_NRC: function(x_NRC, steps, coefficients, dtype)), ema)
 
 
-class _Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):
+    """`momentum`, `orthogonalize`, `scale_by_aspect`, `add_decayed_weights` and `scale_by_learning_rate` in a row."""
+
     def __init__(
-        self, weights: dict[str, Tensors], decay: float, momentum: float | np.ndarray, turn: Callable, summed: bool
+        self,
+        weights: dict[str, Tensors],
+        decay: float,
+        mu: float | np.ndarray,
+        orthogonalize_fn: Callable,
+        ema: bool = True,
     ):
         groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
         super().__init__(groups, {"lr": 0.0, "weight_decay": decay})
-        self.turn, self.summed, self.momenta = turn, summed, np.atleast_1d(momentum)
+        self.mu, self.orthogonalize_fn, self.ema = np.atleast_1d(mu), orthogonalize_fn, ema
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None) -> Any:
         for group in self.param_groups:
-            rate, decay = group["lr"], group["weight_decay"]
-            momentum = float(self.momenta[min(group["updates"], len(self.momenta) - 1)])
+            weights = group["params"]
+            mu = float(self.mu[min(group["updates"], len(self.mu) - 1)])
             group["updates"] += 1
-            for shape in sorted({w.shape[-2:] for w in group["params"]}):  # equal shapes as one batch
-                weights = [w for w in group["params"] if w.shape[-2:] == shape]
-                for w in weights:
-                    self.state[w].setdefault("momentum", torch.zeros_like(w))
-                grads, kept = [w.grad for w in weights], [self.state[w]["momentum"] for w in weights]
-                if self.summed:
-                    torch._foreach_mul_(kept, momentum)
-                    torch._foreach_add_(kept, grads)
-                    ahead = torch._foreach_add(grads, kept, alpha=momentum)
-                else:
-                    torch._foreach_lerp_(kept, grads, 1 - momentum)
-                    ahead = torch._foreach_lerp(grads, kept, momentum)
-                turned = self.turn(torch.cat([u.view(-1, *shape) for u in ahead])).to(weights[0].dtype)
-                turned = [
-                    u.view(w.shape)
-                    for u, w in zip(turned.split([w.numel() // shape.numel() for w in weights]), weights)
-                ]
-                aspect = max(1.0, shape[0] / shape[1]) ** 0.5
-                torch._foreach_mul_(weights, 1 - rate * decay)
-                torch._foreach_add_(weights, turned, alpha=-rate * aspect)
+            for w in weights:
+                if not self.state[w]:
+                    self.state[w]["momentum"] = torch.zeros_like(w)
+            moments = [self.state[w]["momentum"] for w in weights]
+            updates = momentum([w.grad for w in weights], moments, mu, ema=self.ema)
+            updates = orthogonalize(updates, self.orthogonalize_fn)
+            updates = scale_by_aspect(updates)
+            updates = add_decayed_weights(updates, weights, group["weight_decay"])
+            updates = scale_by_learning_rate(updates, group["lr"])
+            torch._foreach_add_(weights, updates)
 
 
-def orthogonalize(
+def momentum(
+    grads: list[torch.Tensor], moments: list[torch.Tensor], mu: float, nesterov: bool = True, ema: bool = True
+) -> list[torch.Tensor]:
+    """m = m + (1 - mu) (g - m), or with `ema=False` m = mu m + g, as SGD has it; in place in `moments`.
+
+    The update is m, or with `nesterov` what m would be after the same gradient once more.
+    """
+    if ema:
+        torch._foreach_lerp_(moments, grads, 1 - mu)
+        return list(torch._foreach_lerp(moments, grads, 1 - mu)) if nesterov else [m.clone() for m in moments]
+    torch._foreach_mul_(moments, mu)
+    torch._foreach_add_(moments, grads)
+    return list(torch._foreach_add(grads, moments, alpha=mu)) if nesterov else [m.clone() for m in moments]
+
+
+def orthogonalize(updates: list[torch.Tensor], orthogonalize_fn: Callable) -> list[torch.Tensor]:
+    """`newton_schulz` of every matrix and of those in stacks, matrices of equal shape as one batch."""
+    ortho_updates = list(updates)
+    for shape in sorted({u.shape[-2:] for u in updates}):
+        batch = [i for i, u in enumerate(updates) if u.shape[-2:] == shape]
+        y_NRC = orthogonalize_fn(torch.cat([updates[i].view(-1, *shape) for i in batch])).to(updates[batch[0]].dtype)
+        sizes = [updates[i].numel() // shape.numel() for i in batch]
+        for i, y in zip(batch, y_NRC.split(sizes), strict=True):
+            ortho_updates[i] = y.view(updates[i].shape)
+    return ortho_updates
+
+
+def scale_by_aspect(updates: list[torch.Tensor]) -> list[torch.Tensor]:
+    """u *= sqrt(max(1, rows / columns)), in place."""
+    torch._foreach_mul_(updates, [max(1.0, u.shape[-2] / u.shape[-1]) ** 0.5 for u in updates])
+    return updates
+
+
+def add_decayed_weights(updates: list[torch.Tensor], weights: list[torch.Tensor], decay: float) -> list[torch.Tensor]:
+    """u += decay p, in place."""
+    if decay:
+        torch._foreach_add_(updates, weights, alpha=decay)
+    return updates
+
+
+def scale_by_learning_rate(updates: list[torch.Tensor], learning_rate: float) -> list[torch.Tensor]:
+    """u *= -rate, in float32 or wider; in place where the type stays."""
+    updates = [u.to(wider(u)) for u in updates]
+    torch._foreach_mul_(updates, -learning_rate)
+    return updates
+
+
+def newton_schulz(
     x_NRC,
     steps: int,
     coefficients: tuple[float, float, float],
@@ -114,62 +158,62 @@ def orthogonalize(
     return x.mT if tall else x
 
 
-def clip_by_global_norm(grads: list[torch.Tensor], largest: float, norm: torch.Tensor) -> None:
-    """g *= min(1, largest / (||g|| + 1e-6)), in place, the norm over all gradients together (`clip_grad_norm_`)."""
-    torch._foreach_mul_(grads, (largest / (norm + 1e-6)).clamp(max=1.0))
+def clip_by_global_norm(grads: list[torch.Tensor], max_norm: float, norm: torch.Tensor) -> None:
+    """g *= min(1, max_norm / (||g|| + 1e-6)), in place, the norm over all gradients together (`clip_grad_norm_`)."""
+    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 class ByGroup:
-    """Several optimizers as one, each for its own groups of weights, their rates set from tables before every step.
+    """Several torch optimizers as one, each for its own groups of weights; learning rates are set before every step.
 
-    `parts` are torch optimizers, with their schedulers behind them if they have any; `tables` holds (steps,) rates by the
-    name of a parameter group; gradients are clipped to `largest` first, unless it is None.
+    `optimizers` may hold their schedulers behind them; `learning_rates` has a table (steps,) for each name of a
+    parameter group, or is empty where the optimizers have their own; gradients are first clipped to `max_norm`.
     """
 
-    def __init__(self, parts: dict[str, Any], tables: dict[str, np.ndarray], largest: float | None = None):
-        self.parts, self.tables, self.largest = parts, tables, largest
+    def __init__(
+        self, optimizers: dict[str, Any], learning_rates: dict[str, np.ndarray], max_norm: float | None = None
+    ):
+        self.optimizers, self.learning_rates, self.max_norm = optimizers, learning_rates, max_norm
 
     def update(self, step: int, grads: list[torch.Tensor], norm: torch.Tensor) -> None:
         """One update of all weights from their `.grad`; `norm` is the global norm of these gradients."""
-        if self.largest is not None:
-            clip_by_global_norm(grads, self.largest, norm)
-        for part in self.parts.values():
-            for group in getattr(part, "param_groups", []) if self.tables else []:
-                table = self.tables[group["name"]]
+        if self.max_norm is not None:
+            clip_by_global_norm(grads, self.max_norm, norm)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups if self.learning_rates else []:
+                table = self.learning_rates[group["name"]]
                 group["lr"] = float(table[min(step, len(table) - 1)])
-            part.step()
+            optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
 
 
 def make_optimizer(
-    recipe: Recipe, weights: Tensors, compile: bool = False, divide: Divide = lambda function: function
+    recipe: Recipe, weights: Tensors, compile: bool = False, distribute: Distribute = lambda function: function
 ) -> ByGroup:
-    """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and its rates. `divide`: see `muon`."""
-    kinds = {
-        kind: [group for group, own in recipe.optimizers.items() if own == kind]
-        for kind in dict.fromkeys(recipe.optimizers.values())
-    }
-    parts = {
-        kind.lower(): OPTIMIZERS[kind](recipe, _parts(recipe, weights, groups), compile, divide)
-        for kind, groups in kinds.items()
-    }
-    return ByGroup(
-        parts, {group: learning_rates(recipe, group) for group in recipe.optimizers}, getattr(recipe, "clip_norm", None)
-    )
+    """The recipe's optimizer: every weight in exactly one group, every group with its optimizer and learning rates.
+
+    `distribute` may spread a function of a stack of matrices over processes.
+    """
+    optimizers = {}
+    for name in dict.fromkeys(recipe.optimizers.values()):
+        groups = [group for group, optimizer in recipe.optimizers.items() if optimizer == name]
+        optimizers[name.lower()] = OPTIMIZERS[name](recipe, _by_group(recipe, weights, groups), compile, distribute)
+    tables = {group: learning_rates(recipe, group) for group in recipe.optimizers}
+    return ByGroup(optimizers, tables, getattr(recipe, "clip_norm", None))
 
 
-def _adamw_of(recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide) -> torch.optim.Optimizer:
+def _adamw(recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: Distribute) -> torch.optim.Optimizer:
     return adamw(weights, recipe.betas, recipe.adam_eps, {group: recipe.group_weight_decay(group) for group in weights})
 
 
-def _muon_of(
-    recipe: Recipe, weights: dict[str, Tensors], compile: bool, divide: Divide, summed: bool = False
+def _muon(
+    recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: Distribute, ema: bool = True
 ) -> torch.optim.Optimizer:
     (group,) = weights
     return muon(
@@ -180,12 +224,12 @@ def _muon_of(
         recipe.newton_schulz,
         getattr(torch, recipe.dtypes.newton_schulz),
         compile,
-        divide,
-        summed,
+        distribute,
+        ema,
     )
 
 
-OPTIMIZERS = {"AdamW": _adamw_of, "Muon": _muon_of, "MuonSGD": functools.partial(_muon_of, summed=True)}
+OPTIMIZERS = {"AdamW": _adamw, "Muon": _muon, "MuonSGD": functools.partial(_muon, ema=False)}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:
@@ -194,7 +238,7 @@ def group_of(recipe: Recipe) -> dict[str, str]:
 
 
 def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
-    """(steps,) float64: the group's rate at every step of the plan."""
+    """(steps,) float64: the group's learning rate at every step of the plan."""
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
@@ -204,14 +248,14 @@ def momentum_schedule(recipe: Recipe) -> np.ndarray:
 
 
 def global_norm(tensors: Tensors) -> torch.Tensor:
-    """L2 norm over all tensors together, in float32 or wider; summed in float64, as PyTorch adds one by one."""
-    parts = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in tensors.values()]
-    return torch.linalg.vector_norm(torch.stack(parts)).to(wider(next(iter(tensors.values()))))
+    """L2 norm over all tensors together, in float32 or wider; summed in float64, as PyTorch adds tensor by tensor."""
+    norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in tensors.values()]
+    return torch.linalg.vector_norm(torch.stack(norms)).to(wider(next(iter(tensors.values()))))
 
 
 def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
     """L2 norm of every optimizer group, in float32 or wider."""
-    norms = _norms(tensors)
+    norms = {name: torch.linalg.vector_norm(x, dtype=wider(x)) for name, x in tensors.items()}
     return {
         group: torch.linalg.vector_norm(torch.stack([x for name, x in norms.items() if groups[name] == group]))
         for group in sorted(set(groups.values()))
@@ -223,10 +267,6 @@ def wider(x) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _norms(tensors: Tensors) -> Tensors:
-    return {name: torch.linalg.vector_norm(x, dtype=wider(x)) for name, x in tensors.items()}
-
-
-def _parts(recipe: Recipe, weights: Tensors, groups: Iterable[str]) -> dict[str, Tensors]:
+def _by_group(recipe: Recipe, weights: Tensors, groups: Iterable[str]) -> dict[str, Tensors]:
     of = group_of(recipe)
     return {group: {name: w for name, w in weights.items() if of[name] == group} for group in groups}

@@ -34,11 +34,19 @@ PENDING = {
     "attention.py": {"Window"},
     "layers.py": {"scale_by", "torch_dtype"},
     "model.py": {"apply"},
-    "optim.py": {
-        *("AdamWState", "MuonState", "adamw", "muon", "clip_by_global_norm", "by_group", "ByGroup", "matmul"),
-        *("update", "state_dict", "load_state_dict", "make_optimizer"),
-    },
 }
+# An optax transform is a pair of functions without a state, a torch optimizer an object that owns its weights
+# and state, out of functions that change lists of tensors in place; its AdamW is fused.
+OPTIMIZERS = {
+    *("adamw", "muon", "Muon", "AdamState", "scale_by_adam", "MomentumState", "step", "matmul"),
+    *("momentum", "orthogonalize", "scale_by_aspect", "add_decayed_weights", "scale_by_learning_rate"),
+    *("clip_by_global_norm", "by_group", "ByGroup", "update", "state_dict", "load_state_dict", "make_optimizer"),
+}
+
+
+def exempt(file: str) -> set[str]:
+    """Names that are not compared in a file."""
+    return OPTIMIZERS if file == "optim.py" else PENDING.get(file, set())
 
 
 def signatures(path: Path) -> list[str]:
@@ -50,14 +58,13 @@ def signatures(path: Path) -> list[str]:
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
             lines += [node.name, *(signature(method, path.name, f"{node.name}.") for method in methods)]
-    return [line for line in lines if line and line not in PENDING.get(path.name, ())]
+    return [line for line in lines if line and line not in exempt(path.name)]
 
 
 def signature(function: ast.FunctionDef, file: str, owner: str = "") -> str | None:
     """ "owner.name(parameters)" with what may differ left out or renamed; None for a function that is not compared."""
     name = RENAMED.get(function.name, function.name)
-    exempt = ONLY_IN_ONE | PENDING.get(file, set())
-    if name.startswith("_") or name in exempt or owner + name in exempt:
+    if name.startswith("_") or {name, owner + name} & (ONLY_IN_ONE | exempt(file)):
         return None
     arguments = function.args
     parameters = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]

@@ -6,8 +6,8 @@
 import numpy as np
 
 from parity.compare.faults import layers as parts
-from parity.compare.faults.optimizers import faulty_adamw, faulty_muon
-from parity.compare.faults.plant import MODELS, Fault, Patch, by_backend, one
+from parity.compare.faults import optimizers
+from parity.compare.faults.plant import MODELS, Fault, by_backend, one
 from parity.compare.faults.programs import PROGRAM_PATCHES
 from parity.compare.faults.records import NARROW, OF_8_BITS, OF_RECORDS
 from parity.errors import InputError, nearest
@@ -54,18 +54,6 @@ def _blocks(change):
 
 def _program(name):
     return lambda backend: PROGRAM_PATCHES[name][backend]
-
-
-def _adamw(wrong):
-    return lambda backend: [Patch("optim", "adamw", lambda original: faulty_adamw(backend, wrong))]
-
-
-def _muon(wrong):
-    return lambda backend: [Patch("optim", "muon", lambda original: faulty_muon(backend, wrong))]
-
-
-def _both(wrong):
-    return lambda backend: _adamw(wrong)(backend) + _muon(wrong)(backend)
 
 
 def _shards(longer):
@@ -785,14 +773,14 @@ UPDATE = [
         "AdamW's epsilon stands inside the root",
         "update",
         STEPPED,
-        patches=_adamw("eps_in_root"),
+        patches=optimizers.eps_in_root,
     ),
     Fault(
         "adam-correction-missing",
         "AdamW's moments are not corrected for their start",
         "update",
         STEPPED,
-        patches=_adamw("no_correction"),
+        patches=optimizers.no_correction,
     ),
     Fault(
         "decay-coupled",
@@ -800,7 +788,7 @@ UPDATE = [
         "update",
         "decay: *",
         FIRST_TWO,
-        patches=_adamw("coupled_decay"),
+        patches=optimizers.coupled_decay,
         only=DECAYS,
     ),
     Fault(
@@ -809,7 +797,7 @@ UPDATE = [
         "update",
         "decay: *",
         FIRST_TWO,
-        patches=_both("unscaled_decay"),
+        patches=optimizers.unscaled_decay,
         only=DECAYS,
     ),
     Fault(
@@ -818,7 +806,7 @@ UPDATE = [
         "update",
         STEPPED,
         FIRST_TWO,
-        patches=_both("decay_after"),
+        patches=optimizers.decay_after,
         only=DECAYS,
     ),
     Fault(
@@ -885,7 +873,7 @@ UPDATE = [
         "update",
         STEPPED,
         TURNED,
-        patches=_muon("no_nesterov"),
+        patches=optimizers.no_nesterov,
         only="nanogpt has no Muon",
     ),
     Fault(
@@ -894,7 +882,7 @@ UPDATE = [
         "update",
         "weights after a step: *.mlp.fc.weight",
         TURNED,
-        patches=_muon("no_aspect"),
+        patches=optimizers.no_aspect,
         only="nanogpt has no Muon",
     ),
     Fault(
@@ -923,7 +911,7 @@ UPDATE = [
         "update",
         "Newton-Schulz: 256 x 64 *step 0",
         TURNED,
-        patches=_one("optim", "orthogonalize", parts.orthogonalize_untransposed),
+        patches=_one("optim", "newton_schulz", parts.orthogonalize_untransposed),
         only="nanogpt has no Muon",
     ),
     Fault(
@@ -932,7 +920,7 @@ UPDATE = [
         "update",
         "Newton-Schulz: 64 x 64 *step 0",
         TURNED,
-        patches=_one("optim", "orthogonalize", parts.orthogonalize_with_epsilon(10.0)),
+        patches=_one("optim", "newton_schulz", parts.orthogonalize_with_epsilon(10.0)),
         only="nanogpt has no Muon",
     ),
 ]

@@ -1,168 +1,165 @@
-"""AdamW and Muon with one thing wrong, as each backend's own kind of optimizer: what the catalogue plants."""
+"""Single mistakes in AdamW and Muon: a piece of `optim.py` is replaced, or something added before or after a step.
 
-from typing import Any
+Each is a function from a backend to its patches.
+"""
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 
-def faulty_adamw(backend: str, wrong: str) -> Any:
-    """A stand-in for `optim.adamw` of a backend that is right but for `wrong`: "eps_in_root", "no_correction",
-    "coupled_decay", "unscaled_decay", "decay_after", "late_rate", or "" for nothing."""
-    return _jax_adamw(wrong) if backend == "jaxrun" else _torch_adamw(wrong)
+import numpy as np
 
-
-def faulty_muon(backend: str, wrong: str) -> Any:
-    """A stand-in for `optim.muon` that is right but for `wrong`: "no_nesterov", "no_aspect", "stack_as_one",
-    "unscaled_decay", "decay_after", "late_rate", or ""."""
-    return _jax_muon(wrong) if backend == "jaxrun" else _torch_muon(wrong)
+from parity.compare.faults.plant import Change, Patch, Patches, around, by_backend, one
 
 
-def _root(v, eps: float, wrong: str, sqrt) -> Any:
-    return sqrt(v + eps) if wrong == "eps_in_root" else sqrt(v) + eps
+def _adam(direction: Callable) -> Patches:
+    """Adam whose update is `direction(m, v, c1, c2, eps)` of the two moments and their corrections."""
 
+    @around
+    def jax_adam(original, betas, eps):
+        import jax
+        import optax
 
-def _moved(w, u, rate, decay: float, wrong: str):
-    """The weight after an update u: decay first and scaled by the rate, unless that is what is wrong."""
-    if wrong == "coupled_decay":
-        return w - rate * u
-    if wrong == "decay_after":
-        return (w - rate * u) * (1 - rate * decay)
-    return w * (1 - (decay if wrong == "unscaled_decay" else rate * decay)) - rate * u
+        adam = original(betas, eps)
 
+        def update(updates, state, params=None):
+            _, state = adam.update(updates, state, params)
+            c1, c2 = (1 - beta**state.count for beta in betas)
+            return jax.tree.map(lambda m, v: direction(m, v, c1, c2, eps), state.first, state.second), state
 
-def _jax_adamw(wrong: str):
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
+        return optax.GradientTransformation(adam.init, update)
 
-    from jaxrun import optim
+    @around
+    def torch_adamw(original, *args):
+        import torch
 
-    def make(rates, betas, eps, decay):
-        def init(weights):
-            zeros = {name: jnp.zeros_like(w) for name, w in weights.items()}
-            return optim.AdamWState(jnp.zeros((), jnp.int32), zeros, dict(zeros))
+        optimizer, before = original(*args), {}
 
-        def update(grads, state, weights):
-            t = state.count + 1
-            rate = jnp.asarray(np.append(rates, rates[-1]))[t if wrong == "late_rate" else state.count]
-            updates, first, second = {}, {}, {}
-            for name, g in grads.items():
-                w = weights[name]
-                g = g + decay * w if wrong == "coupled_decay" else g
-                m = first[name] = (betas[0] * state.first[name] + (1 - betas[0]) * g).astype(w.dtype)
-                v = second[name] = (betas[1] * state.second[name] + (1 - betas[1]) * g * g).astype(w.dtype)
-                if wrong != "no_correction":
-                    m, v = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
-                u = m / _root(v, eps, wrong, jnp.sqrt)
-                updates[name] = (_moved(w, u, rate, decay, wrong) - w).astype(w.dtype)
-            return updates, optim.AdamWState(t, first, second)
+        def save_weights(optimizer, *_):
+            before.update({w: w.detach().clone() for group in optimizer.param_groups for w in group["params"]})
 
-        return optax.GradientTransformation(init, update)
-
-    return make
-
-
-def _torch_adamw(wrong: str):
-    import torch
-
-    class AdamW(torch.optim.Optimizer):
         @torch.no_grad()
-        def step(self, closure=None):
-            for group in self.param_groups:
-                (b1, b2), eps, decay, rate = group["betas"], group["eps"], group["weight_decay"], group["lr"]
-                for w in group["params"]:
-                    kept = self.state[w]
-                    if not kept:
-                        kept |= {"step": 0, "exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
-                    kept["step"] += 1
-                    g = w.grad + decay * w if wrong == "coupled_decay" else w.grad
-                    m = kept["exp_avg"].mul_(b1).add_((1 - b1) * g)
-                    v = kept["exp_avg_sq"].mul_(b2).add_((1 - b2) * g * g)
-                    if wrong != "no_correction":
-                        m, v = m / (1 - b1 ** kept["step"]), v / (1 - b2 ** kept["step"])
-                    w.copy_(_moved(w, m / _root(v, eps, wrong, torch.sqrt), rate, decay, wrong))
-
-    def make(weights, betas, eps, decays):
-        groups = [
-            {"params": list(tensors.values()), "name": group, "weight_decay": decays[group]}
-            for group, tensors in weights.items()
-        ]
-        return AdamW(groups, {"lr": 0.0, "betas": betas, "eps": eps})
-
-    return make
-
-
-def _ahead(g, m, momentum, wrong: str, summed: bool):
-    if wrong == "no_nesterov":
-        return m
-    return g + momentum * m if summed else g + momentum * (m - g)
-
-
-def _kept(g, m, momentum, summed: bool):
-    return momentum * m + g if summed else m + (1 - momentum) * (g - m)
-
-
-def _aspect(shape, wrong: str) -> float:
-    return 1.0 if wrong == "no_aspect" else max(1.0, shape[-2] / shape[-1]) ** 0.5
-
-
-def _stack(u, wrong: str):
-    """One matrix or a stack of them as a stack; what is wrong may be that a stack is taken for one tall matrix."""
-    return u.reshape((1, -1, u.shape[-1]) if wrong == "stack_as_one" else (-1, *u.shape[-2:]))
-
-
-def _jax_muon(wrong: str):
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
-    from jaxrun import optim
-
-    def make(rates, decay, momentum, steps, coefficients, dtype, divide=None, summed=False):
-        momenta = np.broadcast_to(momentum, len(rates))
-
-        def init(weights):
-            return optim.MuonState(jnp.zeros((), jnp.int32), {name: jnp.zeros_like(w) for name, w in weights.items()})
-
-        def update(grads, state, weights):
-            rate = jnp.asarray(np.append(rates, rates[-1]))[state.count + (wrong == "late_rate")]
-            momentum = jnp.asarray(momenta)[state.count]
-            updates, kept = {}, {}
-            for name, g in grads.items():
-                w = weights[name]
-                kept[name] = _kept(g, state.momentum[name], momentum, summed).astype(g.dtype)
-                u = _stack(_ahead(g, kept[name], momentum, wrong, summed), wrong)
-                u = optim.orthogonalize(u, steps, coefficients, dtype).astype(w.dtype) * _aspect(u.shape, wrong)
-                updates[name] = (_moved(w, u.reshape(w.shape), rate, decay, wrong) - w).astype(w.dtype)
-            return updates, optim.MuonState(state.count + 1, kept)
-
-        return optax.GradientTransformation(init, update)
-
-    return make
-
-
-def _torch_muon(wrong: str):
-    import numpy as np
-    import torch
-
-    from torchref import optim
-
-    class Muon(torch.optim.Optimizer):
-        @torch.no_grad()
-        def step(self, closure=None):
-            for group in self.param_groups:
+        def repeat_step(optimizer, *_):
+            for group in optimizer.param_groups:
                 rate, decay = group["lr"], group["weight_decay"]
-                momentum = float(self.momenta[min(group["updates"], len(self.momenta) - 1)])
-                group["updates"] += 1
                 for w in group["params"]:
-                    kept = self.state[w]
-                    kept["momentum"] = _kept(w.grad, kept.get("momentum", torch.zeros_like(w)), momentum, self.summed)
-                    u = _stack(_ahead(w.grad, kept["momentum"], momentum, wrong, self.summed), wrong)
-                    u = optim.orthogonalize(u, *self.turn).to(w.dtype) * _aspect(u.shape, wrong)
-                    w.copy_(_moved(w, u.reshape(w.shape), rate, decay, wrong))
+                    state = optimizer.state[w]
+                    c1, c2 = (1 - beta ** float(state["step"]) for beta in group["betas"])
+                    u = direction(state["exp_avg"], state["exp_avg_sq"], c1, c2, group["eps"])
+                    w.copy_(before[w] * (1 - rate * decay) - rate * u)
 
-    def make(weights, decay, momentum, steps, coefficients, dtype, compile=False, divide=None, summed=False):
-        groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
-        made = Muon(groups, {"lr": 0.0, "weight_decay": decay})
-        made.turn, made.summed, made.momenta = (steps, coefficients, dtype), summed, np.atleast_1d(momentum)
-        return made
+        optimizer.register_step_pre_hook(save_weights)
+        optimizer.register_step_post_hook(repeat_step)
+        return optimizer
 
-    return make
+    return lambda backend: [
+        Patch("optim", "scale_by_adam", jax_adam) if backend == "jaxrun" else Patch("optim", "adamw", torch_adamw)
+    ]
+
+
+def _decay(jax_chain: Callable, torch_step: Callable, after: bool, *kinds: str) -> Patches:
+    """Optimizers without their own decay: `jax_chain(optimizer, decay, learning_rates)` adds it to a transform, and
+    `torch_step(w, rate, decay)` to each weight before or after a step of a torch optimizer."""
+
+    @around
+    def jax_optimizer(original, *args):
+        call = inspect.signature(original).bind(*args)
+        decay, call.arguments["decay"] = call.arguments["decay"], 0.0
+        return jax_chain(original(*call.args), decay, call.arguments["learning_rates"])
+
+    @around
+    def torch_optimizer(original, *args):
+        import torch
+
+        optimizer = original(*args)
+        decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+
+        @torch.no_grad()
+        def hook(optimizer, *_):
+            for group in optimizer.param_groups:
+                for w in group["params"]:
+                    torch_step(w, group["lr"], decays[group["name"]])
+
+        (optimizer.register_step_post_hook if after else optimizer.register_step_pre_hook)(hook)
+        return optimizer
+
+    return by_backend("optim", *kinds, change=lambda backend: jax_optimizer if backend == "jaxrun" else torch_optimizer)
+
+
+def _before(optimizer, decay: float, learning_rates: np.ndarray):
+    import optax
+
+    return optax.chain(optax.add_decayed_weights(decay), optimizer)
+
+
+def _behind_the_rate(optimizer, decay: float, learning_rates: np.ndarray):
+    import optax
+
+    return optax.chain(optimizer, optax.add_decayed_weights(-decay))
+
+
+def _of_the_new_weights(optimizer, decay: float, learning_rates: np.ndarray):
+    import optax
+
+    from jaxrun import optim
+
+    scale = optim.scale_by_learning_rate(learning_rates * decay)
+
+    def update(updates, state, params=None):
+        decays, state = scale.update(optax.apply_updates(params, updates), state)
+        return optax.apply_updates(updates, decays), state
+
+    return optax.chain(optimizer, optax.GradientTransformation(scale.init, update))
+
+
+def _without_aspect(backend: str) -> Change:
+    @around
+    def scale_by_aspect(original, *updates):
+        import optax
+
+        return updates[0] if backend == "torchref" else optax.identity()
+
+    return scale_by_aspect
+
+
+def _stacks_flattened(backend: str) -> Change:
+    def flat(u):
+        return u.reshape(-1, u.shape[-1])
+
+    @around
+    def jax_orthogonalize(original, *args):
+        import jax
+        import optax
+
+        right = original(*args)
+
+        def update(updates, params):
+            ortho_updates, _ = right.update(jax.tree.map(flat, updates), optax.EmptyState())
+            return jax.tree.map(lambda y, u: y.reshape(u.shape), ortho_updates, updates)
+
+        return optax.stateless(update)
+
+    @around
+    def torch_orthogonalize(original, updates, orthogonalize_fn):
+        ortho_updates = original([flat(u) for u in updates], orthogonalize_fn)
+        return [y.reshape(u.shape) for y, u in zip(ortho_updates, updates, strict=True)]
+
+    return jax_orthogonalize if backend == "jaxrun" else torch_orthogonalize
+
+
+@around
+def late_rate(original, learning_rates):
+    """`scale_by_learning_rate` of JAX, whose table is read one step late."""
+    return original(np.append(learning_rates[1:], learning_rates[-1]))
+
+
+eps_in_root = _adam(lambda m, v, c1, c2, eps: (m / c1) / (v / c2 + eps) ** 0.5)
+no_correction = _adam(lambda m, v, c1, c2, eps: m / (v**0.5 + eps))
+coupled_decay = _decay(_before, lambda w, rate, decay: w.grad.add_(w, alpha=decay), False, "adamw")
+unscaled_decay = _decay(_behind_the_rate, lambda w, rate, decay: w.mul_(1 - decay), False, "adamw", "muon")
+decay_after = _decay(_of_the_new_weights, lambda w, rate, decay: w.mul_(1 - rate * decay), True, "adamw", "muon")
+no_nesterov = one("optim", "momentum", change=lambda original: partial(original, nesterov=False))
+no_aspect = by_backend("optim", "scale_by_aspect", change=_without_aspect)
+stack_as_one = by_backend("optim", "orthogonalize", change=_stacks_flattened)

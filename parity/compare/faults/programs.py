@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from parity.compare.faults.layers import detached, forward_of
-from parity.compare.faults.optimizers import faulty_adamw, faulty_muon
+from parity.compare.faults.optimizers import late_rate
 from parity.compare.faults.plant import MODELS, Change, Patch, around
 from parity.weights import round_to
 
@@ -133,10 +133,7 @@ def _late_update(original, self, step, grads, norm):
 
 
 LATE_RATE: ByBackend = {
-    "jaxrun": [
-        Patch("optim", "adamw", lambda original: faulty_adamw("jaxrun", "late_rate")),
-        Patch("optim", "muon", lambda original: faulty_muon("jaxrun", "late_rate")),
-    ],
+    "jaxrun": [Patch("optim", "scale_by_learning_rate", late_rate)],
     "torchref": [Patch("optim", "ByGroup.update", _late_update)],
 }
 
@@ -204,7 +201,7 @@ def _torch_restored(*names: str) -> Change:
     @around
     def restore(original, self, directory):
         state = original(self, directory)
-        for part in state.optimizer.parts.values():
+        for part in state.optimizer.optimizers.values():
             for tensors in part.state.values():
                 for name in tensors.keys() & {*names}:
                     tensors[name].zero_()
@@ -262,7 +259,7 @@ PROGRAM_PATCHES: dict[str, ByBackend] = {
     "late-rate": LATE_RATE,
     "two-groups": {
         "jaxrun": [Patch("optim", "by_group", _jax_two_groups)],
-        "torchref": [Patch("optim", "_parts", _torch_two_groups)],
+        "torchref": [Patch("optim", "_by_group", _torch_two_groups)],
     },
     "frozen": _by_backend("program", "_apply", _jax_frozen, _torch_frozen),
     "stale": _methods(step=_keeping_stale, load=_forgetting_stale, token_losses=_scoring_stale),

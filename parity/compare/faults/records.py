@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from parity.compare.faults import layers as parts
-from parity.compare.faults.optimizers import faulty_muon
+from parity.compare.faults import optimizers
 from parity.compare.faults.plant import MODELS, Change, Fault, Patch, by_backend, one
 from parity.compare.faults.programs import CLASSES, step_of
 
@@ -224,10 +224,6 @@ def _bound_for_deviation(original):
 
 def _scalars_with_the_head(original):
     return lambda recipe: {name: "head" if group == "scalar" else group for name, group in original(recipe).items()}
-
-
-def _stack_as_one(backend):
-    return [Patch("optim", "muon", lambda original: faulty_muon(backend, "stack_as_one"))]
 
 
 OF_RECORDS = (
@@ -554,7 +550,7 @@ OF_RECORDS = (
         "update",
         "weights after a step: *.attn.qkv.weight",
         TWENTY_ONE,
-        patches=_stack_as_one,
+        patches=optimizers.stack_as_one,
         only="the others have no stack",
     ),
     Fault(

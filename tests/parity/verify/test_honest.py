@@ -85,7 +85,7 @@ class Mean(torch.optim.Optimizer):
 class Averaged(TorchProgram):
     @contextmanager
     def _averaged(self, state):
-        optimizer, originals = state.optimizer.parts["mean"], []
+        optimizer, originals = state.optimizer.optimizers["mean"], []
         with torch.no_grad():
             for w in state.model.parameters():
                 originals.append(w.detach().clone())
@@ -110,7 +110,7 @@ class Averaged(TorchProgram):
 
 def with_mean(recipe, weights):
     optimizer = make_optimizer(recipe, weights)
-    optimizer.parts["mean"] = Mean(weights)
+    optimizer.optimizers["mean"] = Mean(weights)
     optimizer.tables["mean"] = optimizer.tables["matrix"] * 0
     return optimizer
 
