@@ -1,10 +1,10 @@
-"""Figures that must not drift: losses, gradient norms, weights' norms and projections after 5 steps of each recipe at tiny.
+"""Figures that must not drift: losses, norms and projections of 5 steps of each recipe at tiny.
 
-    python scripts/golden.py             compares both backends with tests/golden/ and prints what differs
-    python scripts/golden.py --record    writes the figures anew and prints what changed
+    python scripts/golden.py             compares both backends with tests/golden/ and prints the differences
+    python scripts/golden.py --record    writes the figures again and prints the changes
 
-Both sides of a comparison can go wrong together; these figures stay where they were. All are float64, so that they hold on
-any machine to 1e-12, relative to the largest figure of their kind.
+Both sides of a comparison can go wrong together; these figures stay where they were. All are float64, so that they hold
+on any machine to 1e-12, relative to the largest figure of their kind.
 """
 
 import argparse
@@ -30,62 +30,60 @@ Figures = dict[str, dict[str, float]]
 
 
 def figures(backend: str, recipe: str, data_dir: Path | None = None) -> Figures:
-    """What a backend computes: {kind: {step or weight: figure}}."""
+    """A backend's figures: {kind: {step or weight: figure}}."""
     track = track_of("tiny")
     with tempfile.TemporaryDirectory() as folder:
         case = Case(compared_recipe(recipe, "tiny", "float64"), track, prepare(track.slice, data_dir), Path(folder))
         program = build(backend, case.recipe, device="cpu")
         state = program.load(case.start)  # not the initial weights: half of muon's are zero
-        found: Figures = {"loss": {}, "gradient norm": {}, "weight norm": {}, "weight projection": {}}
+        result: Figures = {"loss": {}, "gradient norm": {}, "weight norm": {}, "weight projection": {}}
         for step, batch in enumerate(case.batches(0, STEPS)):
             state, metrics = program.step(state, program.put_global_batch(*batch))
             metrics = program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
-            found["loss"][str(step)], found["gradient norm"][str(step)] = (
-                float(metrics["loss"]),
-                float(metrics["grad_norm"]),
-            )
+            result["loss"][str(step)] = float(metrics["loss"])
+            result["gradient norm"][str(step)] = float(metrics["grad_norm"])
         for name, w in program.export(state).items():
             direction = canonical.generator(0, f"golden:{name}").standard_normal(w.shape)
-            found["weight norm"][name] = float(np.linalg.norm(w))
-            found["weight projection"][name] = float(np.sum(w * direction) / np.linalg.norm(direction))
-    return found
+            result["weight norm"][name] = float(np.linalg.norm(w))
+            result["weight projection"][name] = float(np.sum(w * direction) / np.linalg.norm(direction))
+    return result
 
 
 def recorded(recipe: str) -> Figures:
-    """The figures that were recorded for a recipe."""
+    """The recorded figures of a recipe."""
     return json.loads((FOLDER / f"{recipe}.json").read_text())
 
 
-def differences(found: Figures, expected: Figures) -> list[str]:
-    """A sentence for every figure that is further away than the tolerance, or on one side only."""
+def differences(result: Figures, expected: Figures) -> list[str]:
+    """A sentence for every figure that differs by more than the tolerance, or is on one side only."""
     lines = []
-    for kind in expected.keys() | found.keys():
-        new, old = found.get(kind, {}), expected.get(kind, {})
+    for kind in expected.keys() | result.keys():
+        new, old = result.get(kind, {}), expected.get(kind, {})
         scale = max(map(abs, old.values()), default=1.0)
         for name in sorted(new.keys() | old.keys()):
             if name not in new or name not in old:
                 lines.append(f"{kind} {name}: {'new' if name in new else 'gone'}")
-            elif not abs(new[name] - old[name]) <= TOLERANCE * scale:  # nan too
+            elif not abs(new[name] - old[name]) <= TOLERANCE * scale:  # also nan
                 lines.append(f"{kind} {name}: was {old[name]!r}, is {new[name]!r}")
     return sorted(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="write the figures anew")
+    parser.add_argument("--record", action="store_true", help="write the figures again")
     parser.add_argument("--data-dir", type=Path, default=None)
     options = parser.parse_args()
     code = 0
     for recipe in RECIPES:
         path = FOLDER / f"{recipe}.json"
         for backend in reversed(BACKENDS):  # torchref, the reference, is what is recorded
-            found = figures(backend, recipe, options.data_dir)
-            lines = differences(found, recorded(recipe) if path.exists() else {})
-            print(f"{recipe} in {backend}: {len(lines)} of {sum(map(len, found.values()))} figures differ")
+            result = figures(backend, recipe, options.data_dir)
+            lines = differences(result, recorded(recipe) if path.exists() else {})
+            print(f"{recipe} in {backend}: {len(lines)} of {sum(map(len, result.values()))} figures differ")
             print("".join(f"  {line}\n" for line in lines), end="")
             if lines and options.record and backend == "torchref":
                 FOLDER.mkdir(exist_ok=True)
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                path.write_text(json.dumps(result, indent=1) + "\n")
                 print(f"  wrote {path}")
             elif lines:
                 code = 1

@@ -1,4 +1,4 @@
-"""GPT-2 in PyTorch as its users write it, from PyTorch's own layers, and a training step with AdamW: what torchref is timed against."""
+"""GPT-2 as PyTorch's users write it, from PyTorch's own layers, with a training step: the peer of torchref."""
 
 from typing import Any
 
@@ -49,10 +49,9 @@ class Plain:
     def __init__(self, recipe: Any, compile: bool = False):
         torch.manual_seed(0)
         self.model = GPT(recipe.vocab_size, recipe.context, recipe.dim, recipe.layers, recipe.heads)
-        some = list(self.model.parameters())
         groups = [
-            {"params": [p for p in some if p.ndim > 1], "weight_decay": 0.1},
-            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
         self.loss = torch.compile(self.model) if compile else self.model
@@ -75,4 +74,4 @@ class Plain:
         return value.numpy()
 
     def wait(self, state: None) -> None:
-        """Nothing: the CPU does not run ahead."""
+        """Does nothing: on the CPU a step is done when it returns."""

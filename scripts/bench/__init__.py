@@ -1,0 +1,1 @@
+"""Benchmarks behind `scripts/bench.py`, a module a subject: functions from the options to figures."""
