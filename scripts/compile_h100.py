@@ -199,10 +199,10 @@ def window_flops(kernels: dict[str, int], recipe: Any, tokens: int) -> float:
     if not products:
         return 0.0
     blocks = [
-        max(1, recipe.attention_window(step) // (1 if i in recipe.long else 2)) - 0.5
+        max(1, recipe.attention_window(step) // (1 if i in recipe.long_window_layers else 2)) - 0.5
         for step in range(recipe.steps)
         for i in range(recipe.layers)
-        if i != recipe.bare
+        if i != recipe.no_attention_layer
     ]
     return products * 2 * tokens * recipe.dim * recipe.block * sum(blocks) / len(blocks)
 

@@ -52,29 +52,30 @@ def _adam(direction: Callable) -> Patches:
         optimizer.register_step_post_hook(repeat_step)
         return optimizer
 
-    return lambda backend: [
-        Patch("optim", "scale_by_adam", jax_adam) if backend == "jaxrun" else Patch("optim", "adamw", torch_adamw)
-    ]
+    patches = {"jaxrun": Patch("optim", "scale_by_adam", jax_adam), "torchref": Patch("optim", "adamw", torch_adamw)}
+    return lambda backend: [patches[backend]]
 
 
-def _decay(jax_chain: Callable, torch_step: Callable, after: bool, *kinds: str) -> Patches:
-    """Optimizers without their own decay: `jax_chain(optimizer, decay, learning_rates)` adds it to a transform, and
-    `torch_step(w, rate, decay)` to each weight before or after a step of a torch optimizer."""
+def _decay(jax_chain: Callable, torch_step: Callable, *kinds: str, after: bool = False) -> Patches:
+    """Optimizers with another decay: in JAX `jax_chain(optax, optimizer, decay, rate)` with `rate(count)`, in PyTorch
+    `torch_step(w, rate, decay)` of each weight before or after a step; both get the optimizer without decay."""
 
     @around
     def jax_optimizer(original, *args):
+        import jax.numpy as jnp
+        import optax
+
         call = inspect.signature(original).bind(*args)
-        decay, call.arguments["decay"] = call.arguments["decay"], 0.0
-        return jax_chain(original(*call.args), decay, call.arguments["learning_rates"])
+        rates, decay = jnp.asarray(call.arguments["learning_rates"]), call.arguments["decay"]
+        call.arguments["decay"] = 0.0
+        return jax_chain(optax, original(*call.args), decay, lambda count: rates[count])
 
     @around
     def torch_optimizer(original, *args):
         import torch
 
         optimizer = original(*args)
-        decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
-        for group in optimizer.param_groups:
-            group["weight_decay"] = 0.0
+        decays = {group["name"]: group.pop("weight_decay") for group in optimizer.param_groups}
 
         @torch.no_grad()
         def hook(optimizer, *_):
@@ -82,71 +83,49 @@ def _decay(jax_chain: Callable, torch_step: Callable, after: bool, *kinds: str) 
                 for w in group["params"]:
                     torch_step(w, group["lr"], decays[group["name"]])
 
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
         (optimizer.register_step_post_hook if after else optimizer.register_step_pre_hook)(hook)
         return optimizer
 
     return by_backend("optim", *kinds, change=lambda backend: jax_optimizer if backend == "jaxrun" else torch_optimizer)
 
 
-def _before(optimizer, decay: float, learning_rates: np.ndarray):
+def _decay_after(optax, optimizer, decay: float, rate: Callable):
+    """(w + update) (1 - rate decay) - w."""
+    factor = optax.scale_by_schedule(lambda count: 1 - decay * rate(count))
+    return optax.chain(optimizer, optax.add_decayed_weights(1.0), factor, optax.add_decayed_weights(-1.0))
+
+
+@around
+def _jax_without_aspect(original):
     import optax
 
-    return optax.chain(optax.add_decayed_weights(decay), optimizer)
+    return optax.identity()
 
 
-def _behind_the_rate(optimizer, decay: float, learning_rates: np.ndarray):
+@around
+def _jax_flattened(original, *args):
+    import jax
     import optax
 
-    return optax.chain(optimizer, optax.add_decayed_weights(-decay))
+    right = original(*args)
+
+    def update(updates, params):
+        flat = jax.tree.map(lambda u: u.reshape(-1, u.shape[-1]), updates)
+        return jax.tree.map(lambda y, u: y.reshape(u.shape), right.update(flat, optax.EmptyState())[0], updates)
+
+    return optax.stateless(update)
 
 
-def _of_the_new_weights(optimizer, decay: float, learning_rates: np.ndarray):
-    import optax
-
-    from jaxrun import optim
-
-    scale = optim.scale_by_learning_rate(learning_rates * decay)
-
-    def update(updates, state, params=None):
-        decays, state = scale.update(optax.apply_updates(params, updates), state)
-        return optax.apply_updates(updates, decays), state
-
-    return optax.chain(optimizer, optax.GradientTransformation(scale.init, update))
+@around
+def _torch_flattened(original, updates, orthogonalize_fn):
+    ortho_updates = original([u.reshape(-1, u.shape[-1]) for u in updates], orthogonalize_fn)
+    return [y.reshape(u.shape) for y, u in zip(ortho_updates, updates, strict=True)]
 
 
-def _without_aspect(backend: str) -> Change:
-    @around
-    def scale_by_aspect(original, *updates):
-        import optax
-
-        return updates[0] if backend == "torchref" else optax.identity()
-
-    return scale_by_aspect
-
-
-def _stacks_flattened(backend: str) -> Change:
-    def flat(u):
-        return u.reshape(-1, u.shape[-1])
-
-    @around
-    def jax_orthogonalize(original, *args):
-        import jax
-        import optax
-
-        right = original(*args)
-
-        def update(updates, params):
-            ortho_updates, _ = right.update(jax.tree.map(flat, updates), optax.EmptyState())
-            return jax.tree.map(lambda y, u: y.reshape(u.shape), ortho_updates, updates)
-
-        return optax.stateless(update)
-
-    @around
-    def torch_orthogonalize(original, updates, orthogonalize_fn):
-        ortho_updates = original([flat(u) for u in updates], orthogonalize_fn)
-        return [y.reshape(u.shape) for y, u in zip(ortho_updates, updates, strict=True)]
-
-    return jax_orthogonalize if backend == "jaxrun" else torch_orthogonalize
+def _piece(name: str, jax_change: Change, torch_change: Change) -> Patches:
+    return by_backend("optim", name, change=lambda backend: jax_change if backend == "jaxrun" else torch_change)
 
 
 @around
@@ -157,9 +136,17 @@ def late_rate(original, learning_rates):
 
 eps_in_root = _adam(lambda m, v, c1, c2, eps: (m / c1) / (v / c2 + eps) ** 0.5)
 no_correction = _adam(lambda m, v, c1, c2, eps: m / (v**0.5 + eps))
-coupled_decay = _decay(_before, lambda w, rate, decay: w.grad.add_(w, alpha=decay), False, "adamw")
-unscaled_decay = _decay(_behind_the_rate, lambda w, rate, decay: w.mul_(1 - decay), False, "adamw", "muon")
-decay_after = _decay(_of_the_new_weights, lambda w, rate, decay: w.mul_(1 - rate * decay), True, "adamw", "muon")
+coupled_decay = _decay(
+    lambda optax, optimizer, decay, rate: optax.chain(optax.add_decayed_weights(decay), optimizer),
+    lambda w, rate, decay: w.grad.add_(w, alpha=decay),
+    "adamw",
+)
+unscaled_decay = _decay(
+    lambda optax, optimizer, decay, rate: optax.chain(optimizer, optax.add_decayed_weights(-decay)),
+    lambda w, rate, decay: w.mul_(1 - decay),
+    *("adamw", "muon"),
+)
+decay_after = _decay(_decay_after, lambda w, rate, decay: w.mul_(1 - rate * decay), "adamw", "muon", after=True)
 no_nesterov = one("optim", "momentum", change=lambda original: partial(original, nesterov=False))
-no_aspect = by_backend("optim", "scale_by_aspect", change=_without_aspect)
-stack_as_one = by_backend("optim", "orthogonalize", change=_stacks_flattened)
+no_aspect = _piece("scale_by_aspect", _jax_without_aspect, lambda original: lambda updates: updates)
+stack_as_one = _piece("orthogonalize", _jax_flattened, _torch_flattened)
