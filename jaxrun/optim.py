@@ -267,7 +267,7 @@ def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
-def momentum_schedule(recipe: Recipe) -> np.ndarray:
+def momentum_schedule(recipe: Any) -> np.ndarray:
     """(steps,) float64: Muon's momentum at every step of the plan."""
     return np.array([recipe.momentum_at(step) for step in range(recipe.steps)])
 

@@ -3,6 +3,8 @@
 Weights, gradients and updates are flat mappings from canonical name to tensor, or lists in their order. Learning rates
 are tables, one number a step. Arithmetic is in float32 or wider; the optimizer's state has the type of its weight.
 """
+# pyright: reportPrivateImportUsage=false
+# (torch._foreach_*: one kernel for a list of tensors)
 
 import functools
 from collections.abc import Callable, Iterable
@@ -242,7 +244,7 @@ def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
-def momentum_schedule(recipe: Recipe) -> np.ndarray:
+def momentum_schedule(recipe: Any) -> np.ndarray:
     """(steps,) float64: Muon's momentum at every step of the plan."""
     return np.array([recipe.momentum_at(step) for step in range(recipe.steps)])
 

@@ -111,7 +111,7 @@ class Averaged(TorchProgram):
 def with_mean(recipe, weights):
     optimizer = make_optimizer(recipe, weights)
     optimizer.optimizers["mean"] = Mean(weights)
-    optimizer.tables["mean"] = optimizer.tables["matrix"] * 0
+    optimizer.learning_rates["mean"] = optimizer.learning_rates["matrix"] * 0
     return optimizer
 
 
