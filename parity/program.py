@@ -175,6 +175,15 @@ def with_step(program: Program, state: State, step: int) -> State:
     return program.with_step(state, step) if hasattr(program, "with_step") else state
 
 
+def inspector_of(program: Any) -> Any:
+    """The Inspector of a backend's program, or of a subclass of its class; None for any other program."""
+    for kind in type(program).__mro__:
+        backend, _, module = kind.__module__.partition(".")
+        if backend in BACKENDS and module == "program":
+            return importlib.import_module(f"{backend}.inspector").Inspector(program)
+    return None
+
+
 def build(backend: str, recipe: Recipe, **options: Any) -> Program:
     """Builds a recipe in a backend by name. Options: `device`, `devices`, `optimizer`, and torchref's `compile`.
 

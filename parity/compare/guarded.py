@@ -1,6 +1,5 @@
 """A program behind a guard: its results are checked for kind, shape, type and finite values."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from parity.compare.faults.plant import Fault
 from parity.errors import InputError
-from parity.program import BACKENDS
+from parity.program import BACKENDS, inspector_of
 from parity.recipes import Recipe
 from parity.user_program import explained
 from parity.weights import Weights
@@ -99,15 +98,6 @@ class Guarded:
             for name, parameter in self.recipe.parameters().items()
             if name in values
         }
-
-
-def inspector_of(program: Any) -> Any:
-    """The Inspector of a backend's program, or of a subclass of its class; None for any other program."""
-    for kind in type(program).__mro__:
-        backend, _, module = kind.__module__.partition(".")
-        if backend in BACKENDS and module == "program":
-            return importlib.import_module(f"{backend}.inspector").Inspector(program)
-    return None
 
 
 def _problem(name: str, value: Any, recipe: Recipe) -> str | None:

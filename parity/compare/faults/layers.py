@@ -1,4 +1,5 @@
-"""Replacements for functions of the backends with one thing wrong, written once for both where their arrays allow it."""
+"""Replacements for functions of the backends with one thing wrong, written once for both where their arrays allow
+it."""
 
 import dataclasses
 import importlib
@@ -21,7 +22,8 @@ LAYERS = ("Embedding", "InputResidual", "LayerNorm", "Linear", "Norm", "RMSNorm"
 
 
 def forward_of(backend: str, kind: str, change: Change) -> Patch:
-    """A patch of the forward pass of a class of layers, or of the models' classes: `change(original)(module, x, ...)`."""
+    """A patch of the forward pass of a class of layers, or of the models' classes: `change(original)(module, x,
+    ...)`."""
     method = "__call__" if backend == "jaxrun" else "forward"
     return Patch("layers" if kind in LAYERS else MODELS, f"{kind}.{method}", change)
 
@@ -159,7 +161,8 @@ def orthogonalize_untransposed(original):
 
 
 def orthogonalize_with_epsilon(factor: float) -> Change:
-    """Newton-Schulz with 1e-7 x factor beside the norm: x / factor / (norm / factor + 1e-7) = x / (norm + 1e-7 factor)."""
+    """Newton-Schulz with 1e-7 x factor beside the norm: x / factor / (norm / factor + 1e-7) = x / (norm + 1e-7
+    factor)."""
     return lambda original: lambda x, *rest: original(x / factor, *rest)
 
 

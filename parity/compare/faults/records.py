@@ -1,4 +1,5 @@
-"""Mistakes that people make when they port the techniques of records 11 and 21: skips, residuals, windows, documents, 8 bits."""
+"""Mistakes that people make when they port the techniques of records 11 and 21: skips, residuals, windows, documents, 8
+bits."""
 
 import importlib
 from typing import Any
@@ -226,351 +227,123 @@ def _scalars_with_the_head(original):
     return lambda recipe: {name: "head" if group == "scalar" else group for name, group in original(recipe).items()}
 
 
+def _reversed(original):
+    return lambda self, x, outputs, i: original(self, x, outputs[::-1], i)
+
+
+def _value_mixes_swapped(backend):
+    first = _same("FirstValueMix", _first_values_swapped)(backend)
+    return first + _same("ValueMix", _value_embeddings_swapped)(backend)
+
+
+def _long_and_short_swapped(recipe):
+    short = set(range(recipe.layers)) - recipe.long_window_layers
+    return parts.with_fields(long_blocks=tuple(sorted(short)))(recipe)
+
+
+def _ending_late(original):
+    return lambda tokens, end: original(tokens, end) - 1 * (tokens == end)
+
+
+def _constant_lambdas(original):
+    def call(self, x, x0):
+        lambdas = parts.detached(self.weight[...])
+        return lambdas[0] * x + lambdas[1] * x0 + 0 * self.weight[...].sum()
+
+    return call
+
+
+def _in_short_rows(original):
+    def evaluate(program, state, slice_, part, tokens, batch, row):
+        return original(program, state, slice_, part, tokens, batch, program.recipe.context)
+
+    return evaluate
+
+
+# fmt: off
 OF_RECORDS = (
-    Fault(
-        "init-bound-as-deviation",
-        "a uniform draw has its bound for standard deviation, or the other way round",
-        "init",
-        "bytes: blocks.0.attn.q*.weight",
-        RECORDS,
-        patches=one("parity.weights", "initial_weights", change=_bound_for_deviation),
-        only=OTHERS,
-    ),
-    Fault(
-        "bare-block-another",
-        "another block is the one without attention",
-        "init",
-        "names: all weights",
-        TWENTY_ONE,
-        parts.with_fields(bare_block=1),
-        only=OTHERS,
-    ),
-    Fault(
-        "embedding-not-normed",
-        "the stream begins with the embedding as it is, without a norm",
-        "forward",
-        "stream: norm_in:in",
-        RECORDS,
-        patches=_embedding_not_normed,
-        only="the others have mistakes of their norms",
-    ),
-    Fault(
-        "input-before-norm",
-        "x0, which blocks add again, is taken before the norm of the embedding",
-        "forward",
-        "stream: blocks.0.lambdas",
-        RECORDS,
-        patches=_input_before_norm,
-        only=OTHERS,
-    ),
-    Fault(
-        "input-factors-swapped",
-        "blocks begin with l1 x + l0 x0",
-        "forward",
-        "stream: blocks.1.lambdas",
-        RECORDS,
-        patches=_same("InputResidual", _factors_swapped),
-        only=OTHERS,
-    ),
-    Fault(
-        "skips-reversed",
-        "the first output that was kept is added first, not the last",
-        "forward",
-        "stream: skips",
-        RECORDS,
-        patches=_same(
-            "SkipConnections", lambda original: lambda self, x, outputs, i: original(self, x, outputs[::-1], i)
-        ),
-        only=OTHERS,
-    ),
-    Fault(
-        "skips-after",
-        "kept outputs are added behind the block, not before",
-        "forward",
-        "stream: skips",
-        RECORDS,
-        patches=_skips_after,
-        only=OTHERS,
-    ),
-    Fault(
-        "values-of-block-before",
-        "v is mixed with that of the block before, not of the first",
-        "forward",
-        MIXED,
-        ELEVEN,
-        patches=_values_of_block_before,
-        only=OTHERS,
-    ),
-    Fault(
-        "value-mix-swapped",
-        "v = a v + (1 - a) v1, or a1 v + a0 e",
-        "forward",
-        MIXED,
-        RECORDS,
-        patches=lambda backend: [
-            *_same("FirstValueMix", _first_values_swapped)(backend),
-            *_same("ValueMix", _value_embeddings_swapped)(backend),
-        ],
-        only=OTHERS,
-    ),
-    Fault(
-        "value-embeddings-late",
-        "the value embeddings of the first blocks are used one block later",
-        "forward",
-        MIXED,
-        TWENTY_ONE,
+    Fault("init-bound-as-deviation", "a uniform draw has its bound for standard deviation, or the other way round",
+        "init", "bytes: blocks.0.attn.q*.weight", RECORDS,
+        patches=one("parity.weights", "initial_weights", change=_bound_for_deviation), only=OTHERS),
+    Fault("bare-block-another", "another block is the one without attention", "init", "names: all weights",
+        TWENTY_ONE, parts.with_fields(bare_block=1), only=OTHERS),
+    Fault("embedding-not-normed", "the stream begins with the embedding as it is, without a norm", "forward",
+        "stream: norm_in:in", RECORDS, patches=_embedding_not_normed, only="the others have mistakes of their norms"),
+    Fault("input-before-norm", "x0, which blocks add again, is taken before the norm of the embedding", "forward",
+        "stream: blocks.0.lambdas", RECORDS, patches=_input_before_norm, only=OTHERS),
+    Fault("input-factors-swapped", "blocks begin with l1 x + l0 x0", "forward", "stream: blocks.1.lambdas", RECORDS,
+        patches=_same("InputResidual", _factors_swapped), only=OTHERS),
+    Fault("skips-reversed", "the first output that was kept is added first, not the last", "forward", "stream: skips",
+        RECORDS, patches=_same("SkipConnections", _reversed), only=OTHERS),
+    Fault("skips-after", "kept outputs are added behind the block, not before", "forward", "stream: skips", RECORDS,
+        patches=_skips_after, only=OTHERS),
+    Fault("values-of-block-before", "v is mixed with that of the block before, not of the first", "forward", MIXED,
+        ELEVEN, patches=_values_of_block_before, only=OTHERS),
+    Fault("value-mix-swapped", "v = a v + (1 - a) v1, or a1 v + a0 e", "forward", MIXED, RECORDS,
+        patches=_value_mixes_swapped, only=OTHERS),
+    Fault("value-embeddings-late", "the value embeddings of the first blocks are used one block later", "forward",
+        MIXED, TWENTY_ONE,
         recipe=_value_embeddings(lambda table, count: {i + 1 if i < count else i: n for i, n in table.items()}),
-        only=OTHERS,
-    ),
-    Fault(
-        "value-embeddings-once",
-        "value embeddings are used by the first blocks only",
-        "forward",
-        MIXED,
-        TWENTY_ONE,
-        recipe=_value_embeddings(lambda table, count: {i: n for i, n in table.items() if i < count}),
-        only=OTHERS,
-    ),
-    Fault(
-        "rotary-of-the-other-record",
-        "rotary turns the whole head where half of it stands still, or the other way round",
-        "forward",
-        QUERY,
-        RECORDS,
-        patches=one(MODELS, "rotary", change=_other_rotary),
-        only="muon has a mistake of its own",
-    ),
-    Fault(
-        "window-long-short-swapped",
-        "long windows are where the short ones should be",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
-        lambda recipe: parts.with_fields(
-            long_blocks=tuple(sorted(set(range(recipe.layers)) - recipe.long_window_layers))
-        )(recipe),
-        only=OTHERS,
-    ),
-    Fault(
-        "window-short-rounded-up",
-        "the half of an odd window is rounded up",
-        "forward",
-        SHORT_SCORES,
-        TWENTY_ONE,
-        patches=parts.forward(("Attention",), lambda backend: _rounded_up),
-        only=OTHERS,
-    ),
-    Fault(
-        "window-one-more",
-        "a window does not count the position's own block",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
-        patches=one(MODELS, "window_attention", change=_one_more),
-        only=OTHERS,
-    ),
-    Fault(
-        "window-sliding",
-        "the window moves with every position, not with its block",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
-        patches=by_backend(MODELS, "window_attention", change=_sliding),
-        only=OTHERS,
-    ),
-    Fault(
-        "window-rounded-down",
-        "the window is rounded down to whole blocks",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
-        patches=_window(lambda step, steps, end, block: max(1, end * step // (block * steps))),
-        only=OTHERS,
-    ),
-    Fault(
-        "window-of-the-context",
-        "the window grows to the whole row",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
-        lambda recipe: parts.with_fields(window=recipe.context)(recipe),
-        only=OTHERS,
-    ),
-    Fault(
-        "documents-end-late",
-        "the end-of-text token belongs to the document before it",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
-        patches=one(
-            MODELS,
-            "segment_ids",
-            change=lambda original: lambda tokens, end: original(tokens, end) - 1 * (tokens == end),
-        ),
-        only=OTHERS,
-    ),
-    Fault(
-        "documents-ignored",
-        "positions see the documents before their own",
-        "forward",
-        SCORES,
-        TWENTY_ONE,
+        only=OTHERS),
+    Fault("value-embeddings-once", "value embeddings are used by the first blocks only", "forward", MIXED, TWENTY_ONE,
+        recipe=_value_embeddings(lambda table, count: {i: n for i, n in table.items() if i < count}), only=OTHERS),
+    Fault("rotary-of-the-other-record",
+        "rotary turns the whole head where half of it stands still, or the other way round", "forward", QUERY,
+        RECORDS, patches=one(MODELS, "rotary", change=_other_rotary), only="muon has a mistake of its own"),
+    Fault("window-long-short-swapped", "long windows are where the short ones should be", "forward", SCORES,
+        TWENTY_ONE, _long_and_short_swapped, only=OTHERS),
+    Fault("window-short-rounded-up", "the half of an odd window is rounded up", "forward", SHORT_SCORES, TWENTY_ONE,
+        patches=parts.forward(("Attention",), lambda backend: _rounded_up), only=OTHERS),
+    Fault("window-one-more", "a window does not count the position's own block", "forward", SCORES, TWENTY_ONE,
+        patches=one(MODELS, "window_attention", change=_one_more), only=OTHERS),
+    Fault("window-sliding", "the window moves with every position, not with its block", "forward", SCORES, TWENTY_ONE,
+        patches=by_backend(MODELS, "window_attention", change=_sliding), only=OTHERS),
+    Fault("window-rounded-down", "the window is rounded down to whole blocks", "forward", SCORES, TWENTY_ONE,
+        patches=_window(lambda step, steps, end, block: max(1, end * step // (block * steps))), only=OTHERS),
+    Fault("window-of-the-context", "the window grows to the whole row", "forward", SCORES, TWENTY_ONE,
+        lambda recipe: parts.with_fields(window=recipe.context)(recipe), only=OTHERS),
+    Fault("documents-end-late", "the end-of-text token belongs to the document before it", "forward", SCORES,
+        TWENTY_ONE, patches=one(MODELS, "segment_ids", change=_ending_late), only=OTHERS),
+    Fault("documents-ignored", "positions see the documents before their own", "forward", SCORES, TWENTY_ONE,
         patches=one(MODELS, "segment_ids", change=lambda original: lambda tokens, end: 0 * original(tokens, end)),
-        only=OTHERS,
-    ),
-    Fault(
-        "cap-half",
-        "logits are capped at 15, not 30",
-        "forward",
-        "logits: logits",
-        RECORDS,
-        parts.with_fields(logit_cap=15.0),
-        only="muon's cap is 15",
-    ),
-    Fault(
-        "cap-slope",
-        "the sigmoid of the cap has the slope 15, not 7.5",
-        "forward",
-        "logits: logits",
-        TWENTY_ONE,
-        parts.with_fields(logit_slope=15.0),
-        only=OTHERS,
-    ),
-    Fault(
-        "cap-of-another-record",
-        "logits are capped by tanh in place of the sigmoid, or by a root in place of tanh",
-        "forward",
-        "logits: logits",
-        RECORDS,
-        patches=by_backend(MODELS, "Model.softcap", change=_other_softcap),
-        only="muon has a mistake of its own",
-    ),
-    Fault(
-        "evaluation-first-window",
-        "evaluation takes the window that training began with",
-        "loss",
-        "token losses: token_losses",
-        TWENTY_ONE,
-        patches=_evaluated_at(lambda recipe: 0),
-        only=OTHERS,
-    ),
-    Fault(
-        "evaluation-widest-window",
-        "evaluation takes the widest window",
-        "loss",
-        "token losses: token_losses",
-        TWENTY_ONE,
-        patches=_evaluated_at(lambda recipe: recipe.steps),
-        only=OTHERS,
-    ),
-    Fault(
-        "factor-gradient-missing",
-        "the factors of the residual are constants: no gradient reaches them",
-        "gradients",
-        "gradients: blocks.?.lambdas.weight",
-        RECORDS,
-        patches=_same(
-            "InputResidual",
-            lambda original: (
-                lambda self, x, x0: (
-                    parts.detached(self.weight[...])[0] * x
-                    + parts.detached(self.weight[...])[1] * x0
-                    + 0 * self.weight[...].sum()
-                )
-            ),
-        ),
-        only=OTHERS,
-    ),
-    Fault(
-        "scalars-with-the-head",
-        "learned factors have the head's rate",
-        "update",
-        "groups: blocks.0.lambdas.weight",
-        RECORDS,
-        patches=one("optim", "group_of", change=_scalars_with_the_head),
-        only=OTHERS,
-    ),
-    Fault(
-        "momentum-averaged",
-        "momentum is an average, not a sum",
-        "update",
-        "momentum: *",
-        ELEVEN,
-        parts.with_optimizer("matrix", "Muon"),
-        only="in the others it is an average",
-    ),
-    Fault(
-        "momentum-warmup",
-        "momentum rises over twice as many steps",
-        "update",
-        "schedule: momentum",
-        RECORDS,
+        only=OTHERS),
+    Fault("cap-half", "logits are capped at 15, not 30", "forward", "logits: logits", RECORDS,
+        parts.with_fields(logit_cap=15.0), only="muon's cap is 15"),
+    Fault("cap-slope", "the sigmoid of the cap has the slope 15, not 7.5", "forward", "logits: logits", TWENTY_ONE,
+        parts.with_fields(logit_slope=15.0), only=OTHERS),
+    Fault("cap-of-another-record", "logits are capped by tanh in place of the sigmoid, or by a root in place of tanh",
+        "forward", "logits: logits", RECORDS, patches=by_backend(MODELS, "Model.softcap", change=_other_softcap),
+        only="muon has a mistake of its own"),
+    Fault("evaluation-first-window", "evaluation takes the window that training began with", "loss",
+        "token losses: token_losses", TWENTY_ONE, patches=_evaluated_at(lambda recipe: 0), only=OTHERS),
+    Fault("evaluation-widest-window", "evaluation takes the widest window", "loss", "token losses: token_losses",
+        TWENTY_ONE, patches=_evaluated_at(lambda recipe: recipe.steps), only=OTHERS),
+    Fault("factor-gradient-missing", "the factors of the residual are constants: no gradient reaches them",
+        "gradients", "gradients: blocks.?.lambdas.weight", RECORDS, patches=_same("InputResidual", _constant_lambdas),
+        only=OTHERS),
+    Fault("scalars-with-the-head", "learned factors have the head's rate", "update",
+        "groups: blocks.0.lambdas.weight", RECORDS, patches=one("optim", "group_of", change=_scalars_with_the_head),
+        only=OTHERS),
+    Fault("momentum-averaged", "momentum is an average, not a sum", "update", "momentum: *", ELEVEN,
+        parts.with_optimizer("matrix", "Muon"), only="in the others it is an average"),
+    Fault("momentum-warmup", "momentum rises over twice as many steps", "update", "schedule: momentum", RECORDS,
         lambda recipe: parts.with_fields(momentum_steps=2 * recipe.momentum_steps)(recipe),
-        only="in the others it does not rise",
-    ),
-    Fault(
-        "momentum-from-zero",
-        "momentum rises from 0, not from 0.85",
-        "update",
-        "schedule: momentum",
-        RECORDS,
-        parts.with_fields(momentum_start=0.0),
-        only="in the others it does not rise",
-    ),
-    Fault(
-        "final-rate-zero",
-        "rates fall to 0, not to a tenth",
-        "update",
-        "schedule: embed",
-        TWENTY_ONE,
-        parts.with_fields(final_fraction=0.0),
-        only="the others' fall to 0",
-    ),
-    Fault(
-        "window-late",
-        "the window of every step is that of the one before",
-        "update",
-        "schedule: window",
-        TWENTY_ONE,
-        patches=one(SCHEDULES, "window_schedule", change=_late_window),
-        only=OTHERS,
-    ),
-    Fault(
-        "window-from-nothing",
-        "the window begins at no block, not at one",
-        "update",
-        "schedule: window",
-        TWENTY_ONE,
-        patches=_window(lambda step, steps, end, block: -(-end * step // (block * steps))),
-        only=OTHERS,
-    ),
-    Fault(
-        "stack-as-one-matrix",
-        "the stack for q, k and v is orthogonalised as one tall matrix",
-        "update",
-        "weights after a step: *.attn.qkv.weight",
-        TWENTY_ONE,
-        patches=optimizers.stack_as_one,
-        only="the others have no stack",
-    ),
-    Fault(
-        "evaluation-in-short-rows",
-        "evaluation has rows of training's length",
-        "evaluation",
-        "val loss: *",
-        TWENTY_ONE,
-        patches=one(
-            EVALUATION,
-            "evaluate",
-            change=lambda original: (
-                lambda program, state, slice_, part, tokens, batch, row: original(
-                    program, state, slice_, part, tokens, batch, program.recipe.context
-                )
-            ),
-        ),
-        only="the others have one length",
-    ),
+        only="in the others it does not rise"),
+    Fault("momentum-from-zero", "momentum rises from 0, not from 0.85", "update", "schedule: momentum", RECORDS,
+        parts.with_fields(momentum_start=0.0), only="in the others it does not rise"),
+    Fault("final-rate-zero", "rates fall to 0, not to a tenth", "update", "schedule: embed", TWENTY_ONE,
+        parts.with_fields(final_fraction=0.0), only="the others' fall to 0"),
+    Fault("window-late", "the window of every step is that of the one before", "update", "schedule: window",
+        TWENTY_ONE, patches=one(SCHEDULES, "window_schedule", change=_late_window), only=OTHERS),
+    Fault("window-from-nothing", "the window begins at no block, not at one", "update", "schedule: window",
+        TWENTY_ONE, patches=_window(lambda step, steps, end, block: -(-end * step // (block * steps))), only=OTHERS),
+    Fault("stack-as-one-matrix", "the stack for q, k and v is orthogonalised as one tall matrix", "update",
+        "weights after a step: *.attn.qkv.weight", TWENTY_ONE, patches=optimizers.stack_as_one,
+        only="the others have no stack"),
+    Fault("evaluation-in-short-rows", "evaluation has rows of training's length", "evaluation", "val loss: *",
+        TWENTY_ONE, patches=one(EVALUATION, "evaluate", change=_in_short_rows), only="the others have one length"),
 )
+# fmt: on
 
 
 def _in_8_bits(backend):
@@ -602,61 +375,30 @@ def _scales(**wrong: float):
     def change(recipe):
         names = ("x", "weight", "gradient")
         return parts.with_fields(
-            fp8_scales=tuple(wrong.get(name, scale) for name, scale in zip(names, recipe.fp8_scales))
+            fp8_scales=tuple(wrong.get(name, scale) for name, scale in zip(names, recipe.fp8_scales, strict=True))
         )(recipe)
 
     return change
 
 
+# fmt: off
 OF_8_BITS = (
-    Fault(
-        "fp8-gradient-scale",
-        "the head's gradient is scaled by 2^9 before it is rounded to 8 bits, not by 2^19",
-        "loss",
-        "8 bits: dx of x and gradient",
-        TWENTY_ONE,
-        _scales(gradient=2.0**9),
-        only=OTHERS,
-    ),
-    Fault(
-        "fp8-weight-unscaled",
-        "the head's weight is not scaled before it is rounded to 8 bits",
-        "loss",
-        "8 bits: y of weight and gradient",
-        TWENTY_ONE,
-        _scales(weight=1.0),
-        only=OTHERS,
-    ),
-    Fault(
-        "fp8-formats-swapped",
-        "the gradient has e4m3, x and the weight e5m2",
-        "loss",
-        "8 bits: y of x and gradient",
-        TWENTY_ONE,
-        patches=one("kernels.fp8", "round_to_fp8", change=_formats_swapped),
-        only=OTHERS,
-    ),
+    Fault("fp8-gradient-scale", "the head's gradient is scaled by 2^9 before it is rounded to 8 bits, not by 2^19",
+        "loss", "8 bits: dx of x and gradient", TWENTY_ONE, _scales(gradient=2.0 ** 9), only=OTHERS),
+    Fault("fp8-weight-unscaled", "the head's weight is not scaled before it is rounded to 8 bits", "loss",
+        "8 bits: y of weight and gradient", TWENTY_ONE, _scales(weight=1.0), only=OTHERS),
+    Fault("fp8-formats-swapped", "the gradient has e4m3, x and the weight e5m2", "loss",
+        "8 bits: y of x and gradient", TWENTY_ONE,
+        patches=one("kernels.fp8", "round_to_fp8", change=_formats_swapped), only=OTHERS),
 )
+# fmt: on
 
+# fmt: off
 NARROW = (
-    Fault(
-        "fp8-missing",
-        "the head's product is not rounded to 8 bits in training",
-        "loss",
-        "8 bits: *",
-        TWENTY_ONE,
-        parts.with_fields(fp8=False),
-        only=OTHERS,
-        dtype="bfloat16",
-    ),
-    Fault(
-        "fp8-in-evaluation",
-        "evaluation too has the head's product in 8 bits",
-        "loss",
-        "token losses: *|log-probabilities: *",
-        TWENTY_ONE,
-        patches=by_backend(MODELS, "Model.raw_logits", change=_in_8_bits),
-        only=OTHERS,
-        dtype="bfloat16",
-    ),
+    Fault("fp8-missing", "the head's product is not rounded to 8 bits in training", "loss", "8 bits: *", TWENTY_ONE,
+        parts.with_fields(fp8=False), only=OTHERS, dtype="bfloat16"),
+    Fault("fp8-in-evaluation", "evaluation too has the head's product in 8 bits", "loss",
+        "token losses: *|log-probabilities: *", TWENTY_ONE,
+        patches=by_backend(MODELS, "Model.raw_logits", change=_in_8_bits), only=OTHERS, dtype="bfloat16"),
 )
+# fmt: on

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.program import with_step
+from parity.program import inspector_of, with_step
 from parity.verify.sandbox import audit, wire
 
 
@@ -95,7 +95,8 @@ class Server:
         """One optimizer update from the gradient of the batch, each called by itself."""
         _, grads = self.program.loss_and_grads(self.states[state], self._batch(inputs, targets))
         grads = {name: self._fetch(grad) for name, grad in grads.items()}
-        self.states[state] = self.program.update(self.states[state], grads)
+        program = self.program if hasattr(self.program, "update") else inspector_of(self.program)
+        self.states[state] = program.update(self.states[state], grads)
 
     def drop(self, state: int) -> None:
         self.states.pop(state, None)
