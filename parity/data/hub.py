@@ -44,8 +44,8 @@ def hub_fetch(repository: str, file: str, path: Path, progress: ProgressLine) ->
 def _address(repository: str, file: str) -> tuple[str, dict[str, str], str, int]:
     """The URL of a file, the headers of its request, its etag and its size in bytes."""
     try:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url  # pyright: ignore[reportMissingImports]
+        from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f"{file}: expected the package huggingface_hub to find it with, found none; run pip install 'jaxrun[hub]'"
