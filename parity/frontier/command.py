@@ -262,7 +262,7 @@ def _file(entry: Any, name: str) -> str:
 def _check(options: Check) -> int:
     from parity.frontier import ledger
     from parity.frontier.integrity import against, check
-    from parity.frontier.site.figures import counted
+    from parity.tables import counted
 
     folder = _ledger(options)
     entries = ledger.load(folder)
@@ -335,8 +335,7 @@ def _report(options: Report) -> int:
 def _site(options: Site) -> int:
     from parity.frontier.board import board, page
     from parity.frontier.site import build
-    from parity.frontier.site.figures import counted
-    from parity.frontier.site.summary import public_records
+    from parity.tables import counted
     from parity.history.reported import reported
 
     entries = _entries(options)
@@ -347,7 +346,8 @@ def _site(options: Site) -> int:
     found = board(entries, reported(), matrices)
     build(found, options.dir, (page(entry, row, entries) for entry, row in zip(entries, found["entries"])))
     index = options.dir / "index.html"
-    said = f"{counted(len(entries), 'verified entry', 'verified entries')}, and {public_records(found['reported']['records'])} reported by others"
+    records = len({record["n"] for record in found["reported"]["records"]})
+    said = f"{counted(len(entries), 'verified entry', 'verified entries')}, and {counted(records, 'record')} reported by others"
     print(json.dumps({"index": str(index), "entries": len(entries)}) if options.json else f"{index}: {said}")
     return 0
 
@@ -373,7 +373,7 @@ def _matrix(path: Path | None, command: str) -> Any:
 
 def _plot(options: Plot) -> int:
     from parity.frontier.chart import draw
-    from parity.frontier.site.figures import counted
+    from parity.tables import counted
 
     found = draw(_entries(options), options.out, options.track, options.axis, options.hardware)
     others = f", {found['reported']} reported by others and not verified here" if found["reported"] else ""

@@ -14,7 +14,7 @@ from parity.errors import InputError
 from parity.frontier import entry as entries
 from parity.frontier import ledger
 from parity.frontier.entry import Entry
-from parity.frontier.site.figures import counted
+from parity.tables import counted
 from parity.frontier.submission import OPTIONAL, entry_of, hardware_class
 from parity.statistics import level, p_below
 from parity.track import TRACKS

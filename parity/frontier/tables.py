@@ -8,7 +8,7 @@ from parity.frontier.comparison import Crossed, Effect
 from parity.frontier.entry import UNITS, Entry
 from parity.frontier.ledger import ADD
 from parity.frontier.scores import final_loss
-from parity.frontier.site.figures import counted
+from parity.tables import counted
 
 WIDTH = 100
 EMPTY = f"the ledger has no entries yet: {ADD}"

@@ -1,90 +1,135 @@
-"""Numbers as people read them. Losses in nats per token; None gives the sign for what is not known."""
+"""Numbers as people read them: the filters of the templates. Losses in nats per token; None gives the sign for "not known".
+
+A result is plain text, which a template escapes, or Markup where it needs an element.
+"""
 
 import math
+from typing import Any, TypeGuard
 
-from parity.frontier.site.markup import UNKNOWN, text
+from markupsafe import Markup, escape
 
-AXES = ("seconds", "steps", "tokens", "flops")
+from parity.frontier.entry import AXES
+from parity.tables import counted
+
+UNKNOWN = Markup('<span class="none" title="not known">–</span>')
 UNITS = {"seconds": "s", "steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
-AXIS_NAMES = {"seconds": "seconds", "steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
-FEW = 0.095  # shares below it have a decimal
-MANY = 1e8  # from here on numbers are written with a power of ten
+SMALL_SHARE = 0.095  # below it a percentage has a decimal
+LARGE_COUNT = 1e8  # from here on numbers are written with a power of ten
 
 
-def known(value: float | None) -> bool:
+def is_finite(value: float | None) -> TypeGuard[float]:
     """Whether there is a finite number."""
     return value is not None and math.isfinite(value)
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number of things: 1 entry, 2 entries."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def axis_name(axis: str) -> str:
+    """A cost axis in a sentence."""
+    return "FLOPs" if axis == "flops" else axis
 
 
-def minus(said: str) -> str:
+def minus(text: str) -> str:
     """A number's text with a minus sign in place of a hyphen."""
-    return said.replace("-", "−")
+    return text.replace("-", "−")
+
+
+def decimal(value: float | None, digits: int) -> str:
+    """A number with so many decimals."""
+    return minus(f"{value:.{digits}f}") if is_finite(value) else UNKNOWN
 
 
 def loss(value: float | None) -> str:
     """A loss with four decimals."""
-    return f"{value:.4f}" if known(value) else UNKNOWN
+    return decimal(value, 4)
 
 
-def change(value: float | None) -> str:
-    """A difference of losses with its sign."""
-    return minus(f"{value:+.4f}") if known(value) else UNKNOWN
+def negative(value: float | None) -> float | None:
+    """The change that a gain is."""
+    return None if value is None else -value
 
 
-def spread(low: float | None, high: float | None) -> str:
-    """Half of an interval as ± HTML, or nothing where there is none."""
-    return f" <small>± {(high - low) / 2:.4f}</small>" if known(low) and known(high) else ""
+def signed(value: float | None, form: str = ".4f", unit: str = "") -> str:
+    """A difference with its sign and unit."""
+    return minus(f"{value:+{form}}{unit}") if is_finite(value) else UNKNOWN
 
 
-def between(low: float | None, high: float | None, form: str = "+.4f") -> str:
-    """An interval in brackets, or nothing."""
-    return minus(f"[{low:{form}}, {high:{form}}]") if known(low) and known(high) else ""
+def plus_minus(mean: dict[str, Any]) -> str:
+    """Half of a mean's interval, or nothing where there is none."""
+    low, high = mean["low"], mean["high"]
+    return Markup(f" <small>± {(high - low) / 2:.4f}</small>") if is_finite(low) and is_finite(high) else ""
+
+
+def interval(change: dict[str, Any], form: str = "+.4f") -> str:
+    """The interval of a change in brackets, or nothing."""
+    low, high = change["low"], change["high"]
+    return minus(f"[{low:{form}}, {high:{form}}]") if is_finite(low) and is_finite(high) else ""
 
 
 def cost(value: float | None, axis: str, unit: bool = True) -> str:
     """A cost on an axis: seconds with a decimal, counts with separators, large ones as a power of ten."""
-    if not known(value):
+    if not is_finite(value):
         return UNKNOWN
-    if axis == "flops" or value >= MANY:
+    suffix = f" {UNITS[axis]}" if unit else ""
+    if axis == "flops" or value >= LARGE_COUNT:
         mantissa, exponent = f"{value:.2e}".split("e")
-        said = f"{mantissa}·10<sup>{int(exponent)}</sup>"
-    else:
-        said = f"{value:,.1f}" if axis == "seconds" else f"{value:,.0f}"
-    return minus(f"{said} {UNITS[axis]}" if unit else said)
+        return Markup(minus(f"{mantissa}·10<sup>{int(exponent)}</sup>{suffix}"))
+    return f"{value:,.{1 if axis == 'seconds' else 0}f}{suffix}"
 
 
-def probability(value: float | None) -> str:
+def costs(values: dict[str, Any], known_only: bool = False) -> Markup:
+    """The costs on all axes, or on those alone that are known."""
+    axes = [axis for axis in AXES if not known_only or is_finite(values.get(axis))]
+    return Markup(", ").join(cost(values.get(axis), axis) for axis in axes)
+
+
+def probability(value: float | None, prefix: str = "p ") -> str:
     """A p-value with two digits."""
-    if not known(value):
+    if not is_finite(value):
         return UNKNOWN
-    return "p &lt; 0.0001" if value < 1e-4 else f"p {value:.2g}"
+    return f"{prefix}< 0.0001" if value < 1e-4 else f"{prefix}{value:.2g}"
 
 
 def saved(gain: float | None) -> str:
     """A gain, as the logarithm of a cost over a lower one, as the percentage of the cost that it saves."""
-    return minus(f"{-100 * math.expm1(-gain) + 0.0:.1f}%") if known(gain) else UNKNOWN
+    return minus(f"{-100 * math.expm1(-gain) + 0.0:.1f}%") if is_finite(gain) else UNKNOWN
 
 
-def part(value: float | None) -> str:
+def percentage(value: float | None) -> str:
     """A share as a percentage."""
-    return f"{value:.{0 if value >= FEW or not value else 1}%}" if known(value) else UNKNOWN
+    return f"{value:.{0 if value >= SMALL_SHARE or not value else 1}%}" if is_finite(value) else UNKNOWN
 
 
-def anything(value: object) -> str:
-    """A JSON value of unknown kind, escaped."""
-    if value is None or (isinstance(value, float) and not known(value)):
+def json_value(value: object) -> str:
+    """A JSON value of any kind."""
+    if value is None or (isinstance(value, float) and not is_finite(value)):
         return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return minus(f"{value:.6g}")
     if isinstance(value, (list, tuple)):
-        return ", ".join(anything(one) for one in value) or UNKNOWN
+        return Markup(", ").join(json_value(item) for item in value) or UNKNOWN
     if isinstance(value, dict):
-        return ", ".join(f"{text(key)}: {anything(one)}" for key, one in value.items()) or UNKNOWN
-    return text(value)
+        return Markup(", ").join(escape(key) + ": " + json_value(item) for key, item in value.items()) or UNKNOWN
+    return str(value)
+
+
+FILTERS = {
+    function.__name__: function
+    for function in (
+        axis_name,
+        cost,
+        costs,
+        counted,
+        decimal,
+        interval,
+        json_value,
+        loss,
+        minus,
+        negative,
+        percentage,
+        plus_minus,
+        probability,
+        saved,
+        signed,
+    )
+}

@@ -1,4 +1,4 @@
-"""Boards and pages that look real, the same every time: of any size, with hostile texts, and with nothing where nothing may be."""
+"""Boards and pages that look real, the same every time: of any size, with hostile texts, and with null wherever a value may be unknown."""
 
 import datetime
 import random
@@ -45,15 +45,15 @@ RULES = (
 
 
 def board(
-    count: int = 40, reported: int = 91, said: str = "", nulls: bool = False, matrices: bool = True
+    count: int = 40, reported: int = 91, text: str = "", nulls: bool = False, matrices: bool = True
 ) -> dict[str, Any]:
-    """A board of `count` entries and `reported` records. `said`: what strangers wrote, everywhere; `nulls`: every value that may be
+    """A board of `count` entries and `reported` records. `text`: the untrusted text, everywhere; `nulls`: every value that may be
     unknown is, somewhere.
     """
     rng = random.Random(count)
     entries: list[dict[str, Any]] = []
     for number in range(count):
-        entries.append(_entry(rng, number, count, entries, said, nulls and number % 2 == 0))
+        entries.append(_entry(rng, number, count, entries, text, nulls and number % 2 == 0))
     tracks = [
         _track("pocket", "a laptop, minutes on 2 cores", 4.65, "seconds"),
         _track("pocket-optimizer", "optimizer research on a laptop", 4.65, "steps"),
@@ -68,44 +68,44 @@ def board(
         "entries": entries,
         "frontiers": frontiers,
         "progress": _progress(entries),
-        "attribution": _attribution(rng, said) if entries else {"by_kind": [], "by_backend": [], "by_technique": []},
+        "attribution": _attribution(rng, text) if entries else {"by_kind": [], "by_backend": [], "by_technique": []},
         "reported": {
             "source": "records of github.com/KellerJordan/modded-nanogpt",
             "note": "reported by others, not verified here",
             "records": [_record(number, reported, nulls) for number in range(1, reported + 1)],
         },
-        "matrices": {"cheats": _cheats(said), "parity": _parity()} if matrices else {"cheats": None, "parity": None},
+        "matrices": {"cheats": _cheats(text), "parity": _parity()} if matrices else {"cheats": None, "parity": None},
     }
 
 
-def page(entry: dict[str, Any], said: str = "", nulls: bool = False, train_steps: int = 256) -> dict[str, Any]:
+def page(entry: dict[str, Any], text: str = "", nulls: bool = False, train_steps: int = 256) -> dict[str, Any]:
     """An entry's page."""
     rng = random.Random(entry["id"])
-    said = said or "the digests of 256 batches"
-    runs = [_run(rng, entry, number, said, nulls, train_steps) for number in range(entry["runs"])]
+    text = text or "the digests of 256 batches"
+    runs = [_run(rng, entry, number, text, nulls, train_steps) for number in range(entry["runs"])]
     return {
         **entry,
         "runs_detail": [] if nulls and entry["runs"] == 1 else runs,
         "attempt_rules": []
         if nulls
         else [
-            ["attempt.claim", "holds", said],
+            ["attempt.claim", "holds", text],
             ["attempt.seeds", "not judged", "one run"],
             ["attempt.alone", "fails", "a twin"],
         ],
-        "declaration": None if nulls else f'{{\n  "claim": "{said}"\n}}',
+        "declaration": None if nulls else f'{{\n  "claim": "{text}"\n}}',
         "recipe_fields": {"steps": 256, "muon_rate": 0.02, "tied": True, "schedule": None},
         "versions": {"jax": "0.9.1", "jaxrun": "0.1.0"},
-        "host": {"cores": 2, "memory_gib": 23.4, "name": said},
+        "host": {"cores": 2, "memory_gib": 23.4, "name": text},
         "source": None
         if nulls
-        else {"file": "program.py", "text": (said + "\n") * 3 + "def make(recipe):\n    return optax.adamw(0.001)\n"},
+        else {"file": "program.py", "text": (text + "\n") * 3 + "def make(recipe):\n    return optax.adamw(0.001)\n"},
         "reproduce": []
         if nulls
         else [
             "python -m parity.attempt fetch " + entry["id"],
             "python -m parity.attempt run mine",
-            f"python -m parity.attempt judge mine  # {said}",
+            f"python -m parity.attempt judge mine  # {text}",
         ],
         "everything_started": {"runs": 7, "tuning": 2, "seconds": 900.1, "flops": None if nulls else 1e14},
         "paired": []
@@ -132,7 +132,7 @@ def _track(name: str, purpose: str, target: float | None, scored: str | None) ->
 
 
 def _entry(
-    rng: random.Random, number: int, count: int, before: list[dict[str, Any]], said: str, nulls: bool
+    rng: random.Random, number: int, count: int, before: list[dict[str, Any]], text: str, nulls: bool
 ) -> dict[str, Any]:
     track = "pocket" if rng.random() < 0.8 else "pocket-optimizer"
     place = rng.choices(range(3), (6, 3, 2))[0]
@@ -159,15 +159,15 @@ def _entry(
     best = min(earlier, key=lambda entry: entry["loss"]["mean"]) if earlier else None
     return {
         "id": f"{day}-{title.split(',')[0].replace(' ', '-')}-{backend}-{rng.getrandbits(32):08x}",
-        "title": said or title,
+        "title": text or title,
         "track": track,
-        "author": said or rng.choice(("Ada Lovelace", "claude-x", "opt-agent-7", "Emmy Noether")),
+        "author": text or rng.choice(("Ada Lovelace", "claude-x", "opt-agent-7", "Emmy Noether")),
         "kind": rng.choice(KINDS),
         "backend": backend,
-        "recipe": said or "muon",
-        "techniques": [said] if said else rng.sample(TECHNIQUES, rng.randint(0, 3)),
-        "note": said or "",
-        "hardware": said or HARDWARE[place],
+        "recipe": text or "muon",
+        "techniques": [text] if text else rng.sample(TECHNIQUES, rng.randint(0, 3)),
+        "note": text or "",
+        "hardware": text or HARDWARE[place],
         "date": str(day),
         "runs": runs,
         "depth": "replay",
@@ -181,9 +181,9 @@ def _entry(
         "target": dict(zip(("steps", "tokens", "flops", "seconds"), reached[:4])) | {"p": 0.001}
         if reached and not nulls
         else None,
-        "target_reason": "" if reached and not nulls else (said or "no evaluation is at or below 4.65"),
-        "delta": _delta(rng, best, mean, points, half, said),
-        "record_reason": said or "the first to reach the target",
+        "target_reason": "" if reached and not nulls else (text or "no evaluation is at or below 4.65"),
+        "delta": _delta(rng, best, mean, points, half, text),
+        "record_reason": text or "the first to reach the target",
         "record": best is None or mean < best["loss"]["mean"],
         "on_frontier": ["seconds"] if rng.random() < 0.1 else [],
     }
@@ -195,25 +195,25 @@ def _delta(
     mean: float,
     points: list[list[float]],
     half: float | None,
-    said: str,
+    text: str,
 ) -> dict[str, Any]:
     if best is None or half is None:
         verdict = "first" if best is None else "not judged"
         return {
-            "sentence": said or f"{verdict}: nothing to compare with",
+            "sentence": text or f"{verdict}: nothing to compare with",
             "verdict": verdict,
             "loss": None,
             "costs": [],
             "p": None,
             "losses": [],
-            "skipped": [said or "an attempt on other hardware"],
+            "skipped": [text or "an attempt on other hardware"],
         }
     change = round(mean - best["loss"]["mean"] + 0.02 * rng.gauss(0, 0.3), 5)
     low, high = change - 1.6 * half, change + 1.6 * half
     verdict = "improves" if high < 0 else "worse" if low > 0 else "inside the noise"
     seconds = round(change * 400, 1)
     return {
-        "sentence": said
+        "sentence": text
         or f"{verdict}: {change:+.4f} nats at {points[-1][0]} steps, {seconds:+.1f} s to the same loss",
         "verdict": verdict,
         "loss": {"change": change, "low": low, "high": high, "p": 0.001, "against": best["id"], "axis": "steps"},
@@ -269,12 +269,12 @@ def _progress(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _attribution(rng: random.Random, said: str) -> dict[str, Any]:
+def _attribution(rng: random.Random, text: str) -> dict[str, Any]:
     def rows(names: tuple[str, ...]) -> list[dict[str, Any]]:
         return [
             {
                 "track": "pocket",
-                "name": said or name,
+                "name": text or name,
                 "entries": rng.randint(1, 20),
                 "records": rng.randint(0, 5),
                 "gain": round(rng.uniform(0, 0.3), 3),
@@ -323,11 +323,11 @@ def _record(number: int, count: int, nulls: bool) -> dict[str, Any]:
     }
 
 
-def _cheats(said: str) -> list[dict[str, Any]]:
+def _cheats(text: str) -> list[dict[str, Any]]:
     return [
         {
             "cheat": f"cheat-{number}",
-            "sentence": said or "trains on the val tokens",
+            "sentence": text or "trains on the val tokens",
             "kind": ("edit", "program", "train", "attempt")[number % 4],
             "backend": backend,
             "depth": "probe",
@@ -353,7 +353,7 @@ def _parity() -> list[dict[str, Any]]:
 
 
 def _run(
-    rng: random.Random, entry: dict[str, Any], number: int, said: str, nulls: bool, train_steps: int
+    rng: random.Random, entry: dict[str, Any], number: int, text: str, nulls: bool, train_steps: int
 ) -> dict[str, Any]:
     shift = rng.gauss(0, 0.004)
     evals = [
@@ -378,6 +378,6 @@ def _run(
         "verdict": {
             "status": "incomplete" if nulls else "holds",
             "depth": "replay",
-            "rules": [[rule, status, f"{said}, run {number}" if rule == "data.batches" else said] for rule in RULES],
+            "rules": [[rule, status, f"{text}, run {number}" if rule == "data.batches" else text] for rule in RULES],
         },
     }

@@ -1,4 +1,4 @@
-"""The frontier's site as files: whole without JavaScript, nothing a stranger wrote is markup, no word to the network, few bytes."""
+"""The frontier's site as files: complete without JavaScript, untrusted text escaped, nothing asked of the network, few bytes."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from parity.errors import InputError
 from parity.frontier import site
-from parity.frontier.site import attempt, columns, figures, markup, matrices, summary, verdicts
+from parity.frontier.site import cards, chart_data, figures, matrices, rules
 
 PLOTLY_SHA256 = "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
 FIRST_PAGE_BYTES = 2_000_000
@@ -48,7 +48,7 @@ class Parsed(HTMLParser):
             self.text += data
 
     def values(self, *names: str) -> list[str]:
-        """What the attributes of these names hold."""
+        """The values of the attributes with these names."""
         return [value or "" for _, attributes in self.elements for name, value in attributes if name in names]
 
     def data(self) -> Any:
@@ -56,27 +56,27 @@ class Parsed(HTMLParser):
         return json.loads(next(block for block in self.blocks if block.strip()))
 
 
-def written(folder: Path, board: dict[str, Any], said: str = "", nulls: bool = False) -> dict[str, Parsed]:
+def built(folder: Path, board: dict[str, Any], text: str = "", nulls: bool = False) -> dict[str, Parsed]:
     """The pages of a board's site by their path, parsed."""
-    site.build(board, folder, (boards.page(entry, said, nulls) for entry in board["entries"]))
+    site.build(board, folder, (boards.page(entry, text, nulls) for entry in board["entries"]))
     return {str(path.relative_to(folder)): Parsed(path.read_text()) for path in sorted(folder.rglob("*.html"))}
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Parsed]:
-    return written(tmp_path_factory.mktemp("site"), boards.board(30))
+    return built(tmp_path_factory.mktemp("site"), boards.board(30))
 
 
 def test_every_attempt_has_a_page_and_every_link_leads_somewhere(tmp_path):
     board = boards.board(30)
-    found = written(tmp_path, board)
-    assert set(found) == {
+    pages = built(tmp_path, board)
+    assert set(pages) == {
         "index.html",
         "frontier.html",
         "matrices.html",
         *(f"attempt/{entry['id']}.html" for entry in board["entries"]),
     }
-    for path, page in found.items():
+    for path, page in pages.items():
         for link in page.values("href", "src"):
             parts = urlsplit(link)
             if parts.scheme == "data":
@@ -119,9 +119,9 @@ def test_an_attempts_page_has_all_that_the_attempt_has(pages):
         ]
 
 
-def test_what_strangers_wrote_is_never_markup(tmp_path):
-    harmless = written(tmp_path / "harmless", boards.board(9, said="harmless"), "harmless")
-    hostile = written(tmp_path / "hostile", boards.board(9, said=boards.HOSTILE), boards.HOSTILE)
+def test_untrusted_text_is_never_markup(tmp_path):
+    harmless = built(tmp_path / "harmless", boards.board(9, text="harmless"), "harmless")
+    hostile = built(tmp_path / "hostile", boards.board(9, text=boards.HOSTILE), boards.HOSTILE)
     for path, page in hostile.items():
         assert [tag for tag, _ in page.elements] == [tag for tag, _ in harmless[path].elements], path
         assert not [name for _, attributes in page.elements for name, _ in attributes if name.startswith("on")], path
@@ -134,19 +134,20 @@ def test_what_strangers_wrote_is_never_markup(tmp_path):
 
 def test_what_is_unknown_is_shown_as_unknown_with_its_reason(tmp_path):
     board = boards.board(12, nulls=True, matrices=False)
-    found = written(tmp_path, board, nulls=True)
-    assert "matrices.html" not in found and "matrices.html" not in found["index.html"].values("href")
+    pages = built(tmp_path, board, nulls=True)
+    first = pages["index.html"]
+    assert "matrices.html" not in pages and "matrices.html" not in first.values("href")
     for entry in board["entries"]:
-        page = found[f"attempt/{entry['id']}.html"]
-        assert not re.search(r"\b(None|nan|null|inf)\b", page.text + found["index.html"].text)
+        page = pages[f"attempt/{entry['id']}.html"]
+        assert not re.search(r"\b(None|nan|null|inf)\b", page.text + first.text)
         if entry["target"] is None:
-            assert entry["target_reason"] in page.text and entry["target_reason"] in found["index.html"].values("title")
+            assert entry["target_reason"] in page.text and entry["target_reason"] in first.values("title")
 
 
 def test_an_empty_ledger_says_so_and_shows_the_public_history(tmp_path):
-    first = written(tmp_path, boards.board(0))["index.html"]
+    first = built(tmp_path, boards.board(0))["index.html"]
     assert first.text.count("No attempt has been verified yet") == 2 and "Record of the public track 89" in first.text
-    nothing = written(tmp_path, boards.board(0) | {"reported": None})["index.html"]
+    nothing = built(tmp_path, boards.board(0) | {"reported": None})["index.html"]
     assert "No attempt has been verified yet" in nothing.text and "reported by others" not in nothing.text
 
 
@@ -155,8 +156,8 @@ def test_numbers_that_are_not_finite_are_not_known(tmp_path):
     board["entries"][2]["loss"] = {"mean": float("inf"), "sd": float("nan"), "low": None, "high": None}
     board["entries"][2]["cost"]["flops"] = float("nan")
     board["entries"][2]["points"][3][4] = float("inf")
-    found = written(tmp_path, board)
-    assert found["index.html"].data()["entries"]["loss"][2] is None
+    pages = built(tmp_path, board)
+    assert pages["index.html"].data()["entries"]["loss"][2] is None
     json.loads(
         (tmp_path / "assets" / "curves.js").read_text().removeprefix("site.curves(").removesuffix(");\n"),
         parse_constant=pytest.fail,
@@ -188,7 +189,7 @@ def test_a_site_of_1000_attempts_takes_under_30_seconds(tmp_path):
     assert took_s < 30
 
 
-def test_the_plotting_library_is_the_one_that_was_looked_at():
+def test_the_plotting_library_is_the_one_that_was_reviewed():
     assets = Path(site.__file__).with_name("assets")
     assert hashlib.sha256((assets / "plotly-basic.min.js").read_bytes()).hexdigest() == PLOTLY_SHA256
     assert PLOTLY_SHA256 in (assets / "plotly-NOTE.txt").read_text()
@@ -209,15 +210,15 @@ def test_every_page_forbids_the_browser_the_network(pages):
         ), path
 
 
-def test_pages_of_attempts_that_went_are_removed_and_strange_files_stay(tmp_path):
+def test_pages_of_attempts_that_are_gone_are_removed_and_other_files_stay(tmp_path):
     board = boards.board(5)
-    written(tmp_path, board)
+    built(tmp_path, board)
     (tmp_path / "attempt" / "mine.html").write_text("<p>mine</p>")
     gone = board["entries"].pop()["id"]
     board = json.loads(json.dumps(board).replace(gone, board["entries"][0]["id"])) | {
         "matrices": {"cheats": None, "parity": None}
     }
-    written(tmp_path / ".", board)
+    built(tmp_path / ".", board)
     assert not (tmp_path / "attempt" / f"{gone}.html").exists() and not (tmp_path / "matrices.html").exists()
     assert (tmp_path / "attempt" / "mine.html").read_text() == "<p>mine</p>"
 
@@ -248,32 +249,26 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
         site.build(boards.board(1), tmp_path / "file", ())
 
 
-def test_long_training_curves_are_averaged_and_short_ones_are_whole():
+def test_long_training_curves_are_averaged_and_short_ones_are_complete():
     points = [[step, float(step)] for step in range(1, 1001)]
-    found = attempt._training(points)
-    assert (
-        found["averaged"] == 3
-        and found["train"][0][:2] == [3, 6]
-        and found["train"][1][:2] == [2, 5]
-        and found["train"][0][-1] == 1000
-    )
-    assert attempt._training(points[:400]) == {"train": [list(range(1, 401)), list(range(1, 401))], "averaged": 1}
+    curve = chart_data._training(points)
+    steps, losses = curve["train"]
+    assert curve["averaged"] == 3 and steps[:2] == [3, 6] and losses[:2] == [2, 5] and steps[-1] == 1000
+    assert chart_data._training(points[:400]) == {"train": [list(range(1, 401)), list(range(1, 401))], "averaged": 1}
 
 
 def test_changes_in_cost_are_per_cent_of_the_cost_that_they_are_against():
-    one = {"axis": "seconds", "change": -12.0, "percent": -10.0, "low": -18.0, "high": -6.0}
-    assert columns._percent(one) == [-10, -15, -5]
-    assert (
-        columns._percent(one | {"low": None}) == [-10, None, -5]
-        and columns._percent(one | {"change": 0.0, "percent": 0.0})[0] == 0
-    )
+    change = {"axis": "seconds", "change": -12.0, "percent": -10.0, "low": -18.0, "high": -6.0}
+    assert chart_data._percent(change) == [-10, -15, -5]
+    assert chart_data._percent(change | {"low": None}) == [-10, None, -5]
+    assert chart_data._percent(change | {"change": 0.0, "percent": 0.0})[0] == 0
 
 
 def test_a_record_that_was_timed_again_counts_once(tmp_path):
     board = boards.board(5)
     for record in board["reported"]["records"][20:23]:
         record["n"] = 21
-    first = written(tmp_path, board)["index.html"]
+    first = built(tmp_path, board)["index.html"]
     assert "89 records since" in first.text
     assert "89 records with their figures, in 91 rows: record 21 was timed 3 times" in first.text
 
@@ -284,50 +279,48 @@ def test_the_card_says_why_a_faster_attempt_is_no_record(tmp_path):
     line = next(line for line in board["progress"] if line["hardware"] == entry["hardware"])
     line["points"] = [[entry["date"], entry["target"]["seconds"], entry["id"]]]
     entry["target"]["seconds"] -= 1
-    card = summary._card(board["tracks"][0], board | {"entries": [entry]})
-    assert "1 attempt reached it in less time and is no record: a record in seconds takes runs made in turns" in card
-    assert "made in turns with those of the one before it" in written(tmp_path, board)["index.html"].text
+    (card,) = cards.cards(board | {"entries": [entry], "progress": [line]})
+    assert [record["faster"] for record in card["records"]] == [1]
+    text = " ".join(built(tmp_path, board | {"entries": [entry], "progress": [line]})["index.html"].text.split())
+    assert "1 attempt reached it in less time and is no record: a record in seconds needs runs interleaved" in text
 
 
-def test_a_cheats_row_names_the_rule_that_caught_it_beside_it():
-    one = boards._cheats("")[0]
-    name, result, said, *_ = matrices._cheat(one, ["a.rule", *one["failing"]])
-    assert name.startswith("cheat-0<br>") and one["sentence"] in said
-    assert f"caught</span> by <code>{one['failing'][0].replace('.', '.<wbr>')}</code>" in result
-    assert ": <code>a</code>, <code>b</code> and 1 more not judged" in matrices._deciding(
-        one | {"failing": [], "not_judged": ["a", "b", "c"], "status": "incomplete"}
-    )
-    assert matrices._deciding(one | {"failing": [], "status": "refused"}) == ""
+def test_a_cheats_row_names_the_rules_that_decided_its_result(tmp_path):
+    board = boards.board(1)
+    cheat = board["matrices"]["cheats"][0]
+    not_judged = cheat | {"failing": [], "not_judged": ["a", "b", "c"], "status": "incomplete"}
+    site.build(board | {"matrices": {"cheats": [cheat, not_judged]}}, tmp_path, ())
+    html = (tmp_path / "matrices.html").read_text()
+    assert '<th scope="row">cheat-0<br>' in html and cheat["sentence"] in html
+    assert f"caught</span> by <code>{cheat['failing'][0].replace('.', '.<wbr>')}</code>" in html
+    assert "caught</span>: <code>a</code>, <code>b</code> and 1 more not judged" in html
+    assert matrices.deciding(cheat | {"failing": [], "status": "refused"}) == []
 
 
 def test_numbers_are_written_for_people():
-    assert figures.saved(math.log(2)) == "50.0%" and figures.saved(0.0) == "0.0%" and figures.saved(-0.1) == "−10.5%"
-    assert figures.counted(1, "entry", "entries") == "1 entry" and figures.counted(2, "line") == "2 lines"
+    assert [figures.saved(gain) for gain in (math.log(2), 0.0, -0.1)] == ["50.0%", "0.0%", "−10.5%"]
     assert figures.cost(1234.56, "seconds") == "1,234.6 s" and figures.cost(1048576, "tokens") == "1,048,576 tokens"
-    assert (
-        figures.cost(1.2e13, "flops") == "1.20·10<sup>13</sup> FLOPs" and figures.cost(None, "steps") == markup.UNKNOWN
-    )
-    assert (
-        figures.change(-0.02) == "−0.0200"
-        and figures.between(-0.03, 0.01) == "[−0.0300, +0.0100]"
-        and figures.between(None, 0.1) == ""
-    )
-    assert (
-        figures.probability(1e-6) == "p &lt; 0.0001"
-        and figures.anything({"a<b": [1, True, None]}) == f"a&lt;b: 1, yes, {markup.UNKNOWN}"
-    )
+    assert figures.cost(1.2e13, "flops") == "1.20·10<sup>13</sup> FLOPs"
+    assert figures.cost(None, "steps") == figures.UNKNOWN
+    assert figures.signed(-0.02) == "−0.0200" and figures.interval({"low": None, "high": 0.1}) == ""
+    assert figures.interval({"low": -0.03, "high": 0.01}) == "[−0.0300, +0.0100]"
+    assert figures.probability(1e-6) == "p < 0.0001" and figures.probability(0.25, "") == "0.25"
+    assert figures.json_value({"a<b": [1, True, None]}) == f"a&lt;b: 1, yes, {figures.UNKNOWN}"
 
 
-def test_reasons_that_differ_between_runs_are_all_there():
-    runs = [{"seed": 1}, {"seed": 2}]
-    assert verdicts._reasons([("holds", "same"), ("holds", "same")], runs) == "same"
-    both = verdicts._reasons([("holds", "one"), ("fails", "other")], runs)
-    assert "seed 1: one" in both and "seed 2: other" in both
+def test_reasons_that_differ_between_runs_are_all_shown(tmp_path):
+    board = boards.board(1)
+    page = boards.page(board["entries"][0])
+    page["runs_detail"] = page["runs_detail"][:2]
+    for run, seed, reason in zip(page["runs_detail"], (1, 2), ("one", "other"), strict=True):
+        run["seed"], run["verdict"]["rules"] = seed, [["a.rule", "holds", "same"], ["b.rule", "holds", reason]]
+    assert [row["distinct"] for row in rules.of_runs(page["runs_detail"])] == [["same"], ["one", "other"]]
+    site.build(board, tmp_path, [page])
+    html = (tmp_path / "attempt" / f"{page['id']}.html").read_text()
+    assert html.count("same") == 1 and "seed 1: one<br>seed 2: other" in html
 
 
 def test_a_reported_record_without_a_loss_takes_the_last_of_its_curve():
-    assert columns.final_loss({"loss_mean": None, "points": [[1, 2.0, 4.0], [2, None, 3.3]]}) == 3.3
-    assert (
-        columns.final_loss({"loss_mean": 3.27, "points": [[1, 2.0, 4.0]]}) == 3.27
-        and columns.final_loss({"loss_mean": None, "points": []}) is None
-    )
+    assert chart_data.final_loss({"loss_mean": None, "points": [[1, 2.0, 4.0], [2, None, 3.3]]}) == 3.3
+    assert chart_data.final_loss({"loss_mean": 3.27, "points": [[1, 2.0, 4.0]]}) == 3.27
+    assert chart_data.final_loss({"loss_mean": None, "points": []}) is None

@@ -20,13 +20,13 @@ LOCAL = ("file:", "data:", "blob:", "about:")
 def folder(tmp_path_factory):
     """Four sites: 40 attempts, hostile texts, nothing but the public history, and nothing at all."""
     folder = tmp_path_factory.mktemp("sites")
-    for name, board, said in (
+    for name, board, text in (
         ("plain", boards.board(40), ""),
-        ("hostile", boards.board(9, said=boards.HOSTILE), boards.HOSTILE),
+        ("hostile", boards.board(9, text=boards.HOSTILE), boards.HOSTILE),
         ("empty", boards.board(0), ""),
         ("nothing", boards.board(0) | {"reported": None}, ""),
     ):
-        site.build(board, folder / name, [boards.page(entry, said) for entry in board["entries"]])
+        site.build(board, folder / name, [boards.page(entry, text) for entry in board["entries"]])
     return folder
 
 

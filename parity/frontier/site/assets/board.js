@@ -41,7 +41,7 @@ site.board = (() => {
     const line = row(entry),
       low = entries.low[entry],
       high = entries.high[entry];
-    const verdict = names.verdict[entries.verdict[entry]];
+    const verdict = entries.verdict[entry];
     const interval = between(entries.change_low[entry], entries.change_high[entry]);
     return [
       title(line),

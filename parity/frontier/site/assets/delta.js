@@ -71,7 +71,7 @@ site.delta = (() => {
     const rows = shown.slice(start, start + ROWS),
       cost = state.measure === "cost",
       most = chart.narrow() ? 13 : LONGEST;
-    const verdict = (entry) => board.names.verdict[board.entries.verdict[entry]];
+    const verdict = (entry) => board.entries.verdict[entry];
     const points = rows.map((entry) => change(entry, state, costs));
     const look = rows.map((entry, row) => {
       const [, low, high] = points[row];
