@@ -4,7 +4,7 @@
   const { chart, figures } = site;
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("curve-form");
-  const END = 0.6; // from this part of the losses' fall on, the end is enlarged
+  const END = 0.6; // fraction of the losses' fall from which on the end is enlarged
 
   const known = (columns) => columns.map((column) => column.filter((value) => value != null));
   const shown = () => ({
@@ -14,11 +14,11 @@
   });
 
   // The cost of a step on another axis, between the evaluations that were logged.
-  function stretched(steps, evals, place) {
-    if (place === 0) return steps;
-    const [known_steps, costs] = [evals[0], evals[place]];
+  function costsAtSteps(steps, evals, axisIndex) {
+    if (axisIndex === 0) return steps;
+    const [known_steps, costs] = [evals[0], evals[axisIndex]];
     return steps.map((step) => {
-      const after = known_steps.findIndex((one) => one >= step);
+      const after = known_steps.findIndex((known) => known >= step);
       if (after < 0 || costs[after] == null) return null;
       const [low, cost] = after ? [known_steps[after - 1], costs[after - 1]] : [0, 0];
       return known_steps[after] === low
@@ -33,8 +33,8 @@
     shape: chart.shapes[number % chart.shapes.length],
   });
 
-  function training(run, number, place) {
-    const x = stretched(run.train[0], run.evals, place);
+  function training(run, number, axisIndex) {
+    const x = costsAtSteps(run.train[0], run.evals, axisIndex);
     return {
       type: "scatter",
       mode: "lines",
@@ -45,9 +45,9 @@
     };
   }
 
-  function evaluations(run, number, place) {
+  function evaluations(run, number, axisIndex) {
     const { colour, dash, shape } = look(number),
-      x = run.evals[place],
+      x = run.evals[axisIndex],
       items = x.map((_, point) => ({ number, point }));
     const marker = { size: 6, color: colour, symbol: shape, line: { color: chart.ink(), width: 0.5 } };
     return {
@@ -62,14 +62,14 @@
   }
 
   // The ranges that show the end of the curves: [costs, losses], or none where there are no losses.
-  function end(place) {
+  function end(axisIndex) {
     const losses = known(data.runs.map((run) => run.evals[4])).flat(),
-      costs = known(data.runs.map((run) => run.evals[place])).flat();
+      costs = known(data.runs.map((run) => run.evals[axisIndex])).flat();
     const low = Math.min(...losses, data.target ?? Infinity),
       high = Math.max(...losses),
       top = high - END * (high - low);
     const early = Math.min(
-      ...data.runs.flatMap((run) => run.evals[place].filter((_, point) => run.evals[4][point] <= top)),
+      ...data.runs.flatMap((run) => run.evals[axisIndex].filter((_, point) => run.evals[4][point] <= top)),
     );
     const pad = 0.05 * (top - low) || 0.05;
     return [
@@ -81,19 +81,19 @@
   function plan() {
     const state = shown(),
       { axis } = state,
-      place = data.axes.indexOf(axis),
+      axisIndex = data.axes.indexOf(axis),
       narrow = chart.narrow();
     const trained = state.train
       ? data.runs.map((run, number) => ({ run, number })).filter(({ run }) => run.train[0].length)
       : [];
     const traces = [
-      ...trained.map(({ run, number }) => training(run, number, place)),
-      ...data.runs.map((run, number) => evaluations(run, number, place)),
+      ...trained.map(({ run, number }) => training(run, number, axisIndex)),
+      ...data.runs.map((run, number) => evaluations(run, number, axisIndex)),
     ];
     const averaged = Math.max(1, ...data.runs.map((run) => run.averaged)),
-      [costs, losses] = state.end ? end(place) : [];
+      [costs, losses] = state.end ? end(axisIndex) : [];
     const note = [
-      !data.runs.some((run) => run.evals[place].some((value) => value != null)) &&
+      !data.runs.some((run) => run.evals[axisIndex].some((value) => value != null)) &&
         `No run states its ${figures.name(axis)}.`,
       trained.length && averaged > 1 && `Training losses are means of ${averaged} steps.`,
     ];
@@ -121,7 +121,7 @@
       name,
       `val loss ${figures.loss(evals[4][point])}`,
       data.axes
-        .map((axis, place) => evals[place][point] != null && figures.cost(evals[place][point], axis))
+        .map((axis, axisIndex) => evals[axisIndex][point] != null && figures.cost(evals[axisIndex][point], axis))
         .filter(Boolean)
         .join(" · "),
     ];

@@ -4,19 +4,19 @@ site.board = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { entries, reported, names, axes } = data;
   const count = entries.loss.length,
-    others = reported.loss.length;
+    reportedCount = reported.loss.length;
   const rows = [...document.querySelectorAll("#records-table tbody tr")];
   const { known, loss, cost, change, between } = site.figures;
   const records = new Set(entries.record);
   const waiting = [];
   let curves = null,
-    asked = false;
+    requested = false;
 
   // Rows are newest first, attempts before reported records.
   const row = (entry) => rows[count - 1 - entry];
-  const reportedRow = (record) => rows[count + others - 1 - record];
-  const cell = (line, place) => line.cells[place].textContent;
-  const way = (entry) => row(entry).cells[2].querySelector("a").getAttribute("href");
+  const reportedRow = (record) => rows[count + reportedCount - 1 - record];
+  const cell = (line, column) => line.cells[column].textContent;
+  const href = (entry) => row(entry).cells[2].querySelector("a").getAttribute("href");
   const title = (line) => (line.cells[2].querySelector("a") || line.cells[2].firstChild).textContent.trim();
 
   function passes(entry, state) {
@@ -48,13 +48,13 @@ site.board = (() => {
       line.cells[2].querySelector("small").textContent,
       `loss ${loss(entries.loss[entry])}${known(low) && known(high) ? ` ± ${((high - low) / 2).toFixed(4)}` : ""}`,
       axes
-        .map((axis, place) => known(entries.cost[place][entry]) && cost(entries.cost[place][entry], axis))
+        .map((axis, index) => known(entries.cost[index][entry]) && cost(entries.cost[index][entry], axis))
         .filter(Boolean)
         .join(" · "),
       known(entries.change[entry])
         ? `change in loss ${change(entries.change[entry])} ${interval}, ${verdict}`
         : verdict,
-      [1, 7, 8, 9].map((place) => cell(line, place)).join(" · "),
+      [1, 7, 8, 9].map((column) => cell(line, column)).join(" · "),
     ];
   }
 
@@ -69,23 +69,23 @@ site.board = (() => {
     ];
   }
 
-  // Curves are many bytes: they come when the first one is asked for.
+  // Curves are many bytes: they are loaded when the first one is needed.
   function withCurves(use) {
     if (curves) return use(curves);
     waiting.push(use);
-    if (asked) return undefined;
-    asked = true;
+    if (requested) return undefined;
+    requested = true;
     const script = document.createElement("script");
     script.src = "assets/curves.js";
     document.head.append(script);
     return undefined;
   }
-  site.curves = (found) => {
-    curves = found;
-    for (const use of waiting.splice(0)) use(found);
+  site.curves = (loaded) => {
+    curves = loaded;
+    for (const use of waiting.splice(0)) use(loaded);
   };
 
-  const all = (number, keep) => Array.from({ length: number }, (_, place) => place).filter(keep);
+  const all = (number, keep) => Array.from({ length: number }, (_, index) => index).filter(keep);
   return {
     data,
     entries,
@@ -93,12 +93,12 @@ site.board = (() => {
     names,
     axes,
     count,
-    others,
+    reportedCount,
     rows,
     row,
     reportedRow,
     cell,
-    way,
+    href,
     title,
     describe,
     describeReported,
@@ -109,6 +109,6 @@ site.board = (() => {
     passes,
     passesReported,
     visible: (state) => all(count, (entry) => passes(entry, state)),
-    visibleReported: (state) => all(others, (record) => passesReported(record, state)),
+    visibleReported: (state) => all(reportedCount, (record) => passesReported(record, state)),
   };
 })();

@@ -13,9 +13,9 @@ site.chart = (() => {
   let printing = false;
 
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const colour = (place) => colours()[Math.min(place, 7)];
-  // The library reads a little HTML in its texts: strangers' names must not be read as that.
-  const plain = (said) => String(said).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const colour = (index) => colours()[Math.min(index, 7)];
+  // The library interprets some HTML in its texts: untrusted names must not be read as HTML.
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const ink = () => style("--ink");
   const soft = () => style("--soft");
 
@@ -60,9 +60,9 @@ site.chart = (() => {
   // plan(): {traces, layout, note, legend}; a trace's `items` name its points. options.describe(item): lines, the first
   // a title; options.open(item): the page to open; options.curve(item, show): calls show([xs, ys]) with its curve.
   async function draw(id, plan, options = {}) {
-    const place = document.getElementById(id);
-    if (!place) return;
-    const chart = charts.get(id) || { place, over: overlay(place), at: -1, wired: false };
+    const element = document.getElementById(id);
+    if (!element) return;
+    const chart = charts.get(id) || { element, over: overlay(element), at: -1, wired: false };
     charts.set(id, Object.assign(chart, { plan, options }));
     clear(chart);
     const { traces, layout: form, note, legend: items } = plan();
@@ -71,14 +71,14 @@ site.chart = (() => {
     chart.home = { xaxis: form.xaxis.range, yaxis: form.yaxis.range };
     chart.at = -1;
     document.getElementById(`${id}-note`).textContent = note || "";
-    if (form.height) place.style.height = `${form.height}px`;
+    if (form.height) element.style.height = `${form.height}px`;
     if (printing) Object.assign(form, { width: PRINT_WIDTH, height: Math.min(form.height, PRINT_HEIGHT) });
     chart.xaxis = chart.yaxis = "";
-    for (const [way, value] of Object.entries(ticks(chart, form))) form[way.slice(0, 5)][way.slice(6)] = value;
-    place.hidden = !traces.some((trace) => trace.x.length);
-    if (place.hidden) return;
+    for (const [path, value] of Object.entries(ticks(chart, form))) form[path.slice(0, 5)][path.slice(6)] = value;
+    element.hidden = !traces.some((trace) => trace.x.length);
+    if (element.hidden) return;
     const shown = traces.map(({ items, ...trace }) => ({ hoverinfo: items ? "none" : "skip", ...trace }));
-    await Plotly.react(place, shown, form, { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" });
+    await Plotly.react(element, shown, form, { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" });
     if (!chart.wired) wire(chart);
     retick(chart);
   }
@@ -87,7 +87,7 @@ site.chart = (() => {
   function ticks(chart, form) {
     const change = {};
     for (const one of ["xaxis", "yaxis"]) {
-      const most = one === "xaxis" ? Math.min(14, Math.floor(chart.place.offsetWidth / 62)) : 9;
+      const most = one === "xaxis" ? Math.min(14, Math.floor(chart.element.offsetWidth / 62)) : 9;
       const set = site.ticks.of(form[one], most);
       if (!set) continue;
       if (JSON.stringify(set) === chart[one]) continue;
@@ -98,15 +98,15 @@ site.chart = (() => {
   }
 
   function retick(chart) {
-    const change = ticks(chart, chart.place._fullLayout);
-    if (Object.keys(change).length) Plotly.relayout(chart.place, change);
+    const change = ticks(chart, chart.element._fullLayout);
+    if (Object.keys(change).length) Plotly.relayout(chart.element, change);
   }
 
-  function overlay(place) {
+  function overlay(element) {
     const over = document.createElement("div");
     over.className = "over";
     over.innerHTML = '<svg aria-hidden="true"><polyline/></svg><i class="ring"></i><div class="tip"></div>';
-    place.after(over);
+    element.after(over);
     return over;
   }
 
@@ -118,27 +118,27 @@ site.chart = (() => {
 
   function wire(chart) {
     chart.wired = true;
-    const { place } = chart;
-    place.on("plotly_hover", (event) => {
+    const { element } = chart;
+    element.on("plotly_hover", (event) => {
       const { curveNumber, pointNumber, bbox } = event.points[0];
       show(chart, chart.traces[curveNumber]?.items?.[pointNumber], bbox);
     });
-    place.on("plotly_unhover", () => clear(chart));
-    place.on("plotly_relayout", () => {
+    element.on("plotly_unhover", () => clear(chart));
+    element.on("plotly_relayout", () => {
       clear(chart);
       retick(chart);
     });
-    place.on("plotly_click", (event) => {
+    element.on("plotly_click", (event) => {
       const { curveNumber, pointNumber } = event.points[0];
       open(chart, chart.traces[curveNumber]?.items?.[pointNumber]);
     });
-    place.addEventListener("keydown", (event) => key(chart, event));
-    place.addEventListener("blur", () => clear(chart));
+    element.addEventListener("keydown", (event) => key(chart, event));
+    element.addEventListener("blur", () => clear(chart));
   }
 
   function show(chart, item, box) {
     if (item === undefined) return;
-    const { over, place, options } = chart;
+    const { over, element, options } = chart;
     const [title, ...lines] = options.describe(item);
     const tip = over.querySelector(".tip");
     tip.replaceChildren(
@@ -150,24 +150,24 @@ site.chart = (() => {
     );
     const x = (box.x0 + box.x1) / 2,
       y = (box.y0 + box.y1) / 2;
-    over.style.top = `${place.offsetTop}px`;
+    over.style.top = `${element.offsetTop}px`;
     over.querySelector(".ring").style.translate = `${x}px ${y}px`;
     over.classList.add("on");
     const width = tip.offsetWidth,
       height = tip.offsetHeight,
-      room = place.offsetWidth;
+      room = element.offsetWidth;
     const left = x + 16 + width < room ? x + 16 : x - 16 - width;
     const within = (value, most) => Math.max(0, Math.min(value, most));
-    tip.style.translate = `${within(left, room - width)}px ${within(y - height / 2, place.offsetHeight - height)}px`;
+    tip.style.translate = `${within(left, room - width)}px ${within(y - height / 2, element.offsetHeight - height)}px`;
     chart.shown = item;
     over.querySelector("polyline").setAttribute("points", "");
     options.curve?.(item, (columns) => chart.shown === item && trace(chart, columns));
   }
 
-  // Laid over the chart and not into it: the library would work out every point anew.
+  // Laid over the chart and not into it: the library would compute every point again.
   function trace(chart, [xs, ys]) {
-    const { xaxis, yaxis } = chart.place._fullLayout;
-    const { l, t, w, h } = chart.place._fullLayout._size;
+    const { xaxis, yaxis } = chart.element._fullLayout;
+    const { l, t, w, h } = chart.element._fullLayout._size;
     const svg = chart.over.querySelector("svg");
     Object.assign(svg.style, { left: `${l}px`, top: `${t}px`, width: `${w}px`, height: `${h}px` });
     const points = xs
@@ -180,8 +180,8 @@ site.chart = (() => {
   }
 
   function open(chart, item) {
-    const way = item !== undefined && chart.options.open?.(item);
-    if (way) location.href = way + (location.hash.includes("=") ? location.hash : "");
+    const path = item !== undefined && chart.options.open?.(item);
+    if (path) location.href = path + (location.hash.includes("=") ? location.hash : "");
   }
 
   function key(chart, event) {
@@ -195,9 +195,9 @@ site.chart = (() => {
     event.preventDefault();
   }
 
-  // To the next point in view, by its place on the horizontal axis.
+  // To the next point in view, by its position on the horizontal axis.
   function step(chart, move) {
-    const { xaxis, yaxis } = chart.place._fullLayout,
+    const { xaxis, yaxis } = chart.element._fullLayout,
       inside = (axis, pixel) => pixel >= 0 && pixel <= axis._length;
     const points = chart.traces
       .flatMap((trace, curve) =>
@@ -217,21 +217,21 @@ site.chart = (() => {
     const { item, x, y } = points[at];
     chart.at = at;
     show(chart, item, { x0: xaxis._offset + x, x1: xaxis._offset + x, y0: yaxis._offset + y, y1: yaxis._offset + y });
-    document.getElementById(`${chart.place.id}-note`).textContent = chart.options
+    document.getElementById(`${chart.element.id}-note`).textContent = chart.options
       .describe(item)
       .filter(Boolean)
       .join(". ");
   }
 
   function zoom(chart, how) {
-    if (!chart?.traces || chart.place.hidden) return;
-    const form = chart.place._fullLayout,
+    if (!chart?.traces || chart.element.hidden) return;
+    const form = chart.element._fullLayout,
       change = {};
     for (const one of ["xaxis", "yaxis"].filter((name) => !form[name].fixedrange)) {
       if (how === "all" || (how === "reset" && !chart.home[one])) change[`${one}.autorange`] = true;
       else change[`${one}.range`] = how === "reset" ? chart.home[one] : scaled(form[one], how === "in" ? 1 / 1.6 : 1.6);
     }
-    Plotly.relayout(chart.place, change);
+    Plotly.relayout(chart.element, change);
   }
 
   // An axis's range made larger or smaller about its middle.
@@ -242,15 +242,15 @@ site.chart = (() => {
     return [middle - half, middle + half].map((end) => axis.l2r(end));
   }
 
-  const again = () => [...charts].map(([id, { plan, options }]) => draw(id, plan, options));
+  const redraw = () => [...charts].map(([id, { plan, options }]) => draw(id, plan, options));
   function print(on) {
     if (printing === on) return;
     printing = on;
     document.documentElement.classList.toggle("printing", on); // light colours, whatever the theme
-    for (const { place } of charts.values()) place.style.width = on ? `${PRINT_WIDTH}px` : "";
-    again();
+    for (const { element } of charts.values()) element.style.width = on ? `${PRINT_WIDTH}px` : "";
+    redraw();
     if (on) return;
-    for (const { place } of charts.values()) if (!place.hidden) Plotly.Plots.resize(place);
+    for (const { element } of charts.values()) if (!element.hidden) Plotly.Plots.resize(element);
   }
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));

@@ -6,15 +6,15 @@ site.delta = (() => {
     ROW_PX = 22,
     LONGEST = 30;
   const looks = {
-    improves: { symbol: "circle", place: 2, glyph: "circle" },
-    "inside the noise": { symbol: "circle-open", place: 7, glyph: "circle", hollow: true },
-    worse: { symbol: "diamond", place: 1, glyph: "diamond" },
+    improves: { symbol: "circle", colour: 2, glyph: "circle" },
+    "inside the noise": { symbol: "circle-open", colour: 7, glyph: "circle", hollow: true },
+    worse: { symbol: "diamond", colour: 1, glyph: "diamond" },
   };
-  const other = { symbol: "square-open", place: 7, glyph: "square", hollow: true };
+  const other = { symbol: "square-open", colour: 7, glyph: "square", hollow: true };
   let start = 0,
     before = "";
 
-  const shorter = (said, most) => (said.length > most ? said.slice(0, most - 1) + "…" : said);
+  const shorter = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
   // [change, low, high] of an entry in the measure that is shown, or null.
   function change(entry, state, costs) {
@@ -23,8 +23,8 @@ site.delta = (() => {
       return entries.change[entry] == null
         ? null
         : [entries.change[entry], entries.change_low[entry], entries.change_high[entry]];
-    const found = costs?.[entry]?.[state.axis];
-    return found && found[0] != null ? found : null;
+    const percent = costs?.[entry]?.[state.axis];
+    return percent && percent[0] != null ? percent : null;
   }
 
   function marks(rows, points, look) {
@@ -46,21 +46,21 @@ site.delta = (() => {
       },
       marker: {
         size: 9,
-        symbol: look.map((one) => one.symbol),
-        color: look.map((one) => (one.hollow ? chart.ink() : chart.colour(one.place))),
-        line: { color: chart.ink(), width: look.map((one) => (one.hollow ? 1.4 : 0.7)) },
+        symbol: look.map((style) => style.symbol),
+        color: look.map((style) => (style.hollow ? chart.ink() : chart.colour(style.colour))),
+        line: { color: chart.ink(), width: look.map((style) => (style.hollow ? 1.4 : 0.7)) },
       },
     };
   }
 
-  function legend(some) {
-    const unjudged = some ? [{ colour: "var(--ink)", shape: other.glyph, hollow: true, text: "not judged" }] : [];
+  function legend(hasUnjudged) {
+    const unjudged = hasUnjudged ? [{ colour: "var(--ink)", shape: other.glyph, hollow: true, text: "not judged" }] : [];
     return [
-      ...Object.entries(looks).map(([said, one]) => ({
-        colour: one.hollow ? "var(--ink)" : chart.colour(one.place),
-        shape: one.glyph,
-        hollow: one.hollow,
-        text: said,
+      ...Object.entries(looks).map(([text, style]) => ({
+        colour: style.hollow ? "var(--ink)" : chart.colour(style.colour),
+        shape: style.glyph,
+        hollow: style.hollow,
+        text,
       })),
       ...unjudged,
       { text: "bars: 95% interval" },
@@ -124,7 +124,7 @@ site.delta = (() => {
       ? `${start + 1} to ${Math.min(start + ROWS, shown.length)} of ${shown.length}, newest first`
       : "";
     return chart.draw("delta-chart", () => plan(state, shown, costs), {
-      open: ({ entry }) => board.way(entry),
+      open: ({ entry }) => board.href(entry),
       describe: ({ entry }) => {
         const [middle, low, high] = change(entry, state, costs),
           [digits, unit] = state.measure === "cost" ? [1, "%"] : [4, " nats"];
@@ -138,7 +138,7 @@ site.delta = (() => {
   }
 
   function draw(state) {
-    return state.measure === "cost" ? board.withCurves((found) => show(state, found.costs)) : show(state);
+    return state.measure === "cost" ? board.withCurves((curves) => show(state, curves.costs)) : show(state);
   }
 
   for (const [id, sign] of [

@@ -4,9 +4,9 @@ site.figures = (() => {
   const units = { seconds: "s", steps: "steps", tokens: "tokens", flops: "FLOPs" };
   const powers = "⁰¹²³⁴⁵⁶⁷⁸⁹";
   const known = (value) => typeof value === "number" && isFinite(value);
-  const minus = (said) => said.replace(/-/g, "−");
+  const minus = (text) => text.replace(/-/g, "−");
   // The browser's own way to group digits takes long to start.
-  const grouped = (said) => said.replace(/^-?\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
+  const grouped = (text) => text.replace(/^-?\d+/, (digits) => digits.replace(/\B(?=(\d{3})+$)/g, ","));
   const name = (axis) => (axis === "flops" ? "FLOPs" : axis);
   const loss = (value) => (known(value) ? value.toFixed(4) : "–");
   const change = (value, digits = 4) => (known(value) ? minus((value > 0 ? "+" : "") + value.toFixed(digits)) : "–");
@@ -15,16 +15,16 @@ site.figures = (() => {
 
   function cost(value, axis, unit = true) {
     if (!known(value)) return "–";
-    let said;
+    let text;
     if (axis === "flops" || value >= 1e8) {
       const [mantissa, exponent] = value.toExponential(2).split("e");
-      const raised = [...exponent.replace("+", "")].map((one) => (one === "-" ? "⁻" : powers[one]));
-      said = `${mantissa}·10${raised.join("")}`;
+      const raised = [...exponent.replace("+", "")].map((digit) => (digit === "-" ? "⁻" : powers[digit]));
+      text = `${mantissa}·10${raised.join("")}`;
     } else {
       const digits = axis === "seconds" ? 1 : 0;
-      said = grouped(value.toFixed(digits));
+      text = grouped(value.toFixed(digits));
     }
-    return unit ? `${said} ${units[axis]}` : said;
+    return unit ? `${text} ${units[axis]}` : text;
   }
 
   return {

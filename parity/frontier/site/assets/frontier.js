@@ -10,7 +10,7 @@ site.frontier = (() => {
   const coloured = (axis) => (axis === "seconds" ? "hardware" : "backend");
   const lines = (state) =>
     board.data.frontiers
-      .map((line, place) => ({ ...line, place }))
+      .map((line, number) => ({ ...line, number }))
       .filter(
         (line) =>
           line.track === state.track &&
@@ -27,13 +27,13 @@ site.frontier = (() => {
   function marks(state, shown) {
     const { entries, names } = board,
       by = coloured(state.axis),
-      place = board.axes.indexOf(state.axis);
-    const drawn = shown.filter((entry) => entries.cost[place][entry] > 0 && entries.loss[entry] != null);
+      costs = entries.cost[board.axes.indexOf(state.axis)];
+    const drawn = shown.filter((entry) => costs[entry] > 0 && entries.loss[entry] != null);
     const size = drawn.length > FEW ? 7 : 9;
     return {
       type: "scatter",
       mode: "markers",
-      x: drawn.map((entry) => entries.cost[place][entry]),
+      x: drawn.map((entry) => costs[entry]),
       y: drawn.map((entry) => entries.loss[entry]),
       items: drawn.map((entry) => ({ entry })),
       marker: {
@@ -72,14 +72,14 @@ site.frontier = (() => {
   function note(axis, { finals, top, missing, unknown }) {
     const outside = finals.filter((loss) => loss > top).length,
       cost = figures.name(axis);
-    const said = [
+    const sentences = [
       !finals.length && "Nothing to draw: no result with a loss and a cost on this axis passes the filters.",
-      outside && `${outside} of the ${finals.length} results lie above the part shown: “all” shows them.`,
+      outside && `${outside} of the ${finals.length} results lie above the range shown: “all” shows them.`,
       unknown && `${unknown} ${unknown === 1 ? "attempt has" : "attempts have"} no ${cost} or no loss and are not drawn.`,
       missing &&
         `${missing} ${missing === 1 ? "reported record is" : "reported records are"} not drawn: no loss${axis === "seconds" ? "" : ` or no ${cost}`} was reported.`,
     ];
-    return said.filter(Boolean).join(" ");
+    return sentences.filter(Boolean).join(" ");
   }
 
   function axes(state, xs, y) {
@@ -97,72 +97,72 @@ site.frontier = (() => {
 
   function plan(state) {
     const shown = board.visible(state),
-      others = board.visibleReported(state),
-      own = marks(state, shown),
-      theirs = reportedMarks(state, others);
+      reported = board.visibleReported(state),
+      verified = marks(state, shown),
+      others = reportedMarks(state, reported);
     const target = board.track(state.track)?.target;
     const traces = [
-      theirs,
+      others,
       ...lines(state).map((line) => ({
         type: "scatter",
         mode: "lines+markers",
         x: line.x,
         y: line.y,
-        items: line.entry.map((entry, point) => ({ line: line.place, point, entry })),
+        items: line.entry.map((entry, point) => ({ line: line.number, point, entry })),
         line: { shape: "hv", color: lineColour(line), dash: lineDash(line), width: 2 },
         marker: { size: 4, color: lineColour(line) },
       })),
-      own,
+      verified,
     ];
-    const finals = [...own.y, ...theirs.y],
+    const finals = [...verified.y, ...others.y],
       y = range(target != null ? [...finals, target] : finals, false, finals.length > 20 ? OUTLIERS : 0);
     return {
       traces,
       note: note(state.axis, {
         finals,
         top: y?.[1],
-        missing: others.length - theirs.x.length,
-        unknown: shown.length - own.x.length,
+        missing: reported.length - others.x.length,
+        unknown: shown.length - verified.x.length,
       }),
-      legend: legend(state, shown, others),
-      layout: chart.layout(...axes(state, [...own.x, ...theirs.x], y), {
+      legend: legend(state, shown, reported),
+      layout: chart.layout(...axes(state, [...verified.x, ...others.x], y), {
         height: chart.narrow() ? 380 : 500,
         shapes: chart.level(target),
       }),
     };
   }
 
-  function legend(state, shown, others) {
+  function legend(state, shown, reported) {
     const { names } = board,
       by = coloured(state.axis),
-      here = (key) => [...new Set(shown.map((entry) => board.entries[key][entry]))].sort((a, b) => a - b);
-    const classes = here(by),
+      shownIndices = (key) => [...new Set(shown.map((entry) => board.entries[key][entry]))].sort((a, b) => a - b);
+    const classes = shownIndices(by),
       target = board.track(state.track)?.target;
     const drawn = lines(state),
       single = drawn.find((line) => !line.hardware);
-    const own = (place) =>
-      by === "hardware" && drawn.some((line) => line.hardware === names.hardware[place])
-        ? chart.dashes[place % chart.dashes.length]
+    const classDash = (index) =>
+      by === "hardware" && drawn.some((line) => line.hardware === names.hardware[index])
+        ? chart.dashes[index % chart.dashes.length]
         : undefined;
     return [
-      ...classes.map((place) => ({
-        colour: chart.colour(place),
+      ...classes.map((index) => ({
+        colour: chart.colour(index),
         shape: "circle",
-        dash: own(place),
-        text: names[by][place],
+        dash: classDash(index),
+        text: names[by][index],
       })),
       ...(single
         ? [{ dash: "solid", colour: "var(--ink)", text: "frontier" }]
         : drawn.length
           ? [{ dash: "solid", text: "frontier of a class" }]
           : []),
-      ...here("kind").map((place) => ({
-        shape: chart.shapes[place % chart.shapes.length],
+      ...shownIndices("kind").map((index) => ({
+        shape: chart.shapes[index % chart.shapes.length],
         hollow: true,
-        text: names.kind[place],
+        text: names.kind[index],
       })),
       ...(shown.some(board.record) ? [{ text: "larger: was a record" }] : []),
-      ...(others.length ? [{ shape: "triangle", hollow: true, text: "reported by others, not verified here" }] : []),
+      ...(reported.length ? [{ shape: "triangle", hollow: true, text: "reported by others, not verified here" }] : []),
       ...(target != null ? [{ dash: "dot", text: `target ${target}` }] : []),
     ];
   }
@@ -184,12 +184,12 @@ site.frontier = (() => {
   }
 
   function curve(state, item, show) {
-    board.withCurves((found) => {
+    board.withCurves((curves) => {
       if (item.record !== undefined) {
-        const [steps, seconds, losses] = found.reported[item.record];
+        const [steps, seconds, losses] = curves.reported[item.record];
         return show([state.axis === "seconds" ? seconds : steps, losses]);
       }
-      const columns = item.entry == null ? null : found.entries[item.entry];
+      const columns = item.entry == null ? null : curves.entries[item.entry];
       return columns && show([columns[{ steps: 0, tokens: 1, flops: 2, seconds: 3 }[state.axis]], columns[4]]);
     });
   }
@@ -197,7 +197,7 @@ site.frontier = (() => {
   function draw(state) {
     return chart.draw("frontier-chart", () => plan(state), {
       describe,
-      open: (item) => item.entry != null && board.way(item.entry),
+      open: (item) => item.entry != null && board.href(item.entry),
       curve: (item, show) => curve(state, item, show),
     });
   }

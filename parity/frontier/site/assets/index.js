@@ -1,4 +1,4 @@
-// The first page's order of work: the table and the frontier first, the rest when the browser is idle.
+// The order of work on the first page: the table and the frontier first, the rest when the browser is idle.
 "use strict";
 (() => {
   const { board, state } = site;
@@ -8,18 +8,18 @@
   const later = (work) => (window.requestIdleCallback ? requestIdleCallback(work, { timeout: 500 }) : setTimeout(work, 30));
   const newest = board.count
     ? board.names.track[board.entries.track[board.count - 1]]
-    : board.others
+    : board.reportedCount
       ? board.reported.track
       : board.data.tracks[0]?.name;
   let waiting = 0;
 
-  // What is shown: the address's words where they are known here, else defaults.
+  // What is shown: the values in the address where the page has them, else defaults.
   site.shown = () => {
-    const asked = state.get(),
-      shown = { sort: asked.sort, direction: asked.direction };
+    const requested = state.get(),
+      shown = { sort: requested.sort, direction: requested.direction };
     for (const { name, options } of document.querySelectorAll("#filters select, #delta-form select"))
-      shown[name] = [...options].some((option) => option.value === asked[name])
-        ? asked[name]
+      shown[name] = [...options].some((option) => option.value === requested[name])
+        ? requested[name]
         : name === "track"
           ? newest
           : options[0]?.value;
@@ -36,11 +36,11 @@
   }
 
   async function draw(shown) {
-    const turn = ++waiting; // before the wait: what was asked for last is what is drawn last
+    const request = ++waiting; // before the wait: the last request is drawn last
     await site.frontier.draw(shown);
-    for (const part of [site.progress, site.delta])
+    for (const chart of [site.progress, site.delta])
       later(() => {
-        if (turn === waiting) part.draw(shown);
+        if (request === waiting) chart.draw(shown);
       });
     later(() => document.documentElement.classList.add("drawn"));
   }

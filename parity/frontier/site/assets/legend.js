@@ -24,14 +24,14 @@ site.legend = (() => {
   }
 
   // items: {text, colour?, shape?, hollow?, dash?}: a mark, a line, both or none before the text.
-  function show(place, items) {
+  function show(element, items) {
     const parts = items.map((item) => {
       const part = document.createElement("span");
-      part.innerHTML = glyph(item); // made of the constants above alone
+      part.innerHTML = glyph(item); // contains only the constants above
       part.append(item.text);
       return part;
     });
-    place.replaceChildren(...parts);
+    element.replaceChildren(...parts);
   }
   return { show };
 })();

@@ -3,15 +3,15 @@
 site.progress = (() => {
   const { board, chart, figures } = site;
 
-  const LEAST_DAYS = 2; // beside the first and the last date
+  const MIN_PAD_DAYS = 2; // before the first and after the last date
 
   function plan(state) {
     const track = board.track(state.track),
       axis = track?.scored,
-      place = board.axes.indexOf(axis),
+      axisIndex = board.axes.indexOf(axis),
       by = axis === "seconds" ? "hardware" : "backend";
-    const shown = axis ? board.visible(state).filter((entry) => board.entries.target[place][entry] > 0) : [];
-    const others =
+    const shown = axis ? board.visible(state).filter((entry) => board.entries.target[axisIndex][entry] > 0) : [];
+    const reported =
       axis === "seconds" ? board.visibleReported(state).filter((record) => board.reported.seconds[record] > 0) : [];
     const lines = board.data.progress.filter(
       (line) =>
@@ -24,9 +24,9 @@ site.progress = (() => {
       {
         type: "scatter",
         mode: "lines+markers",
-        x: others.map((record) => board.cell(board.reportedRow(record), 1)),
-        y: others.map((record) => board.reported.seconds[record]),
-        items: others.map((record) => ({ record })),
+        x: reported.map((record) => board.cell(board.reportedRow(record), 1)),
+        y: reported.map((record) => board.reported.seconds[record]),
+        items: reported.map((record) => ({ record })),
         line: { color: chart.soft(), width: 1, dash: "dot", shape: "hv" },
         marker: { symbol: "triangle-up-open", size: 8, color: chart.soft(), line: { width: 1.4 } },
       },
@@ -34,7 +34,7 @@ site.progress = (() => {
         type: "scatter",
         mode: "markers",
         x: shown.map(board.date),
-        y: shown.map((entry) => board.entries.target[place][entry]),
+        y: shown.map((entry) => board.entries.target[axisIndex][entry]),
         items: shown.map((entry) => ({ entry })),
         marker: {
           size: 6,
@@ -62,7 +62,7 @@ site.progress = (() => {
       })),
     ];
     const days = traces.flatMap((trace) => trace.x).map(Date.parse),
-      pad = Math.max(0.03 * (Math.max(...days) - Math.min(...days)), LEAST_DAYS * 864e5);
+      pad = Math.max(0.03 * (Math.max(...days) - Math.min(...days)), MIN_PAD_DAYS * 864e5);
     const range = days.length
       ? [Math.min(...days) - pad, Math.max(...days) + pad].map((day) => new Date(day).toISOString().slice(0, 10))
       : undefined;
@@ -78,8 +78,8 @@ site.progress = (() => {
       { shape: "circle", hollow: true, text: "attempt that reaches the target" },
       ...[...new Set(shown.map((entry) => board.entries[by][entry]))]
         .sort((a, b) => a - b)
-        .map((one) => ({ colour: chart.colour(one), shape: "circle", text: board.names[by][one] })),
-      ...(others.length
+        .map((index) => ({ colour: chart.colour(index), shape: "circle", text: board.names[by][index] })),
+      ...(reported.length
         ? [{ shape: "triangle", dash: "dot", hollow: true, text: "reported by others, not verified here" }]
         : []),
     ];
@@ -106,7 +106,7 @@ site.progress = (() => {
           : item.entry == null
             ? ["an attempt"]
             : board.describe(item.entry),
-      open: (item) => item.entry != null && board.way(item.entry),
+      open: (item) => item.entry != null && board.href(item.entry),
     });
   }
   return { draw };

@@ -1,17 +1,17 @@
-// The record table: filters, sorting by a click or a key on the heads, and no more rows at once than one reads.
+// The record table: filters, sorting by a click or a key on the heads, and no more rows at once than people read.
 "use strict";
 site.records = (() => {
   const { board, figures } = site;
-  const AT_ONCE = 50;
+  const MAX_ROWS = 50;
   const table = document.getElementById("records-table"),
     body = table.tBodies[0],
     more = document.getElementById("more");
-  const lines = board.rows.map((row, place) =>
-    place < board.count
-      ? { row, entry: board.count - 1 - place }
-      : { row, record: board.count + board.others - 1 - place },
+  const lines = board.rows.map((row, number) =>
+    number < board.count
+      ? { row, entry: board.count - 1 - number }
+      : { row, record: board.count + board.reportedCount - 1 - number },
   );
-  const numbers = {
+  const columns = {
     number: 0,
     date: 1,
     title: 2,
@@ -24,40 +24,40 @@ site.records = (() => {
     hardware: 9,
     status: 10,
   };
-  let everything = false,
+  let showAll = false,
     axisShown = "seconds";
 
   function value(line, column, axis) {
     const { entries, reported, axes } = board,
-      place = axes.indexOf(axis),
-      one = line.entry;
-    const own = one !== undefined,
+      axisIndex = axes.indexOf(axis),
+      entry = line.entry;
+    const verified = entry !== undefined,
       seconds =
         axis === "seconds" ? reported.seconds[line.record] : axis === "steps" ? reported.steps[line.record] : null;
     switch (column) {
       case "number":
-        return own ? one : line.record;
+        return verified ? entry : line.record;
       case "loss":
-        return own ? entries.loss[one] : reported.loss[line.record];
+        return verified ? entries.loss[entry] : reported.loss[line.record];
       case "cost":
-        return own ? entries.cost[place][one] : seconds;
+        return verified ? entries.cost[axisIndex][entry] : seconds;
       case "target":
-        return own ? entries.target[place][one] : seconds;
+        return verified ? entries.target[axisIndex][entry] : seconds;
       case "delta":
-        return own ? entries.change[one] : reported.change[line.record];
+        return verified ? entries.change[entry] : reported.change[line.record];
       default:
-        return board.cell(line.row, numbers[column]);
+        return board.cell(line.row, columns[column]);
     }
   }
 
   function sort(column, direction, axis) {
     const sign = direction === "up" ? 1 : -1;
-    const keyed = lines.map((line, place) => ({ line, place, key: value(line, column, axis) }));
+    const keyed = lines.map((line, number) => ({ line, number, key: value(line, column, axis) }));
     keyed.sort((a, b) => {
-      // What is not known comes last, whichever way.
-      if (a.key == null || b.key == null) return (a.key == null) - (b.key == null) || a.place - b.place;
+      // Unknown values come last in either direction.
+      if (a.key == null || b.key == null) return (a.key == null) - (b.key == null) || a.number - b.number;
       const order = typeof a.key === "number" ? a.key - b.key : a.key.localeCompare(b.key);
-      return sign * order || a.place - b.place;
+      return sign * order || a.number - b.number;
     });
     return keyed.map(({ line }) => line);
   }
@@ -76,11 +76,11 @@ site.records = (() => {
     axisShown = axis;
     for (const line of lines)
       for (const column of ["cost", "target"])
-        line.row.cells[numbers[column]].textContent = figures.cost(value(line, column, axis), axis, false);
+        line.row.cells[columns[column]].textContent = figures.cost(value(line, column, axis), axis, false);
   }
 
   function show(state) {
-    const column = state.sort in numbers ? state.sort : "date",
+    const column = state.sort in columns ? state.sort : "date",
       direction = state.direction === "up" || state.direction === "down" ? state.direction : "down";
     costs(state.axis);
     heads(column, direction, state.axis);
@@ -90,18 +90,18 @@ site.records = (() => {
       show.moved = true;
       body.append(...sorted.map(({ row }) => row));
     }
-    let seen = 0;
+    let passing = 0;
     for (const line of sorted) {
       const passes =
         line.entry !== undefined ? board.passes(line.entry, state) : board.passesReported(line.record, state);
-      const hidden = !passes || (!everything && seen >= AT_ONCE);
+      const hidden = !passes || (!showAll && passing >= MAX_ROWS);
       if (line.row.hidden !== hidden) line.row.hidden = hidden;
-      seen += passes;
+      passing += passes;
     }
-    more.hidden = everything || seen <= AT_ONCE;
-    more.textContent = `show all ${seen} rows`;
+    more.hidden = showAll || passing <= MAX_ROWS;
+    more.textContent = `show all ${passing} rows`;
     table.classList.add("ready");
-    return seen;
+    return passing;
   }
 
   table.tHead.addEventListener("click", (event) => {
@@ -112,7 +112,7 @@ site.records = (() => {
     site.state.set({ sort: column, direction: up ? "up" : "down" });
   });
   more.addEventListener("click", () => {
-    everything = true;
+    showAll = true;
     const next = more.parentElement;
     show(site.shown());
     next.previousElementSibling.focus();

@@ -1,4 +1,4 @@
-// What is shown, kept in the address after #: so a link or the way back shows the same. And the theme's button.
+// What is shown, kept in the address after #: so that a link or the Back button shows the same. And the theme's button.
 "use strict";
 window.site = {};
 site.state = (() => {
@@ -7,11 +7,11 @@ site.state = (() => {
   let now = read();
 
   function write() {
-    const said = new URLSearchParams(Object.entries(now).filter(([, value]) => value)).toString();
+    const query = new URLSearchParams(Object.entries(now).filter(([, value]) => value)).toString();
     try {
-      history.replaceState(null, "", said ? "#" + said : location.pathname + location.search);
+      history.replaceState(null, "", query ? "#" + query : location.pathname + location.search);
     } catch {
-      location.hash = said;
+      location.hash = query;
     }
   }
 
@@ -77,13 +77,13 @@ document.addEventListener("click", (event) => {
   target.scrollIntoView();
   target.focus({ preventScroll: true });
 });
-// The way back to the first page, and from one attempt to the next, takes the filters along.
+// Links to the first page, and from one attempt to the next, keep the filters.
 document.addEventListener(
   "click",
   (event) => {
     const link = event.target.closest?.("a[href]");
-    const way = link?.getAttribute("href");
-    if (link && /^[^#:]+\.html$/.test(way) && location.hash.includes("=")) link.href = way + location.hash;
+    const path = link?.getAttribute("href");
+    if (link && /^[^#:]+\.html$/.test(path) && location.hash.includes("=")) link.href = path + location.hash;
   },
   true,
 );

@@ -1,5 +1,5 @@
-// Where a log axis is labelled: at round numbers of one size, as many as there is room for.
-// Small ticks between labels are not left to the plotting library: over many powers of ten it takes without end.
+// Labels of a log axis: at round numbers of one size, as many as there is room for.
+// Small ticks between labels are not left to the plotting library: over many powers of ten it never finishes.
 "use strict";
 site.ticks = (() => {
   const fine = [1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.2, 2.4, 2.6, 2.8, 3, 3.2, 3.4, 3.6, 3.8, 4];
@@ -11,16 +11,17 @@ site.ticks = (() => {
     [1, 3],
     [1],
   ];
-  const MOST_POWERS = 40; // a range without end, where nothing is drawn, has no ticks
+  const MAX_POWERS = 40; // the endless range of an empty chart has no ticks
 
   // The densest set of round numbers between two powers of ten that has no more than so many.
   function rounds(low, high, most) {
     for (const set of sets) {
-      const found = [];
+      const values = [];
       for (let power = Math.floor(low); power <= high; power++)
-        for (const one of set)
-          if (Math.log10(one) + power >= low && Math.log10(one) + power <= high) found.push(Number(`${one}e${power}`));
-      if (found.length <= most) return found;
+        for (const mantissa of set)
+          if (Math.log10(mantissa) + power >= low && Math.log10(mantissa) + power <= high)
+            values.push(Number(`${mantissa}e${power}`));
+      if (values.length <= most) return values;
     }
     return [];
   }
@@ -33,9 +34,11 @@ site.ticks = (() => {
 
   // An axis's tick settings, or null where it is not a log axis with a range.
   function of({ type, range }, most) {
-    if (type !== "log" || !range || !(range[1] - range[0] < MOST_POWERS)) return null;
-    const found = rounds(range[0], range[1], most);
-    return found.length < 2 ? { tickmode: "auto" } : { tickmode: "array", tickvals: found, ticktext: found.map(label) };
+    if (type !== "log" || !range || !(range[1] - range[0] < MAX_POWERS)) return null;
+    const values = rounds(range[0], range[1], most);
+    return values.length < 2
+      ? { tickmode: "auto" }
+      : { tickmode: "array", tickvals: values, ticktext: values.map(label) };
   }
   return { of };
 })();
