@@ -1,4 +1,4 @@
-"""The main chart as a picture for READMEs: cost against loss, the frontier, the target, and, apart, what others reported."""
+"""The main chart for READMEs: cost against loss, the frontier, the target, and results that others reported."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from parity.errors import MAX_NAMED, InputError
 from parity.formats.files import atomic_file
 from parity.frontier.entry import Entry
-from parity.frontier.scores import frontier, points
+from parity.frontier.scores import FrontierPoint, frontier, points
 from parity.track import Track, track_for
 
 SIZE_INCHES, DPI = (8, 5), 150
@@ -24,8 +24,8 @@ LABELS = {
 
 
 def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: str | None = None) -> dict[str, Any]:
-    """Draws a track's entries on an axis of cost into an SVG or PNG; returns what it shows: numbers of verified entries and of reported
-    records, and where it is.
+    """Draws a track's entries on an axis of cost into an SVG or PNG; returns the picture's path, track, axis and class
+    of hardware, and the numbers of verified entries and of reported records in it.
 
     Raises InputError for another kind of file, and where there is nothing to draw.
     """
@@ -33,69 +33,49 @@ def draw(entries: Sequence[Entry], path: Path, track: str, axis: str, hardware: 
         raise InputError(
             f"{path}: expected a name that ends in .svg or .png, found {path.suffix or 'no ending'}: choose one"
         )
-    of = track_for(track)
-    chosen = [entry for entry in entries if entry.track == of.name and entry.cost(axis) is not None]
+    track_drawn = track_for(track)
+    name = track_drawn.name
+    chosen = [entry for entry in entries if entry.track == name and entry.cost(axis) is not None]
+    hardware = hardware if axis == "seconds" else None
     if axis == "seconds" and chosen:
-        hardware = hardware or Counter(entry.hardware for entry in chosen).most_common(1)[0][0]
-        known = sorted({entry.hardware for entry in chosen})
+        classes = Counter(entry.hardware for entry in chosen)
+        hardware = hardware or classes.most_common(1)[0][0]
         chosen = [entry for entry in chosen if entry.hardware == hardware]
         if not chosen:
+            known = sorted(classes)
             more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
             raise InputError(
-                f"--hardware {hardware}: expected a class that track {of.name} has entries of, found none; known: "
+                f"--hardware {hardware}: expected a class that track {name} has entries of, found none; known: "
                 f"{'; '.join(known[:MAX_NAMED])}{more}"
             )
-    others = _reported(of, axis)
-    if not chosen and not others:
+    reported = _reported(track_drawn, axis)
+    if not chosen and not reported:
         raise InputError(
-            f"track {of.name}: expected entries to draw, found none: add some with python -m parity.frontier add"
+            f"track {name}: expected entries to draw, found none: add some with python -m parity.frontier add"
         )
-    _save(_figure(of, chosen, others, axis, hardware if axis == "seconds" else None), path)
-    return {
-        "picture": str(path),
-        "track": of.name,
-        "axis": axis,
-        "hardware": hardware if axis == "seconds" else None,
-        "entries": len(chosen),
-        "reported": len(others),
-    }
+    _save(_figure(track_drawn, chosen, reported, axis, hardware), path)
+    numbers = {"entries": len(chosen), "reported": len(reported)}
+    return {"picture": str(path), "track": name, "axis": axis, "hardware": hardware} | numbers
 
 
 def _figure(
-    track: Track, chosen: Sequence[Entry], others: Sequence[tuple[float, float]], axis: str, hardware: str | None
+    track: Track, chosen: Sequence[Entry], reported: Sequence[tuple[float, float]], axis: str, hardware: str | None
 ) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    if others:
-        axes.plot(
-            *zip(*others), linestyle="", marker="x", color=REPORTED, label="reported by others, not verified here"
-        )
+    if reported:
+        label = "reported by others, not verified here"
+        axes.plot(*zip(*reported, strict=True), linestyle="", marker="x", color=REPORTED, label=label)
     for entry in chosen:
-        curve = points(entry, axis)
-        last, colour = curve[-1], COLOURS[entry.backend]
-        axes.plot(
-            [point.cost for point in curve], [point.loss for point in curve], color=colour, alpha=0.35, linewidth=1
-        )
-        axes.plot(
-            [last.cost],
-            [last.loss],
-            color=colour,
-            marker=MARKERS[entry.kind],
-            markersize=7,
-            linestyle="",
-            label=f"{entry.backend}, {entry.kind}",
-        )
+        costs, losses = _columns(points(entry, axis))
+        colour, label = COLOURS[entry.backend], f"{entry.backend}, {entry.kind}"
+        axes.plot(costs, losses, color=colour, alpha=0.35, linewidth=1)
+        end = {"marker": MARKERS[entry.kind], "markersize": 7, "linestyle": ""}
+        axes.plot(costs[-1:], losses[-1:], color=colour, label=label, **end)
     if front := frontier(chosen, axis):
-        axes.step(
-            [point.cost for point in front],
-            [point.loss for point in front],
-            where="post",
-            color=FRONT,
-            linewidth=1.4,
-            label="frontier",
-        )
+        axes.step(*_columns(front), where="post", color=FRONT, linewidth=1.4, label="frontier")
     if track.target is not None:
         axes.axhline(track.target, color=TARGET, linestyle="--", linewidth=1.2, label=f"target {track.target:g}")
     axes.set(
@@ -109,9 +89,14 @@ def _figure(
     axes.grid(color="#dddddd", linewidth=0.6, which="both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    named = dict(zip(reversed((shown := axes.get_legend_handles_labels())[1]), reversed(shown[0])))
-    axes.legend(named.values(), named.keys(), frameon=False, loc="upper right")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(reversed(labels), reversed(handles), strict=True))
+    axes.legend(unique.values(), unique.keys(), frameon=False, loc="upper right")
     return figure
+
+
+def _columns(curve: Sequence[FrontierPoint]) -> tuple[list[float], list[float]]:
+    return [point.cost for point in curve], [point.loss for point in curve]
 
 
 def _plain_ticks(axis: Any) -> None:
@@ -120,7 +105,7 @@ def _plain_ticks(axis: Any) -> None:
 
     class Plain(LogFormatterSciNotation):
         def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:,.10g}" if super().__call__(x, pos) else ""  # which ticks have a label is its to say
+            return f"{x:,.10g}" if super().__call__(x, pos) else ""  # it chooses which ticks have a label
 
     axis.set_major_formatter(Plain())
     axis.set_minor_formatter(Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))

@@ -1,4 +1,4 @@
-"""`python -m parity.frontier`: the ledger of verified results, their scores, what each added, and the pages that show them."""
+"""`python -m parity.frontier`: the ledger of verified results, their scores, what each added, and their pages."""
 
 import json
 import sys
@@ -11,17 +11,29 @@ import tyro
 
 from parity.cli import dispatch
 from parity.errors import InputError, nearest, run_command
+from parity.formats.strict_json import fault
+from parity.frontier import comparison, integrity, ledger, tables
+from parity.frontier.board import board, delta_json, pages
+from parity.frontier.delta import delta, records
+from parity.frontier.entry import Entry
+from parity.frontier.submission import entry_of
+from parity.tables import counted
+from parity.track import track_for
+from parity.verify.attempts import is_attempt, judge_attempt
+from parity.verify.evidence import open_run
+from parity.verify.run import Settings, verify_run
 
 COMMAND = "python -m parity.frontier"
 CHEATS = Path(__file__).parent / "matrices" / "cheats.json"
 Subject = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|ATTEMPT")]
+Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")]
 Names = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ID")]
 Axis = Literal["seconds", "steps", "tokens", "flops"]
 
 
 @dataclass(frozen=True)
 class Common:
-    """What all commands on a ledger take."""
+    """Options of all commands on a ledger."""
 
     ledger: Path | None = None
     """Folder of the ledger; by default the project's own."""
@@ -31,18 +43,18 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Add(Common):
-    """Adds a judged run or attempt to the ledger, as one file to review and merge; says what it adds to the frontier."""
+    """Adds a judged run or attempt to the ledger, as one file to review; prints what it adds to the frontier."""
 
     subject: Subject
     """An attempt's folder or a run directory, with a verdict that holds."""
     title: str | None = None
     """Its name in lists; by default the folder's, or the recipe's."""
     author: str | None = None
-    """Of a single run: who made it. An attempt's declaration says so itself."""
+    """Of a single run: who made it. An attempt's declaration names its author."""
     kind: Literal["person", "model", "agent"] | None = None
     """Of a single run: what the author is."""
     techniques: tuple[str, ...] = ()
-    """Of a single run: what it does otherwise than its recipe."""
+    """Of a single run: how it differs from its recipe."""
     note: str = ""
     """Of a single run: a remark."""
 
@@ -54,26 +66,26 @@ class List(Common):
 
 @dataclass(frozen=True)
 class Show(Common):
-    """Shows an entry, or prints a file that it keeps."""
+    """Shows an entry, or prints a file of it."""
 
-    id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")] = ""
-    """An entry's id, or any part of its id or title that only one has."""
+    id: Name = ""
+    """An entry's id, or any part of its id or title that no other has."""
     file: str | None = None
     """Print this file alone: its program, declaration.json or attempt.jsonl."""
 
 
 @dataclass(frozen=True)
 class Check(Common):
-    """Derives everything in the ledger again that follows from the rest, and refuses edits."""
+    """Derives again everything in the ledger that follows from the rest, and refuses edits."""
 
-    id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")] = ""
+    id: Name = ""
     """With --evidence: the entry to compare."""
     evidence: Path | None = None
-    """The attempt's folder or run directory that an entry was made from: derive the entry from it anew."""
+    """The attempt's folder or run directory that an entry was made from: derive the entry from it again."""
     judge: bool = False
-    """With --evidence: judge the evidence anew too, at depth replay."""
+    """With --evidence: judge the evidence again too, at depth replay."""
     data_dir: Path | None = None
-    """With --judge: folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    """With --judge: folder of the slices; by default $JAXRUN_DATA or the user's cache."""
 
 
 @dataclass(frozen=True)
@@ -86,31 +98,31 @@ class Score(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Common):
-    """One run's or attempt's page: its curve, costs and verdict, as HTML in a folder."""
+    """Writes the page of one run or attempt, with its curve, costs and verdict, as HTML in a folder."""
 
     run: Subject
     """A judged run directory or attempt, in the ledger or not."""
     ledger: Path | None = None
-    """Folder of a ledger to show it beside; by default it is shown alone."""
+    """Folder of a ledger to compare it with; by default it is shown alone."""
     out: Path | None = None
-    """Folder to write, of which attempt/ID.html is the page; by default report/ in the run's or attempt's own."""
+    """Folder to write, with the page as attempt/ID.html; by default report/ in the run's or attempt's folder."""
 
 
 @dataclass(frozen=True)
 class Site(Common):
-    """Writes the site: the frontier, the records and every entry, of the ledger beside the public history."""
+    """Writes the site: the frontier, the records and every entry of the ledger, and the public history."""
 
     dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")] = Path("site")
     """The folder to write."""
     cheats: Path | None = None
-    """What python -m parity.verify --cheats --json printed, to be shown as a matrix; by default what it printed of this version."""
+    """Output of python -m parity.verify --cheats --json, shown as a matrix; by default that of this version."""
     parity: Path | None = None
-    """What python -m parity.compare --faults --json printed, to be shown as a matrix."""
+    """Output of python -m parity.compare --faults --json, shown as a matrix."""
 
 
 @dataclass(frozen=True)
 class Plot(Common):
-    """Draws the main chart for a README: cost against loss, verified results and, apart, reported ones."""
+    """Draws the main chart for a README: cost against loss, verified results and, marked as such, reported ones."""
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")] = Path("frontier.svg")
     """The picture: .svg or .png."""
@@ -124,7 +136,7 @@ class Plot(Common):
 
 @dataclass(frozen=True)
 class Band:
-    """Is a run's validation curve inside the band that the public seeds of the same record left?"""
+    """Is a run's validation curve inside the band of the public seeds of the same record?"""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run directory."""
@@ -136,10 +148,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Ablate(Common):
-    """The effect of single techniques: every two of the entries that differ in one declared technique are compared."""
+    """The effect of single techniques: compares every two of the entries that differ in one declared technique."""
 
     ids: Names = ()
-    """Entries, by id or by a part of id or title that only one has; none: all of the ledger."""
+    """Entries, by id or by a part of id or title that no other has; none: all of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +166,10 @@ class Cross(Common):
 
 @dataclass(frozen=True)
 class History:
-    """What each of the public records gave, in seconds, in percent and in nats, and how sure it is. Reported by others."""
+    """What each public record gained, in seconds, percent and nats, and how sure that is. Reported by others."""
 
     json: bool = False
-    """Print JSON, with the figures that do not come out again and why."""
+    """Print JSON, with the figures that could not be reproduced and why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,31 +177,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: dispatch(COMMAND, COMMANDS, list(sys.argv[1:] if argv is None else argv)))
 
 
-def _ledger(options: Common) -> Path:
-    from parity.frontier.ledger import OWN
-
-    return options.ledger or OWN
+def _folder(options: Any) -> Path:
+    return options.ledger or ledger.PROJECT_LEDGER
 
 
-def _entries(options: Common) -> list[Any]:
+def _entries(options: Any) -> list[Entry]:
     """The entries of a ledger that holds. Raises InputError where it was edited."""
-    from parity.frontier import ledger
-    from parity.frontier.integrity import check
-
-    folder = _ledger(options)
-    if problems := check(folder):
-        raise InputError(problems[0] + f" ({len(problems) - 1} more: {COMMAND} check)" * (len(problems) > 1))
-    return ledger.load(folder)
+    return integrity.load_checked(_folder(options), f"{COMMAND} check")
 
 
 def _add(options: Add) -> int:
-    from parity.frontier import ledger
-    from parity.frontier.board import delta_json
-    from parity.frontier.delta import delta, records
-    from parity.frontier.submission import entry_of
-    from parity.track import track_for
-
-    made = entry_of(
+    entry = entry_of(
         options.subject,
         title=options.title,
         author=options.author,
@@ -197,83 +195,64 @@ def _add(options: Add) -> int:
         techniques=options.techniques,
         note=options.note,
     )
-    folder = _ledger(options)
-    there = _entries(options) if folder.is_dir() else []
-    path = ledger.add(made, folder)
-    before = [other for other in there if other.began_s < made.began_s]
-    change, record = delta(made, before), records([*before, made]).get(made.id)
+    folder = _folder(options)
+    existing = _entries(options) if folder.is_dir() else []
+    path = ledger.add(entry, folder)
+    before = [other for other in existing if other.began_s < entry.began_s]
+    change, record = delta(entry, before), records([*before, entry]).get(entry.id)
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "id": made.id,
-                    "path": str(path),
-                    "delta": delta_json(change, track_for(made.track).scored),
-                    "record": record,
-                }
-            )
-        )
+        added = {"id": entry.id, "path": str(path), "delta": delta_json(change, track_for(entry.track).scored)}
+        print(json.dumps(added | {"record": record}))
         return 0
-    print(f"{path}\n{made.id}: {change.sentence}{f'. A record: {record}' if record else ''}")
+    print(f"{path}\n{entry.id}: {change.sentence}{f'. A record: {record}' if record else ''}")
     for reason in change.skipped:
         print(f"left out: {reason}")
     return 0
 
 
 def _list(options: List) -> int:
-    from parity.frontier.tables import listing
-
     entries = _entries(options)
-    print(json.dumps([entry.id for entry in entries]) if options.json else listing(entries))
+    print(json.dumps([entry.id for entry in entries]) if options.json else tables.entry_list(entries))
     return 0
 
 
 def _show(options: Show) -> int:
-    from parity.frontier import ledger
-    from parity.frontier.board import board
-    from parity.frontier.tables import shown
-
     entries = _entries(options)
-    entry = ledger.one(entries, options.id)
+    entry = ledger.by_name(entries, options.id)
     if options.file is not None:
         sys.stdout.write(_file(entry, options.file))
     elif options.json:
         print(json.dumps(entry.data))
     else:
-        same = [other for other in entries if other.track == entry.track]
-        row = next(row for row in board(same)["entries"] if row["id"] == entry.id)
-        print(shown(entry, row))
+        rows = board([other for other in entries if other.track == entry.track])["entries"]
+        print(tables.entry_page(entry, next(row for row in rows if row["id"] == entry.id)))
     return 0
 
 
-def _file(entry: Any, name: str) -> str:
+def _file(entry: Entry, name: str) -> str:
+    """A file of an entry, by its name."""
     data = entry.data
     files = {"declaration.json": data["declaration"], "attempt.jsonl": data["record"]}
     if data["source"]:
         files[data["source"]["file"]] = data["source"]["lines"]
-    found = {file: lines for file, lines in files.items() if lines is not None}
-    if name not in found:
-        raise InputError(
-            f"--file {name}: {entry.id} keeps no such file; {nearest(name, found) if found else 'it keeps none'}"
-        )
-    return "\n".join(found[name])
+    files = {file: lines for file, lines in files.items() if lines is not None}
+    if name not in files:
+        known = nearest(name, files) if files else "it has none"
+        raise InputError(f"--file {name}: {entry.id} has no such file; {known}")
+    return "\n".join(files[name])
 
 
 def _check(options: Check) -> int:
-    from parity.frontier import ledger
-    from parity.frontier.integrity import against, check
-    from parity.tables import counted
-
-    folder = _ledger(options)
+    folder = _folder(options)
     entries = ledger.load(folder)
-    problems = check(folder)
+    problems = integrity.problems_of_ledger(entries, folder)
     if options.evidence is not None:
-        one = ledger.one(entries, options.id)
-        problems += against(options.evidence, one)
-        problems += _judged(options) if options.judge else []
+        problems += integrity.evidence_problems(options.evidence, ledger.by_name(entries, options.id))
+        problems += _new_verdict_problems(options.evidence, options) if options.judge else []
     elif options.id or options.judge:
         raise InputError(
-            f"{options.id or '--judge'}: expected --evidence DIR with an id, found none: without an id the whole ledger is checked"
+            f"{options.id or '--judge'}: expected --evidence DIR with an id, found none: without an id the whole "
+            "ledger is checked"
         )
     if options.json:
         print(json.dumps({"entries": len(entries), "problems": problems}))
@@ -285,106 +264,91 @@ def _check(options: Check) -> int:
     return 1 if problems else 0
 
 
-def _judged(options: Check) -> list[str]:
-    """What a new verdict on an entry's evidence finds wrong; the evidence keeps the verdict that it has."""
-    from parity.verify.attempts import is_attempt, judge_attempt
+def _new_verdict_problems(evidence: Path, options: Check) -> list[str]:
+    """Judges an entry's evidence again, and leaves its verdict.json as it is."""
     from parity.verify.command import progress
-    from parity.verify.run import Settings, verify_run
 
-    settings = Settings("replay", options.data_dir)
-    say = progress(options.json)
-    found = (
-        judge_attempt(options.evidence, settings=settings, say=say)
-        if is_attempt(options.evidence)
-        else verify_run(options.evidence, settings, say)
-    )
-    return [] if found.status == "holds" else [f"{options.evidence}: {found.conclusion()}"]
+    settings, say = Settings("replay", options.data_dir), progress(options.json)
+    if is_attempt(evidence):
+        verdict = judge_attempt(evidence, settings=settings, say=say)
+    else:
+        verdict = verify_run(evidence, settings, say)
+    return [] if verdict.status == "holds" else [f"{evidence}: {verdict.conclusion()}"]
 
 
 def _score(options: Score) -> int:
-    from parity.frontier.board import board
-    from parity.frontier.ledger import ADD
-    from parity.frontier.tables import scores
-    from parity.track import track_for
-
     track = options.track and track_for(options.track).name
     entries = [entry for entry in _entries(options) if track in (None, entry.track)]
-    found = board(entries)
-    empty = f"track {track} has no entries yet: {ADD}" if track and not entries else ""
-    print(json.dumps(found) if options.json else empty or scores(found))
+    scores = board(entries)
+    empty = f"track {track} has no entries yet: {ledger.ADD}" if track and not entries else ""
+    print(json.dumps(scores) if options.json else empty or tables.scores(scores))
     return 0
 
 
 def _report(options: Report) -> int:
-    from parity.frontier.board import board, page
-    from parity.frontier.ledger import same_run
     from parity.frontier.site import build
-    from parity.frontier.submission import entry_of
 
     entry = entry_of(options.run)
-    others = [other for other in _entries(options) if not same_run(entry, other)] if options.ledger else []
-    entries = sorted([*others, entry], key=lambda one: (one.began_s, one.id))
-    found = board(entries)
-    folder = options.out or options.run / "report"
-    build(found, folder, (page(one, row, entries) for one, row in zip(entries, found["entries"])))
+    others = [other for other in _entries(options) if not ledger.same_run(entry, other)] if options.ledger else []
+    entries = sorted([*others, entry], key=lambda other: (other.began_s, other.id))
+    folder, data = options.out or options.run / "report", board(entries)
+    build(data, folder, pages(entries, data))
     path = folder / "attempt" / f"{entry.id}.html"
     print(json.dumps({"id": entry.id, "page": str(path)}) if options.json else path)
     return 0
 
 
 def _site(options: Site) -> int:
-    from parity.frontier.board import board, page
     from parity.frontier.site import build
-    from parity.tables import counted
     from parity.history.reported import reported
 
-    entries = _entries(options)
+    entries, history = _entries(options), reported()
     matrices = {
         "cheats": _matrix(options.cheats or CHEATS, "parity.verify --cheats --json"),
         "parity": _matrix(options.parity, "parity.compare --faults --json"),
     }
-    found = board(entries, reported(), matrices)
-    build(found, options.dir, (page(entry, row, entries) for entry, row in zip(entries, found["entries"])))
+    data = board(entries, history, matrices)
+    build(data, options.dir, pages(entries, data))
     index = options.dir / "index.html"
-    records = len({record["n"] for record in found["reported"]["records"]})
-    said = f"{counted(len(entries), 'verified entry', 'verified entries')}, and {counted(records, 'record')} reported by others"
-    print(json.dumps({"index": str(index), "entries": len(entries)}) if options.json else f"{index}: {said}")
+    if options.json:
+        print(json.dumps({"index": str(index), "entries": len(entries)}))
+        return 0
+    verified = counted(len(entries), "verified entry", "verified entries")
+    records_reported = counted(len({record["n"] for record in history["records"]}), "record")
+    print(f"{index}: {verified}, and {records_reported} reported by others")
     return 0
 
 
-def _matrix(path: Path | None, command: str) -> Any:
+def _matrix(path: Path | None, command: str) -> list[dict[str, Any]] | None:
+    """The rows of a file that a command printed."""
     if path is None:
         return None
-    from parity.formats.strict_json import fault
-
+    expected = f"{path}: expected the output of python -m {command}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else fault(error)[:80]
-        raise InputError(
-            f"{path}: expected what python -m {command} printed, found something else ({reason}): make it anew"
-        ) from None
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise InputError(
-            f"{path}: expected a list of objects, as python -m {command} prints, found another form: make it anew"
-        )
-    return found
+        raise InputError(f"{expected}, found something else ({reason}): write it again") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{expected}, a list of objects, found another form: write it again")
+    return rows
 
 
 def _plot(options: Plot) -> int:
     from parity.frontier.chart import draw
-    from parity.tables import counted
 
-    found = draw(_entries(options), options.out, options.track, options.axis, options.hardware)
-    others = f", {found['reported']} reported by others and not verified here" if found["reported"] else ""
-    said = f"{options.out}: {counted(found['entries'], 'verified entry', 'verified entries')} of track {found['track']}{others}"
-    print(json.dumps(found) if options.json else said)
+    picture = draw(_entries(options), options.out, options.track, options.axis, options.hardware)
+    if options.json:
+        print(json.dumps(picture))
+        return 0
+    verified = counted(picture["entries"], "verified entry", "verified entries")
+    others = f", {picture['reported']} reported by others and not verified here" if picture["reported"] else ""
+    print(f"{options.out}: {verified} of track {picture['track']}{others}")
     return 0
 
 
 def _band(options: Band) -> int:
     from parity.history.band import band, record_for
-    from parity.verify.evidence import open_run
 
     run = open_run(options.run)
     if run.user_program is not None and options.record is None:
@@ -392,54 +356,50 @@ def _band(options: Band) -> int:
             f"{options.run}: its program is its own, so no public record follows from it: name one with --record"
         )
     record = options.record or record_for(run.run["recipe"]["name"], run.track.scale or "")
-    found = band([(event["step"], event["val_loss"]) for event in run.log.of("eval")], record)
+    result = band([(event["step"], event["val_loss"]) for event in run.log.of("eval")], record)
     if options.json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(result.to_json()))
     else:
-        for point in found.points:
+        for point in result.points:
             mark = "inside" if point.inside else "OUTSIDE"
             print(f"{point.step:>8,} {point.loss:9.4f}  {point.low:.4f} to {point.high:.4f}  {mark}")
-        print(found.sentence)
-    return 0 if found.inside else 1
+        print(result.sentence)
+    return 0 if result.inside else 1
 
 
 def _ablate(options: Ablate) -> int:
-    from parity.frontier import ledger
-    from parity.frontier.comparison import ablations
-    from parity.frontier.tables import ablation_table
-
     entries = _entries(options)
-    chosen = [ledger.one(entries, name) for name in options.ids] or entries
-    found, skipped = ablations(chosen)
-    if not found:
+    chosen = [ledger.by_name(entries, name) for name in options.ids] or entries
+    effects, skipped = comparison.ablations(chosen)
+    if not effects:
+        reason = f" ({skipped[0]})" if skipped else ""
         raise InputError(
-            "ablate: expected two entries that differ in one declared technique, found none"
-            f"{f' ({skipped[0]})' if skipped else ''}: declare techniques in declaration.json"
+            f"ablate: expected two entries that differ in one declared technique, found none{reason}: declare "
+            "techniques in declaration.json"
         )
-    print(
-        json.dumps({"effects": [vars(one) for one in found], "skipped": skipped})
-        if options.json
-        else ablation_table(found, skipped)
-    )
+    if options.json:
+        print(json.dumps({"effects": [vars(effect) for effect in effects], "skipped": skipped}))
+    else:
+        print(tables.ablation_table(effects, skipped))
     return 0
 
 
 def _cross(options: Cross) -> int:
-    from parity.frontier import ledger
-    from parity.frontier.comparison import cross, pairs_across
-    from parity.frontier.tables import cross_table
-
     entries = _entries(options)
-    if options.ids and len(options.ids) != 2:
+    if len(options.ids) not in (0, 2):
         raise InputError(
-            f"cross: expected two entries, one of each backend, found {len(options.ids)}: name two, or none for all pairs"
+            f"cross: expected two entries, one of each backend, found {len(options.ids)}: name two, or none for all "
+            "pairs"
         )
-    couples = [tuple(ledger.one(entries, name) for name in options.ids)] if options.ids else pairs_across(entries)
+    if options.ids:
+        couples = [(ledger.by_name(entries, options.ids[0]), ledger.by_name(entries, options.ids[1]))]
+    else:
+        couples = comparison.pairs_across(entries)
     if not couples:
         raise InputError("cross: expected one recipe in both backends, found none in the ledger: add both")
-    found = [cross(*couple, options.margin) for couple in couples]
-    print(json.dumps([vars(one) for one in found]) if options.json else cross_table(found))
-    return 0 if all(one.equal for one in found) else 1
+    results = [comparison.cross(*couple, options.margin) for couple in couples]
+    print(json.dumps([vars(result) for result in results]) if options.json else tables.cross_table(results))
+    return 0 if all(result.equal for result in results) else 1
 
 
 def _history(options: History) -> int:

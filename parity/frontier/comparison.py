@@ -1,12 +1,13 @@
-"""Comparisons of entries two by two: the effect of one technique, and one recipe in two backends."""
+"""Comparisons of two entries: the effect of one technique, and one recipe in two backends."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parity import statistics
 from parity.errors import InputError
-from parity.frontier.delta import pairs
+from parity.frontier.delta import paired_seconds, pairs
 from parity.frontier.entry import Entry
 from parity.frontier.scores import comparable
 
@@ -16,8 +17,9 @@ CHOICES = ("checkpoints", "val_every", "final_val_every")  # of a recipe, that i
 
 @dataclass(frozen=True)
 class Effect:
-    """What a technique changes: final loss (nats per token) and training seconds (a ratio, over pairs of runs made in turns), each with
-    its 95% interval; p is two-sided, that the losses are of one mean. Seconds are None where the runs were not made in turns."""
+    """What a technique changes: final loss (nats per token) and training seconds (a ratio, over pairs of interleaved
+    runs), each with its 95% interval; p is two-sided, that the losses are of one mean. Seconds are None where the runs
+    were not interleaved."""
 
     technique: str
     with_it: str
@@ -35,8 +37,9 @@ class Effect:
 
 @dataclass(frozen=True)
 class Crossed:
-    """One recipe in two backends: the losses' difference (first minus second) with the 90% interval of the equivalence test, whether it is
-    within the margin, and the ratio of training seconds with its 95% interval, None where runs were not made in turns."""
+    """One recipe in two backends: the losses' difference (first minus second) with the 90% interval of the equivalence
+    test, whether it is within the margin, and the ratio of training seconds with its 95% interval, None where runs were
+    not interleaved."""
 
     first: str
     second: str
@@ -53,52 +56,40 @@ class Crossed:
 
 
 def ablations(entries: Sequence[Entry]) -> tuple[list[Effect], list[str]]:
-    """The effect of every technique that two comparable entries differ in and in no other, corrected by Holm's method; and why pairs that
-    differ in one were left out. A technique of an entry is held against one baseline, so that it counts once: one made in turns with the
-    entry, else the latest before it."""
-    couples: dict[tuple[str, str], list[tuple[Entry, Entry]]] = {}
-    found, skipped = [], []
+    """The effect of every technique that is the only one in which two comparable entries differ, corrected by Holm's
+    method; and why pairs that differ in one technique were left out. A technique of an entry is compared with one
+    baseline, so that it counts once: one interleaved with the entry, else the latest before it."""
+    baselines: dict[tuple[str, str], list[tuple[Entry, Entry]]] = {}
+    effects, skipped = [], []
     for a, b in itertools.combinations(entries, 2):
         different = set(a.techniques) ^ set(b.techniques)
         if len(different) != 1 or a.track != b.track or any(a.data[name] != b.data[name] for name in SAME):
             continue
-        reason = comparable(a, b) or next(
-            (f"{one.id} has one run: no interval" for one in (a, b) if len(one.runs) < 2), ""
-        )
-        if reason:
+        single = [f"{entry.id} has one run: no interval" for entry in (a, b) if len(entry.runs) < 2]
+        if reason := comparable(a, b) or next(iter(single), ""):
             skipped.append(reason)
             continue
         technique = different.pop()
         new, old = (a, b) if technique in a.techniques else (b, a)
-        couples.setdefault((new.id, technique), []).append((new, old))
-    for (_, technique), rivals in couples.items():
-        new, old = max(rivals, key=_nearness)
+        baselines.setdefault((new.id, technique), []).append((new, old))
+    for (_, technique), candidates in baselines.items():
+        new, old = max(candidates, key=_nearness)
         skipped += [
-            f"{other.id} as a baseline: {new.id} is held against {old.id} alone"
-            for _, other in rivals
+            f"{other.id} as a baseline: {new.id} is compared with {old.id} alone"
+            for _, other in candidates
             if other is not old
         ]
         test = statistics.welch(new.losses(), old.losses())
-        found.append(
-            Effect(
-                technique,
-                new.id,
-                old.id,
-                test.mean,
-                *test.interval,
-                2 * min(test.p, 1 - test.p),
-                1.0,
-                *_seconds(new, old),
-            )
-        )
-    if found:
-        adjusted, _ = statistics.holm([effect.p for effect in found])
-        found = [Effect(**(vars(effect) | {"p_holm": p})) for effect, p in zip(found, adjusted)]
-    return found, skipped
+        p = 2 * min(test.p, 1 - test.p)
+        effects.append(Effect(technique, new.id, old.id, test.mean, *test.interval, p, 1.0, *_seconds(new, old)))
+    if effects:
+        adjusted, _ = statistics.holm([effect.p for effect in effects])
+        effects = [dataclasses.replace(effect, p_holm=p) for effect, p in zip(effects, adjusted, strict=True)]
+    return effects, skipped
 
 
 def _nearness(couple: tuple[Entry, Entry]) -> tuple[bool, bool, float]:
-    """How well an entry and a baseline go together: made in turns, the baseline before the entry, and not long before."""
+    """How well a baseline suits an entry: interleaved with it, before it, and not long before."""
     new, old = couple
     return bool(pairs(new, old)[0]), old.began_s < new.began_s, -abs(new.began_s - old.began_s)
 
@@ -106,19 +97,21 @@ def _nearness(couple: tuple[Entry, Entry]) -> tuple[bool, bool, float]:
 def pairs_across(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """Every two entries of one recipe, with the same fields and techniques, in two backends."""
     return [
-        (a, b) if a.backend < b.backend else (b, a) for a, b in itertools.combinations(entries, 2) if not _apart(a, b)
+        (a, b) if a.backend < b.backend else (b, a)
+        for a, b in itertools.combinations(entries, 2)
+        if not _mismatch(a, b)
     ]
 
 
 def cross(a: Entry, b: Entry, margin: float) -> Crossed:
     """Compares one recipe in two backends. Raises InputError where the entries are not that, or have one run."""
-    if reason := _apart(a, b) or comparable(a, b):
+    if reason := _mismatch(a, b) or comparable(a, b):
         raise InputError(f"cross: expected one recipe in two backends, found that {reason}: choose two others")
     test = statistics.equivalent(a.losses(), b.losses(), margin)
     return Crossed(a.id, b.id, margin, test.mean, *test.interval, test.p, test.holds, *_seconds(a, b))
 
 
-def _apart(a: Entry, b: Entry) -> str:
+def _mismatch(a: Entry, b: Entry) -> str:
     """Why two entries are not one recipe in two backends; "" where they are."""
     if a.backend == b.backend:
         return f"{a.id} and {b.id} are both {a.backend}"
@@ -127,18 +120,12 @@ def _apart(a: Entry, b: Entry) -> str:
             return f"{a.id} and {b.id} differ in {name}"
     if set(a.techniques) != set(b.techniques):
         return f"{a.id} and {b.id} declare other techniques"
-    other = [
-        name
-        for name in {*a.data["fields"], *b.data["fields"]} - set(CHOICES)
-        if a.data["fields"].get(name) != b.data["fields"].get(name)
-    ]
-    return f"{a.id} and {b.id} differ in {min(other)}" if other else ""
+    fields, other = a.data["fields"], b.data["fields"]
+    different = [name for name in {*fields, *other} - set(CHOICES) if fields.get(name) != other.get(name)]
+    return f"{a.id} and {b.id} differ in {min(different)}" if different else ""
 
 
 def _seconds(a: Entry, b: Entry) -> tuple[float | None, float | None, float | None, str]:
-    """Ratio of the seconds of whole runs, over pairs made in turns."""
-    both, reason = pairs(a, b)
-    if not both:
-        return None, None, None, reason
-    mine, theirs = (one.costs("seconds", one.steps[-1]) or [] for one in (a, b))
-    return *statistics.ratio([mine[i] for i, _ in both], [theirs[j] for _, j in both]), ""
+    """Ratio of the seconds of whole runs, over interleaved pairs."""
+    seconds, other, reason = paired_seconds(a, b, a.steps[-1], b.steps[-1])
+    return (None, None, None, reason) if reason else (*statistics.ratio(seconds, other), "")

@@ -1,19 +1,22 @@
-"""Makes an entry from evidence: an attempt's folder or a run directory, with a verdict that holds."""
+"""Derives an entry from evidence: an attempt's folder or a run directory, with a verdict that holds."""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from parity.attempt.record import DECLARATION, RECORD
 from parity.errors import InputError, RunFailed
 from parity.formats.files import read_bounded
 from parity.formats.strict_json import fault
 from parity.frontier.entry import SCHEMA, Entry, digest, from_data, id_of
+from parity.verify.attempts import costs, is_attempt, judge_attempt, open_attempt
 from parity.verify.evidence import Evidence, open_run
 from parity.verify.rules import chosen
 from parity.verify.run import Settings, verify_run
-from parity.verify.verdict import DEPTHS
+from parity.verify.verdict import DEPTHS, Verdict
 from parity.verify.verdict import SCHEMA as VERDICT_SCHEMA
 
 LEAST_DEPTH = "replay"
@@ -21,7 +24,17 @@ CURVE_POINTS = 128
 VERDICT_BYTES = 64 << 20
 OPTIONAL = ("cross.loss", "replay.single", "recompute.confirm")  # required or not by what the run is
 HOST = ("cpu", "cores", "memory_bytes", "python")
-HERE = ("--data-dir", "--runs", "--name")  # options of a command that say where, and not what
+LOCATION_OPTIONS = ("--data-dir", "--runs", "--name")  # of a trainer's command; they do not change its result
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Who made an attempt, and by which techniques: from its declaration, or for a single run from `add`'s options."""
+
+    author: str
+    kind: str
+    techniques: tuple[str, ...]
+    note: str
 
 
 def entry_of(
@@ -33,142 +46,129 @@ def entry_of(
     techniques: tuple[str, ...] = (),
     note: str = "",
 ) -> Entry:
-    """The entry of an attempt or of a single run. Whose it is, and by which techniques, an attempt's declaration says; of a
-    single run the arguments do.
+    """The entry of an attempt or of a single run. An attempt's declaration has its author, kind, techniques and note;
+    for a single run they are arguments.
 
-    Raises InputError where there is no verdict, or one of other evidence; RunFailed where it does not hold, or no longer.
+    Raises InputError where there is no verdict, or one of other evidence; RunFailed where it does not hold, or no
+    longer.
     """
-    from parity.verify.attempts import is_attempt
 
     if not path.is_dir():
+        kind_of_path = "a file" if path.exists() else "nothing"
         raise InputError(
-            f"{path}: expected an attempt's folder or a run directory, found {'a file' if path.exists() else 'nothing'}: "
-            "name one that was judged"
+            f"{path}: expected an attempt's folder or a run directory, found {kind_of_path}: name one that was judged"
         )
     if is_attempt(path):
         if author or kind or techniques or note:
             raise InputError(
                 f"{path}: an attempt's declaration says author, kind, techniques and note: leave those options out"
             )
-        return _of_attempt(path, title)
+        return _attempt_entry(path, title)
     if not (path / "run.json").exists():
         raise InputError(
-            f"{path}: it is neither a run (no run.json in it) nor an attempt (no declaration.json): name one that was judged"
+            f"{path}: it is neither a run (no run.json in it) nor an attempt (no declaration.json): name one that was "
+            "judged"
         )
+    return _run_entry(path, title, Attribution(author or "unknown", kind or "unknown", techniques, note))
+
+
+def _run_entry(path: Path, title: str | None, attribution: Attribution) -> Entry:
+    """The entry of a single run."""
     verdict = _verdict(path, "python -m parity.verify", [path])
-    fresh = verify_run(path, Settings("log"))
-    if fresh.status != "holds":
-        raise RunFailed(f"{path}: its evidence no longer holds: {fresh.conclusion()}")
+    _refuse_unless_holds(path, verify_run(path, Settings("log")))
     run = open_run(path)
-    whose = {"author": author or "unknown", "kind": kind or "unknown", "techniques": list(techniques), "note": note}
     totals = run.log.of("finish")[-1]["totals"]
-    cost = {
-        "runs": 1,
-        "tuning": 0,
-        "seconds": totals["train_s"],
-        "steps": int(len(run.log.step)),
-        "flops": totals.get("flops"),
-    }
-    own = (
-        run.user_program["file"]
-        if run.user_program
-        else (run.optimizer.partition(":")[0] + ".py" if run.optimizer else None)
-    )
-    source = None if own is None else _source(own, run.source[own])
+    cost = {"runs": 1, "tuning": 0, "seconds": totals["train_s"], "steps": len(run.log.step)}
+    file = None
+    if run.user_program:
+        file = run.user_program["file"]
+    elif run.optimizer:
+        file = run.optimizer.partition(":")[0] + ".py"
     return _entry(
         title or run.run["recipe"]["name"],
-        [run],
-        {path.name: run.path},
+        {path.name: run},
         verdict,
         [verdict],
-        whose,
-        source,
-        cost,
-        command=_what(run.run["command"]),
+        attribution,
+        cost | {"flops": totals.get("flops")},
+        command=_portable(run.run["command"]),
+        source=None if file is None else _source(file, run.source[file]),
+        declaration=None,
+        record=None,
     )
 
 
-def _of_attempt(path: Path, title: str | None) -> Entry:
-    from parity.attempt.record import DECLARATION, RECORD
-    from parity.verify.attempts import costs, judge_attempt, open_attempt
+def _attempt_entry(path: Path, title: str | None) -> Entry:
 
     attempt = open_attempt(path)
-    places = {event["run"]: attempt.path(event["run"]) for event in attempt.finals()}
-    verdict = _verdict(path, "python -m parity.attempt judge", list(places.values()))
-    fresh = judge_attempt(path, depth="log")
-    if fresh.status != "holds":
-        raise RunFailed(f"{path}: its evidence no longer holds: {fresh.conclusion()}")
-    runs = [open_run(place) for place in places.values()]
-    of_log = {found["facts"]["log_sha256"]: found for found in verdict["runs"]}
-    declared = attempt.declaration
-    whose = {
-        "author": declared.author,
-        "kind": declared.kind,
-        "techniques": list(declared.techniques),
-        "note": declared.note,
-    }
-    spent = costs(attempt)
-    cost = {name: spent[name] for name in ("runs", "tuning", "seconds", "steps", "flops")}
-    event = attempt.declared or {}
+    run_dirs = {event["run"]: attempt.path(event["run"]) for event in attempt.finals()}
+    verdict = _verdict(path, "python -m parity.attempt judge", list(run_dirs.values()))
+    _refuse_unless_holds(path, judge_attempt(path, depth="log"))
+    runs = {name: open_run(run_dir) for name, run_dir in run_dirs.items()}
+    verdicts = {run_verdict["facts"]["log_sha256"]: run_verdict for run_verdict in verdict["runs"]}
+    declared, spent = attempt.declaration, costs(attempt)
     return _entry(
         title or path.resolve().name,
         runs,
-        places,
         verdict,
-        [of_log[run.log.sha256] for run in runs],
-        whose,
-        _source(declared.file, (path / declared.file).read_bytes()),
-        cost,
-        command=event["command"],
-        declaration=_text(path / DECLARATION),
-        record=_text(path / RECORD),
+        [verdicts[run.log.sha256] for run in runs.values()],
+        Attribution(declared.author, declared.kind, declared.techniques, declared.note),
+        {name: spent[name] for name in ("runs", "tuning", "seconds", "steps", "flops")},
+        command=(attempt.declared or {})["command"],
+        source=_source(declared.file, (path / declared.file).read_bytes()),
+        declaration=_lines(path / DECLARATION),
+        record=_lines(path / RECORD),
     )
 
 
-def _verdict(path: Path, command: str, runs: list[Path]) -> dict[str, Any]:
+def _refuse_unless_holds(path: Path, verdict: Verdict) -> None:
+    if verdict.status != "holds":
+        raise RunFailed(f"{path}: its evidence no longer holds: {verdict.conclusion()}")
+
+
+def _verdict(path: Path, command: str, run_dirs: list[Path]) -> dict[str, Any]:
     """verdict.json, which must hold, be deep enough, have judged every rule, and be of the runs as they are now."""
     name = path / "verdict.json"
+    again = f"judge it again with {command} {path}"
     try:
         verdict = json.loads(read_bounded(name, VERDICT_BYTES, plain=True))
-        parts = [verdict, *verdict.get("runs", [])]
+        verdicts = [verdict, *verdict.get("runs", [])]
         if verdict["schema"] != VERDICT_SCHEMA:
             raise InputError(
                 f"{name}: expected schema {VERDICT_SCHEMA}, found {str(verdict['schema'])[:40]!r}: judge it again"
             )
-        statuses = [{str(rule["id"]): (rule["status"], rule["required"]) for rule in part["rules"]} for part in parts]
-        said, depth = verdict["status"], verdict["depth"]
-        logs = {part["facts"].get("log_sha256") for part in parts}
+        rules = [
+            {str(rule["id"]): (rule["status"], rule["required"]) for rule in judged["rules"]} for judged in verdicts
+        ]
+        status, depth = verdict["status"], verdict["depth"]
+        logs = {judged["facts"].get("log_sha256") for judged in verdicts}
     except FileNotFoundError:
         raise InputError(f"{path}: expected a verdict, found none: judge it with {command} {path}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{name}: expected a verdict, found something else ({_other(error)}): judge it again with {command} {path}"
-        ) from None
-    failing = sorted({rule for part in statuses for rule, (status, _) in part.items() if status == "fails"})
-    if failing or said == "fails":
-        raise RunFailed(f"{path}: its verdict fails ({', '.join(failing) or 'as it says'}): a ledger takes what holds")
+        raise InputError(f"{name}: expected a verdict, found something else ({_problem(error)}): {again}") from None
+    failing = sorted({rule for judged in rules for rule, (result, _) in judged.items() if result == "fails"})
+    if failing or status == "fails":
+        names = ", ".join(failing) or "by its status"
+        raise RunFailed(f"{path}: its verdict fails ({names}): a ledger takes what holds")
     if depth not in DEPTHS or DEPTHS.index(depth) < DEPTHS.index(LEAST_DEPTH):
         raise InputError(
-            f"{path}: expected a verdict of depth {LEAST_DEPTH} or deeper, found {str(depth)[:20]}: judge it again with "
-            f"{command} {path}"
+            f"{path}: expected a verdict of depth {LEAST_DEPTH} or deeper, found {str(depth)[:20]}: {again}"
         )
-    of_runs = {rule.id for rule, _ in chosen(depth)} - set(OPTIONAL)
-    for part, of_attempt in zip(statuses, [len(parts) > 1, *[False] * (len(parts) - 1)]):
-        wanted = (set() if of_attempt else of_runs) | {rule for rule, (_, required) in part.items() if required}
-        if missing := sorted(rule for rule in wanted if part.get(rule, ("",))[0] != "holds"):
+    run_rules = {rule.id for rule, _ in chosen(depth)} - set(OPTIONAL)
+    for i, judged in enumerate(rules):
+        of_run = i > 0 or len(rules) == 1  # an attempt's own verdict comes before those of its runs
+        needed = {rule for rule, (_, required) in judged.items() if required} | (run_rules if of_run else set())
+        if missing := sorted(rule for rule in needed if judged.get(rule, ("",))[0] != "holds"):
             raise RunFailed(
                 f"{path}: its verdict is incomplete ({', '.join(missing[:4])} not judged): a ledger takes what holds"
             )
-    if any(open_run(run).log.sha256 not in logs for run in runs):
-        raise InputError(
-            f"{name}: expected the verdict on the runs as they are, found that of other logs: judge it again with "
-            f"{command} {path}"
-        )
+    if any(open_run(run_dir).log.sha256 not in logs for run_dir in run_dirs):
+        raise InputError(f"{name}: expected the verdict on the runs as they are, found that of other logs: {again}")
     return verdict
 
 
-def _other(error: Exception) -> str:
-    """What a file that is no verdict has, in a few words."""
+def _problem(error: Exception) -> str:
+    """What is wrong with a file that is no verdict, in a few words."""
     if isinstance(error, OSError):
         return f"it cannot be read: {error.strerror}"
     if isinstance(error, KeyError):
@@ -178,42 +178,39 @@ def _other(error: Exception) -> str:
 
 def _entry(
     title: str,
-    runs: list[Evidence],
-    places: dict[str, Path],
+    runs: dict[str, Evidence],
     verdict: dict[str, Any],
     verdicts: list[dict[str, Any]],
-    whose: dict[str, Any],
-    source: dict[str, Any] | None,
+    attribution: Attribution,
     cost: dict[str, Any],
     *,
     command: list[str],
-    declaration: list[str] | None = None,
-    record: list[str] | None = None,
+    source: dict[str, Any] | None,
+    declaration: list[str] | None,
+    record: list[str] | None,
 ) -> Entry:
-    first = runs[0]
-    made = [_run(name, run, found) for name, run, found in zip(places, runs, verdicts, strict=True)]
+    first = next(iter(runs.values()))
+    run_data = [_run(name, run, judged) for (name, run), judged in zip(runs.items(), verdicts, strict=True)]
+    began = datetime.fromtimestamp(min(run["began_s"] for run in run_data), UTC)
+    devices = first.run["devices"]
     host = {name: first.run["host"][name] for name in HOST}
     data = {
         "schema": SCHEMA,
         "id": "",
         "title": title,
-        "date": f"{datetime.fromtimestamp(min(run['began_s'] for run in made), UTC):%Y-%m-%d}",
+        "date": f"{began:%Y-%m-%d}",
         "track": first.track.name,
         "slice": {name: first.run["slice"][name] for name in ("name", "digest")},
         "val_tokens": first.run["val_tokens"],
         "target": first.track.target,
-        "author": whose["author"],
-        "kind": whose["kind"],
+        "author": attribution.author,
+        "kind": attribution.kind,
         "backend": first.backend,
         "recipe": (first.run["program"]["base"] if first.user_program else first.run["recipe"])["name"],
-        "techniques": whose["techniques"],
-        "note": whose["note"],
+        "techniques": list(attribution.techniques),
+        "note": attribution.note,
         "precision": first.precision,
-        "hardware": {
-            "class": hardware_class(first.run["devices"], host),
-            "devices": first.run["devices"],
-            "host": host,
-        },
+        "hardware": {"class": hardware_class(devices, host), "devices": devices, "host": host},
         "versions": first.run["versions"],
         "plan": first.run["plan"],
         "fields": first.run["recipe"]["fields"],
@@ -222,8 +219,8 @@ def _entry(
         "declaration": declaration,
         "record": record,
         "cost": cost,
-        "verdict": _short(verdict),
-        "runs": made,
+        "verdict": _condensed(verdict),
+        "runs": run_data,
     }
     data["id"] = id_of(data)
     data["digest"] = digest(data)
@@ -231,9 +228,10 @@ def _entry(
 
 
 def hardware_class(devices: list[dict[str, Any]], host: dict[str, Any]) -> str:
-    """What seconds are compared within: kind and number of the devices; of a CPU its model and the cores that it may use.
+    """The class of hardware that seconds are compared within: kind and number of the devices; of a CPU its model and
+    the cores that it may use.
 
-    Raises InputError where a fingerprint does not say.
+    Raises InputError where a fingerprint does not name them.
     """
     if not devices or any(not device.get("kind") for device in devices):
         raise InputError(
@@ -247,45 +245,42 @@ def hardware_class(devices: list[dict[str, Any]], host: dict[str, Any]) -> str:
 
 
 def _run(name: str, run: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
-    log = run.log
-    totals, begun = log.of("finish")[-1], log.of("start")[0]
-    rate = totals["totals"].get("flops_per_step")
-    tokens_at = {0: 0} | {int(step) + 1: int(tokens) for step, tokens in zip(log.step, log.tokens)}
-    evals = {event["step"]: event for event in log.of("eval")}  # a step made again after a resume is evaluated again
-    per_step = rate if isinstance(rate, int | float) and len(run.run["plan"]) == 1 else None
-    points = [
-        [
-            step,
-            tokens_at[step],
-            None if per_step is None else per_step * step,
-            round(float(event["train_s"]), 6),
-            event["val_loss"],
-        ]
-        for step, event in sorted(evals.items())
-    ]
+    log, facts = run.log, verdict["facts"]
+    start, finish = log.of("start")[0], log.of("finish")[-1]
+    flops = finish["totals"].get("flops_per_step")
+    flops_per_step = flops if isinstance(flops, int | float) and len(run.run["plan"]) == 1 else None
+    tokens_at = {0: 0} | {int(step) + 1: int(tokens) for step, tokens in zip(log.step, log.tokens, strict=True)}
+    evals = {event["step"]: event for event in log.of("eval")}  # a step repeated after a resume is evaluated again
+    losses = {int(step): float(loss) for step, loss in zip(log.step, log.columns["loss"], strict=True)}
     every = max(1, -(-len(log.step) // CURVE_POINTS))
-    last = {int(step): float(loss) for step, loss in zip(log.step, log.columns["loss"])}
-    facts = verdict["facts"]
     return {
         "name": Path(name).name,
         "seed": run.run["seed"],
-        "began_s": begun["time_s"],
-        "ended_s": totals["time_s"],
+        "began_s": start["time_s"],
+        "ended_s": finish["time_s"],
         "log_sha256": log.sha256,
         "weights": log.states("final weights")[-1]["digest"],
-        "evals": points,
-        "train": [[step, round(loss, 5)] for step, loss in sorted(last.items()) if step % every == 0],
+        "evals": [
+            [
+                step,
+                tokens_at[step],
+                None if flops_per_step is None else flops_per_step * step,
+                round(float(event["train_s"]), 6),
+                event["val_loss"],
+            ]
+            for step, event in sorted(evals.items())
+        ],
+        "train": [[step, round(loss, 5)] for step, loss in sorted(losses.items()) if step % every == 0],
         "val_loss": float(facts["val_loss"]),
         "confirm_loss": facts.get("confirm_loss"),
         "bits_per_byte": evals[max(evals)]["bits_per_byte"],
-        "verdict": _short(verdict),
+        "verdict": _condensed(verdict),
     }
 
 
-def _short(verdict: dict[str, Any]) -> dict[str, Any]:
-    """What an entry keeps of a verdict: rule by rule, without the evidence and the times."""
+def _condensed(verdict: dict[str, Any]) -> dict[str, Any]:
+    """A verdict rule by rule, without the evidence and the times."""
     facts = verdict["facts"]
-    rules = [[rule["id"], rule["status"], rule["required"], rule["reason"]] for rule in verdict["rules"]]
     return {
         "status": verdict["status"],
         "depth": verdict["depth"],
@@ -293,7 +288,7 @@ def _short(verdict: dict[str, Any]) -> dict[str, Any]:
         "version": str(facts.get("version", "unknown")),
         "isolation": str(facts.get("isolation", "not asked")),
         "picks_seed": facts.get("picks_seed"),
-        "rules": rules,
+        "rules": [[rule["id"], rule["status"], rule["required"], rule["reason"]] for rule in verdict["rules"]],
     }
 
 
@@ -301,16 +296,16 @@ def _source(file: str, content: bytes) -> dict[str, Any]:
     return {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "lines": content.decode().split("\n")}
 
 
-def _text(path: Path) -> list[str]:
+def _lines(path: Path) -> list[str]:
     """A file's lines; joined by newlines they are the file again, byte for byte."""
-    return read_bounded(path, 64 << 20, plain=True).decode().split("\n")
+    return read_bounded(path, VERDICT_BYTES, plain=True).decode().split("\n")
 
 
-def _what(command: list[str]) -> list[str]:
-    """A command without the options that only say where."""
-    kept, skip = [], False
+def _portable(command: list[str]) -> list[str]:
+    """A command without the options that name places of one machine."""
+    words, skip = [], False
     for word in command:
-        if not skip and word not in HERE:
-            kept.append(word)
-        skip = word in HERE
-    return kept
+        if not skip and word not in LOCATION_OPTIONS:
+            words.append(word)
+        skip = word in LOCATION_OPTIONS
+    return words

@@ -79,7 +79,7 @@ def curves(board: dict[str, Any]) -> dict[str, Any]:
 
 
 def attempt(page: dict[str, Any], track: dict[str, Any] | None) -> dict[str, Any]:
-    """The curves of an attempt's runs: evaluations as columns, and training losses, each an average of `averaged` steps."""
+    """The curves of an attempt's runs: evaluations as columns, and training losses, averaged over `averaged` steps."""
     runs = [
         {"name": run["name"], "seed": run["seed"], "evals": _columns(run["evals"], len(CURVE_AXES) + 1)}
         | _training(run["train"])
@@ -116,7 +116,7 @@ def _column(rows: Iterable[dict[str, Any]], *keys: str) -> list[Any]:
     return column
 
 
-def _columns(points: Sequence[Sequence[float | None]], width: int) -> list[list[float | None]]:
+def _columns(points: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
     return [[rounded(value) for value in column] for column in zip(*points, strict=True)] or [[] for _ in range(width)]
 
 

@@ -1,4 +1,5 @@
-"""Numbers as people read them: the filters of the templates. Losses in nats per token; None gives the sign for "not known".
+"""Numbers as people read them: the filters of the templates. Losses in nats per token; None gives the sign for "not
+known".
 
 A result is plain text, which a template escapes, or Markup where it needs an element.
 """

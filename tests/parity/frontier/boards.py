@@ -1,4 +1,5 @@
-"""Boards and pages that look real, the same every time: of any size, with hostile texts, and with null wherever a value may be unknown."""
+"""Boards and pages that look real, and are the same every time: of any size, with hostile texts, and with null
+wherever a value may be unknown."""
 
 import datetime
 import random
@@ -47,9 +48,8 @@ RULES = (
 def board(
     count: int = 40, reported: int = 91, text: str = "", nulls: bool = False, matrices: bool = True
 ) -> dict[str, Any]:
-    """A board of `count` entries and `reported` records. `text`: the untrusted text, everywhere; `nulls`: every value that may be
-    unknown is, somewhere.
-    """
+    """A board of `count` entries and `reported` records. `text`: the untrusted text, everywhere; `nulls`: every value
+    that may be unknown is unknown in some entry."""
     rng = random.Random(count)
     entries: list[dict[str, Any]] = []
     for number in range(count):
@@ -135,11 +135,11 @@ def _entry(
     rng: random.Random, number: int, count: int, before: list[dict[str, Any]], text: str, nulls: bool
 ) -> dict[str, Any]:
     track = "pocket" if rng.random() < 0.8 else "pocket-optimizer"
-    place = rng.choices(range(3), (6, 3, 2))[0]
+    index = rng.choices(range(3), (6, 3, 2))[0]
     progress, runs = number / max(count - 1, 1), 1 if nulls else rng.choice((3, 5, 5, 8))
     last = round(rng.uniform(160, 340) * (1 - 0.35 * progress))
     mean = round(4.60 - 0.1 * progress + 0.0009 * (250 - last) + abs(rng.gauss(0, 0.03)), 5)
-    per_step = 0.46 * SPEED[place] * rng.uniform(0.9, 1.15)
+    per_step = 0.46 * SPEED[index] * rng.uniform(0.9, 1.15)
     steps = [max(1, round(last * part / 12)) for part in range(1, 13)]
     points = [
         [
@@ -167,7 +167,7 @@ def _entry(
         "recipe": text or "muon",
         "techniques": [text] if text else rng.sample(TECHNIQUES, rng.randint(0, 3)),
         "note": text or "",
-        "hardware": text or HARDWARE[place],
+        "hardware": text or HARDWARE[index],
         "date": str(day),
         "runs": runs,
         "depth": "replay",
@@ -175,10 +175,10 @@ def _entry(
         "loss": {"mean": mean, "sd": half and half * 1.1, "low": half and mean - half, "high": half and mean + half},
         "bits_per_byte": None if nulls else 1.71,
         "confirm_loss": None if nulls else mean + 0.014,
-        "cost": dict(zip(AXES, (points[-1][3], points[-1][0], points[-1][1], points[-1][2]))),
+        "cost": dict(zip(AXES, (points[-1][3], *points[-1][:3]), strict=True)),
         "points": points,
         "share": None if nulls else 1.0,
-        "target": dict(zip(("steps", "tokens", "flops", "seconds"), reached[:4])) | {"p": 0.001}
+        "target": dict(zip(("steps", "tokens", "flops", "seconds"), reached[:4], strict=True)) | {"p": 0.001}
         if reached and not nulls
         else None,
         "target_reason": "" if reached and not nulls else (text or "no evaluation is at or below 4.65"),
@@ -233,7 +233,7 @@ def _delta(
 
 
 def _frontiers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found, column = [], {"steps": 0, "tokens": 1, "flops": 2, "seconds": 3}
+    lines, column = [], {"steps": 0, "tokens": 1, "flops": 2, "seconds": 3}
     for track in dict.fromkeys(entry["track"] for entry in entries):
         for axis in AXES:
             for hardware in dict.fromkeys(entry["hardware"] for entry in entries) if axis == "seconds" else (None,):
@@ -248,12 +248,12 @@ def _frontiers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for cost, loss, identifier in points:
                     if not line or loss < line[-1][1]:
                         line.append([cost, loss, identifier])
-                found.append({"track": track, "axis": axis, "hardware": hardware, "points": line})
-    return found
+                lines.append({"track": track, "axis": axis, "hardware": hardware, "points": line})
+    return lines
 
 
 def _progress(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    lines = []
     for track, scored in (("pocket", "seconds"), ("pocket-optimizer", "steps")):
         for hardware in dict.fromkeys(entry["hardware"] for entry in entries) if scored == "seconds" else (None,):
             line: list[list[Any]] = []
@@ -265,8 +265,8 @@ def _progress(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     and (not line or entry["target"][scored] < line[-1][1])
                 ):
                     line.append([entry["date"], entry["target"][scored], entry["id"]])
-            found.append({"track": track, "scored": scored, "hardware": hardware, "points": line})
-    return found
+            lines.append({"track": track, "scored": scored, "hardware": hardware, "points": line})
+    return lines
 
 
 def _attribution(rng: random.Random, text: str) -> dict[str, Any]:
@@ -347,8 +347,8 @@ def _cheats(text: str) -> list[dict[str, Any]]:
 
 def _parity() -> list[dict[str, Any]]:
     return [
-        {"level": level, "holds": True, "largest": 1.2e-12 * place, "tolerance": 1e-9}
-        for place, level in enumerate(("data", "weights", "losses", "gradients"), 1)
+        {"level": level, "holds": True, "largest": 1.2e-12 * index, "tolerance": 1e-9}
+        for index, level in enumerate(("data", "weights", "losses", "gradients"), 1)
     ]
 
 

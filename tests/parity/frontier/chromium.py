@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its own debugging pipe (Chrome DevTools Protocol): nothing to install beside the browser."""
+"""A headless Chromium, driven over its debugging pipe (Chrome DevTools Protocol), with nothing else to install."""
 
 import base64
 import contextlib
@@ -47,7 +47,7 @@ def find() -> str | None:
 class Page:
     """One tab: commands, and what happened in it since it was opened or last cleared.
 
-    `problems`: errors and warnings of the console and exceptions, as sentences. `requests`: every URL that was asked for.
+    `problems`: errors and warnings of the console and exceptions, as sentences. `requests`: every URL requested.
     """
 
     def __init__(self, browser: "Browser", session: str):
@@ -62,10 +62,10 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression, awaited where it is a promise; raises RuntimeError where it throws."""
-        found = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(f"{script}: {found['exceptionDetails']}")
-        return found["result"].get("value")
+        result = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in result:
+            raise RuntimeError(f"{script}: {result['exceptionDetails']}")
+        return result["result"].get("value")
 
     def until(self, script: str, what: str = "") -> Any:
         """Waits until an expression is true, and returns it; raises TimeoutError with `what`."""
@@ -91,7 +91,7 @@ class Page:
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
-        self.send("Page.navigate", url="about:blank")  # so that a change of the hash alone loads anew
+        self.send("Page.navigate", url="about:blank")  # so that a change of the hash alone loads the page
         self._loaded = False
         self.send("Page.navigate", url=url)
         self._browser.wait(lambda: self._loaded, f"{url} to load")
@@ -109,8 +109,8 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Clicks with the left button on the middle of an element, which is brought into view."""
-        script = f"(one => (one.scrollIntoView({{block: 'center'}}), one.getBoundingClientRect().toJSON()))(document.querySelector({json.dumps(selector)}))"
-        box = self.run(script)
+        scroll_and_measure = "one.scrollIntoView({block: 'center'}), one.getBoundingClientRect().toJSON()"
+        box = self.run(f"(one => ({scroll_and_measure}))(document.querySelector({json.dumps(selector)}))")
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)

@@ -1,4 +1,4 @@
-"""Entries made of given numbers, for tests of what is computed from them."""
+"""Entries with given numbers, for tests of what is computed from them."""
 
 import hashlib
 import json
@@ -37,8 +37,8 @@ def fake(
     host: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Entry:
-    """An entry whose run i has `losses[i]` after `steps`, takes `step_s[i]` a step (0.5 s by default) and begins `turn_s` after the run
-    before it. `fields` replace others of the JSON."""
+    """An entry whose run i has `losses[i]` after `steps`, takes `step_s[i]` a step (0.5 s by default) and begins
+    `turn_s` after the run before it. `fields` replace others of the JSON."""
     host = host or HOST
     verdict = {
         "status": "holds",
@@ -54,7 +54,7 @@ def fake(
         a_step = float(step_s[i]) if len(step_s) else 0.5
         evals = [
             [step, step * tokens, None if flops is None else step * flops, step * a_step, loss]
-            for step, loss in zip(steps, curve)
+            for step, loss in zip(steps, curve, strict=True)
         ]
         runs.append(
             {
@@ -110,18 +110,19 @@ def fake(
 
 
 def around(means: Sequence[float], rng: Any, n: int, sd: float = 0.005) -> list[list[float]]:
-    """Curves of n seeds around means: one normal shift a run and as much again at each evaluation, together of that deviation."""
+    """Curves of n seeds around means: a normal shift for the run and one for each evaluation, together of deviation
+    `sd`."""
     shift = rng.normal(0, sd * 0.8, (n, 1)) + rng.normal(0, sd * 0.6, (n, len(means)))
     return (shift + list(means)).tolist()
 
 
 def promoted(path: Path) -> None:
-    """Says in a verdict of depth log that all deeper rules hold too: deeper verdicts take long, and have tests of their own."""
+    """Adds to a verdict of depth log that all deeper rules hold: deeper verdicts take long, and have own tests."""
     data = json.loads((path / "verdict.json").read_text())
     for part in (data, *data.get("runs", [])):
         part["depth"] = "replay"
         if part is not data or "runs" not in data:
-            seen = {rule["id"] for rule in part["rules"]}
+            judged = {rule["id"] for rule in part["rules"]}
             part["rules"] += [
                 {
                     "id": rule.id,
@@ -132,7 +133,7 @@ def promoted(path: Path) -> None:
                     "evidence": {},
                 }
                 for rule, _ in chosen("replay")
-                if rule.id not in seen
+                if rule.id not in judged
             ]
             part["facts"] |= {
                 "val_loss": part["facts"].get("val_loss") or last_loss(Path(part["subject"])),

@@ -1,4 +1,4 @@
-"""The ledger: what it takes, what it refuses, and what a check finds; on a real attempt, and on files edited by hand."""
+"""The ledger: what it accepts, what it refuses, and what a check finds; on a real attempt, and on edited files."""
 
 import json
 import shutil
@@ -14,22 +14,26 @@ from parity.frontier import entry as entries
 from parity.frontier import ledger
 from parity.frontier.command import main
 from parity.frontier.entry import digest
-from parity.frontier.integrity import against, check, problems_of
+from parity.frontier.integrity import evidence_problems, problems_of, problems_of_ledger
 from parity.frontier.submission import entry_of, hardware_class
 
 
+def check(folder: Path) -> list[str]:
+    return problems_of_ledger(ledger.load(folder), folder)
+
+
 @pytest.fixture
-def attempt(original, tmp_path) -> Path:
+def attempt(judged_attempt, tmp_path) -> Path:
     """A copy that a test may change."""
-    return Path(shutil.copytree(original, tmp_path / "mine"))
+    return Path(shutil.copytree(judged_attempt, tmp_path / "mine"))
 
 
 @pytest.fixture
-def edited(kept, tmp_path) -> Callable[..., Path]:
-    """A ledger whose one entry was changed by a function, its digest made anew if that is asked for."""
+def edited(ledger_dir, tmp_path) -> Callable[..., Path]:
+    """A ledger whose one entry was changed by a function; `forged`: its digest is computed again."""
 
     def edit(change: Callable[[dict], None], forged: bool = False) -> Path:
-        folder = Path(shutil.copytree(kept, tmp_path / "edited"))
+        folder = Path(shutil.copytree(ledger_dir, tmp_path / "edited"))
         path = ledger.paths(folder)[0]
         data = json.loads(path.read_text())
         change(data)
@@ -41,8 +45,8 @@ def edited(kept, tmp_path) -> Callable[..., Path]:
     return edit
 
 
-def test_an_entry_is_a_small_text_file_that_says_what_its_evidence_says(original, kept):
-    (path,) = ledger.paths(kept)
+def test_an_entry_is_a_small_text_file_that_agrees_with_its_evidence(judged_attempt, ledger_dir):
+    (path,) = ledger.paths(ledger_dir)
     assert path.stat().st_size < 60_000 and max(map(len, path.read_text().splitlines())) < 20_000
     entry = entries.read(path)
     assert (entry.title, entry.author, entry.track, entry.backend, entry.techniques) == (
@@ -54,25 +58,27 @@ def test_an_entry_is_a_small_text_file_that_says_what_its_evidence_says(original
     )
     assert entry.data["verdict"]["version"] == entry.runs[0].verdict["version"] != "unknown"
     assert entry.steps == (15, 30, 45, 60) and len(entry.runs) == 2 and entry.cost("tokens") == 60 * 512
-    started = json.loads((original / "verdict.json").read_text())["facts"]["started"]
+    started = json.loads((judged_attempt / "verdict.json").read_text())["facts"]["started"]
     assert entry.cost("flops") == pytest.approx(started["flops"] / 2)
     assert [run.val_loss for run in entry.runs] == [
-        last_loss(path) for path in sorted((original / "runs/tiny").iterdir()) if path.is_dir()
+        last_loss(path) for path in sorted((judged_attempt / "runs/tiny").iterdir()) if path.is_dir()
     ]
-    assert list(problems_of(entry)) == [] and check(kept) == [] and against(original, entry) == []
-    assert str(original.parent) not in path.read_text()  # no path of the machine that made it
+    assert list(problems_of(entry)) == [] and check(ledger_dir) == [] and evidence_problems(judged_attempt, entry) == []
+    assert str(judged_attempt.parent) not in path.read_text()  # no path of the machine that wrote it
 
 
-def test_what_is_read_is_what_was_written(kept, tmp_path):
-    entry = ledger.load(kept)[0]
-    assert ledger.add(entry, tmp_path / "other").read_bytes() == ledger.paths(kept)[0].read_bytes()
+def test_what_is_read_is_what_was_written(ledger_dir, tmp_path):
+    entry = ledger.load(ledger_dir)[0]
+    assert ledger.add(entry, tmp_path / "other").read_bytes() == ledger.paths(ledger_dir)[0].read_bytes()
 
 
-def test_one_run_counts_once(original, kept, tmp_path):
-    folder = Path(shutil.copytree(kept, tmp_path / "ledger"))
+def test_one_run_counts_once(judged_attempt, ledger_dir, tmp_path):
+    folder = Path(shutil.copytree(ledger_dir, tmp_path / "ledger"))
     with pytest.raises(InputError, match="one run counts once"):
-        ledger.add(entry_of(original, title="again"), folder)
-    entries.write(entry_of(original, title="again"), folder / "tiny" / f"{entry_of(original, title='again').id}.json")
+        ledger.add(entry_of(judged_attempt, title="again"), folder)
+    entries.write(
+        entry_of(judged_attempt, title="again"), folder / "tiny" / f"{entry_of(judged_attempt, title='again').id}.json"
+    )
     assert any("one run counts once" in problem for problem in check(folder))
 
 
@@ -91,7 +97,7 @@ def change_verdict(attempt: Path, change: Callable[[dict], None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "told"),
+    ("change", "error", "message"),
     [
         (lambda v: v["runs"][1]["rules"][5].update(status="fails"), RunFailed, "its verdict fails"),
         (lambda v: v["runs"][0]["rules"][-1].update(status="not judged", required=True), RunFailed, "is incomplete"),
@@ -107,9 +113,9 @@ def change_verdict(attempt: Path, change: Callable[[dict], None]) -> None:
         (lambda v: v.update(runs=[None]), InputError, r"found something else \(values of another kind\)"),
     ],
 )
-def test_a_verdict_that_does_not_hold_or_is_of_other_evidence_is_refused(attempt, change, error, told):
+def test_a_verdict_that_does_not_hold_or_is_of_other_evidence_is_refused(attempt, change, error, message):
     change_verdict(attempt, change)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         entry_of(attempt)
 
 
@@ -122,13 +128,13 @@ def test_evidence_that_changed_since_its_verdict_is_refused(attempt):
 
 def test_a_single_run_is_an_entry_of_one_seed(copied, commands, tmp_path):
     run = copied("torchref").path
-    said = commands.run("parity.verify", run, "--depth", "log", "--data-dir", commands.data)
-    assert said.code == 0, said.out
+    result = commands.run("parity.verify", run, "--depth", "log", "--data-dir", commands.data)
+    assert result.code == 0, result.out
     promoted(run)
-    made = entry_of(run, author="Ada", kind="person", techniques=("small",))
-    assert made.title == "muon" and made.kind == "person" and list(problems_of(made)) == []
-    assert "--data-dir" not in made.data["command"] and "--layers" in made.data["command"]
-    assert against(run, made) == []
+    entry = entry_of(run, author="Ada", kind="person", techniques=("small",))
+    assert entry.title == "muon" and entry.kind == "person" and list(problems_of(entry)) == []
+    assert "--data-dir" not in entry.data["command"] and "--layers" in entry.data["command"]
+    assert evidence_problems(run, entry) == []
 
 
 def swap(data, *path, to):
@@ -138,7 +144,7 @@ def swap(data, *path, to):
 
 
 @pytest.mark.parametrize(
-    ("path", "to", "told"),
+    ("path", "to", "message"),
     [
         (("runs", 0, "val_loss"), 1.5, "the verifier's 1.50000"),
         (("runs", 0, "seed"), 5, "do not have the seeds"),
@@ -157,9 +163,9 @@ def swap(data, *path, to):
         (("runs", 0, "verdict", "rules"), [], "its verdict says holds, and "),
     ],
 )
-def test_an_edit_is_found_even_where_the_digest_was_made_anew(edited, path, to, told):
+def test_an_edit_is_found_even_where_the_digest_was_computed_again(edited, path, to, message):
     folder = edited(lambda data: swap(data, *path, to=to), forged=True)
-    assert any(told in problem for problem in check(folder)), check(folder)
+    assert any(message in problem for problem in check(folder)), check(folder)
 
 
 def test_an_edit_by_hand_is_found_by_the_digest(edited):
@@ -171,16 +177,16 @@ def test_a_record_that_was_cut_is_found(edited):
     assert any("its record" in problem or "another end" in problem for problem in check(folder))
 
 
-def test_a_file_that_is_no_entry_is_a_sentence(kept, tmp_path):
-    folder = Path(shutil.copytree(kept, tmp_path / "ledger"))
+def test_a_file_that_is_no_entry_is_a_sentence(ledger_dir, tmp_path):
+    folder = Path(shutil.copytree(ledger_dir, tmp_path / "ledger"))
     path = ledger.paths(folder)[0]
-    for text, told in (
+    for text, message in (
         ("{", "expected one JSON object"),
         ("{}", "expected schema entry.v1"),
         ('{"schema": "entry.v1"}', "expected the field"),
     ):
         path.write_text(text)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             check(folder)
     path.rename(folder / "tiny" / "readme.md")
     with pytest.raises(InputError, match="expected files named"):
@@ -191,34 +197,37 @@ def test_a_file_that_is_no_entry_is_a_sentence(kept, tmp_path):
 
 def test_two_results_merge_without_conflict_since_each_is_a_file_of_its_own(tmp_path):
     rng = np.random.default_rng(1)
-    made = [fake(name, around(SHAPE, rng, 3), began_s=1.8e9 + i * 9000) for i, name in enumerate(("b", "a", "c"))]
-    for entry in reversed(made):
+    added = [fake(name, around(SHAPE, rng, 3), began_s=1.8e9 + i * 9000) for i, name in enumerate(("b", "a", "c"))]
+    for entry in reversed(added):
         ledger.add(entry, tmp_path)
     assert [entry.title for entry in ledger.load(tmp_path)] == ["b", "a", "c"] and len(
         list((tmp_path / "pocket").iterdir())
     ) == 3
-    assert ledger.one(made, "a") is made[1] and ledger.one(made, made[2].id) is made[2]
+    assert ledger.by_name(added, "a") is added[1] and ledger.by_name(added, added[2].id) is added[2]
     with pytest.raises(InputError, match="found 3; it may be"):
-        ledger.one(made, "2026")
+        ledger.by_name(added, "2026")
 
 
 def test_any_part_of_a_title_or_id_that_only_one_has_names_an_entry():
-    made = [
+    added = [
         fake(title, began_s=1.8e9 + i * 9000)
         for i, title in enumerate(("muon", "muon, rate 0.03", "Half batch", "other 1", "other 2"))
     ]
     assert (
-        ledger.one(made, "half") is made[2]
-        and ledger.one(made, "rate 0.03") is made[1]
-        and ledger.one(made, "muon") is made[0]
+        ledger.by_name(added, "half") is added[2]
+        and ledger.by_name(added, "rate 0.03") is added[1]
+        and ledger.by_name(added, "muon") is added[0]
     )
-    assert ledger.one(made, made[3].id[-8:]) is made[3] and ledger.one(made, made[3].id[:-2] + "…") is made[3]
+    assert (
+        ledger.by_name(added, added[3].id[-8:]) is added[3]
+        and ledger.by_name(added, added[3].id[:-2] + "…") is added[3]
+    )
     with pytest.raises(InputError, match=r"found 2; it may be \S+, \S+: name more"):
-        ledger.one(made, "other")
+        ledger.by_name(added, "other")
     with pytest.raises(InputError, match=r"found none; known: \S+, \S+, \S+ and 2 more$"):
-        ledger.one(made, "xyz")
+        ledger.by_name(added, "xyz")
     with pytest.raises(InputError, match=r"name an entry, such as .* and 2 more"):
-        ledger.one(made, "")
+        ledger.by_name(added, "")
 
 
 def test_hardware_is_named_and_unknown_hardware_is_a_sentence():
@@ -235,8 +244,8 @@ def test_hardware_is_named_and_unknown_hardware_is_a_sentence():
 @pytest.mark.slow
 def test_an_attempt_goes_from_nothing_to_the_ledger_by_the_commands_alone(attempt, commands, tmp_path):
     (attempt / "verdict.json").unlink()
-    said = commands.run("parity.attempt", "judge", attempt, "--data-dir", commands.data)
-    assert said.code == 0, said.out
-    said = commands.run("parity.frontier", "add", attempt, "--ledger", tmp_path / "ledger")
-    assert said.code == 0 and "the first entry of track tiny" in said.out
+    result = commands.run("parity.attempt", "judge", attempt, "--data-dir", commands.data)
+    assert result.code == 0, result.out
+    result = commands.run("parity.frontier", "add", attempt, "--ledger", tmp_path / "ledger")
+    assert result.code == 0 and "the first entry of track tiny" in result.out
     assert main(["check", "--ledger", str(tmp_path / "ledger")]) == 0

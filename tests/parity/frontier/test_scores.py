@@ -1,4 +1,4 @@
-"""Frontiers, cost at the target, hypervolume and shares, against figures worked out by hand."""
+"""Frontiers, cost at the target, hypervolume and fractions of seeds, against values worked out by hand."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from parity.track import TRACKS
 def test_the_frontier_is_what_nothing_beats_in_cost_and_loss():
     rng = random.Random(1)
     candidates = [FrontierPoint(rng.randrange(1, 40), rng.randrange(1, 40), str(i), 1) for i in range(300)]
-    kept = scores.non_dominated(candidates)
+    front = scores.non_dominated(candidates)
     for point in candidates:
         beaten = any(
             (other.cost, other.loss) != (point.cost, point.loss)
@@ -25,8 +25,8 @@ def test_the_frontier_is_what_nothing_beats_in_cost_and_loss():
             and other.loss <= point.loss
             for other in candidates
         )
-        assert beaten != ((point.cost, point.loss) in {(one.cost, one.loss) for one in kept})
-    assert len({(one.cost, one.loss) for one in kept}) == len(kept)
+        assert beaten != ((point.cost, point.loss) in {(other.cost, other.loss) for other in front})
+    assert len({(other.cost, other.loss) for other in front}) == len(front)
 
 
 def test_points_are_means_at_evaluations_that_all_runs_share():
@@ -55,41 +55,41 @@ def test_hypervolume_is_the_area_below_the_reference_in_nats_and_decades():
 
 def test_the_target_is_passed_at_one_step_by_the_mean_and_not_where_a_run_was_lucky():
     losses = [(8, 5, 4.60, 4.60, 4.60), (8, 5, 4.75, 4.61, 4.60), (8, 5, 4.74, 4.605, 4.59)]
-    found, _ = scores.target_of(fake(losses=losses))
-    assert found.step == 192 and found.costs == {
+    target, _ = scores.target_of(fake(losses=losses))
+    assert target.step == 192 and target.costs == {
         "seconds": 96.0,
         "steps": 192.0,
         "tokens": 192 * 4096.0,
         "flops": 192e10,
     }
-    assert found.p == pytest.approx(t_test([4.60, 4.61, 4.605], 4.65).p)
+    assert target.p == pytest.approx(t_test([4.60, 4.61, 4.605], 4.65).p)
 
 
 def test_a_mean_below_the_target_that_chance_explains_does_not_pass_it():
-    found, reason = scores.target_of(fake(losses=[(8, 5, 5, 5, 4.5), (8, 5, 5, 5, 4.79), (8, 5, 5, 5, 4.6)]))
-    assert found is None and "4.6300 at the end, which does not pass 4.65" in reason
+    target, reason = scores.target_of(fake(losses=[(8, 5, 5, 5, 4.5), (8, 5, 5, 5, 4.79), (8, 5, 5, 5, 4.6)]))
+    assert target is None and "4.6300 at the end, which does not pass 4.65" in reason
 
 
 def test_one_seed_passes_no_test():
-    found, reason = scores.target_of(fake())
-    assert found is None and "one run" in reason
+    target, reason = scores.target_of(fake())
+    assert target is None and "one run" in reason
     assert scores.final_loss(fake()) == scores.Mean(SHAPE[-1], None, None, None, 1)
 
 
 def test_the_interval_of_a_mean_is_students():
-    found = scores.mean_of([1.0, 2.0, 3.0])  # t of 2 degrees at 97.5%: 4.3027
-    assert (found.low, found.high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+    mean = scores.mean_of([1.0, 2.0, 3.0])  # t of 2 degrees at 97.5%: 4.3027
+    assert (mean.low, mean.high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
 
 
-def test_the_share_of_seeds_counts_final_losses():
-    assert scores.share(fake(losses=[(8, 5, 4.6, 4.6, 4.66), (8, 5, 5, 5, 4.65), (8, 5, 5, 5, 4.5)])) == pytest.approx(
-        2 / 3
-    )
-    assert scores.share(fake(target=None)) is None
+def test_the_fraction_of_seeds_counts_final_losses():
+    assert scores.fraction_at_target(
+        fake(losses=[(8, 5, 4.6, 4.6, 4.66), (8, 5, 5, 5, 4.65), (8, 5, 5, 5, 4.5)])
+    ) == pytest.approx(2 / 3)
+    assert scores.fraction_at_target(fake(target=None)) is None
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"val_tokens": 65_536}, "scored on 131,072 tokens of news"),
         ({"slice": {"name": "other", "digest": sha("news")}}, "of other"),
@@ -97,8 +97,8 @@ def test_the_share_of_seeds_counts_final_losses():
         ({"track": "tiny"}, "is on track pocket"),
     ],
 )
-def test_what_cannot_be_compared_is_a_sentence_and_not_dropped(change, told):
-    with pytest.raises(InputError, match=told):
+def test_what_cannot_be_compared_is_a_sentence_and_not_dropped(change, message):
+    with pytest.raises(InputError, match=message):
         scores.frontier([fake("a"), fake("b", **change)], "tokens")
 
 
@@ -112,9 +112,7 @@ def test_seconds_of_two_machines_share_no_frontier():
     }
 
 
-def test_the_best_attained_loss_is_the_lowest_mean():
-    rng = np.random.default_rng(3)
-    low = fake("low", around([loss - 0.1 for loss in SHAPE], rng, 3))
-    assert scores.best([fake("high", around(SHAPE, rng, 3)), low]) is low and scores.best([]) is None
-    assert scores.bits_per_byte(low) == pytest.approx(scores.final_loss(low).mean / 2.7)
-    assert STEPS[-1] == low.steps[-1]
+def test_bits_per_byte_are_the_mean_of_the_runs():
+    entry = fake("low", around(SHAPE, np.random.default_rng(3), 3))
+    assert scores.bits_per_byte(entry) == pytest.approx(scores.final_loss(entry).mean / 2.7)
+    assert STEPS[-1] == entry.steps[-1]

@@ -1,4 +1,4 @@
-"""The frontier's site as files: complete without JavaScript, untrusted text escaped, nothing asked of the network, few bytes."""
+"""The frontier's site as files: complete without JavaScript, untrusted text escaped, no network, few bytes."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ def test_all_results_are_in_the_tables_without_javascript(pages):
     )
     assert first.text.count("reported by others, not verified here") >= 2
     for line in board["frontiers"]:
-        for cost, loss, _ in line["points"]:
+        for _, loss, _ in line["points"]:
             assert f"{loss:.4f}" in pages["frontier.html"].text
 
 

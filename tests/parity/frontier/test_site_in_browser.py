@@ -1,4 +1,5 @@
-"""The frontier's site in a real browser, from its files: hover, filters, sorting, ways back, themes, phone, paper, and silence."""
+"""The frontier's site in a real browser, from its files: hover, filters, sorting, links back, themes, phone, print, and
+no request to the network."""
 
 import json
 
@@ -32,8 +33,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
-    with chromium.browser(tmp_path_factory.mktemp("profile")) as one:
-        yield one.page()
+    with chromium.browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser.page()
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def choose(page, name, value, form="filters"):
     page.run(f"((one, value) => {{ {script} }})({select}, {json.dumps(value)})")
 
 
-def cells(page, place):
-    return page.run(f"{ROWS}.map(row => row.cells[{place}].textContent.trim())")
+def cells(page, column):
+    return page.run(f"{ROWS}.map(row => row.cells[{column}].textContent.trim())")
 
 
 def attempt_of(folder, name):
@@ -69,13 +70,19 @@ def attempt_of(folder, name):
 def test_hover_shows_the_point_and_its_curve(page, folder):
     show(page, folder)
     page.run("document.getElementById('frontier-chart').scrollIntoView({block: 'center'})")
-    place = page.run(f"""(() => {{ const chart = document.getElementById('frontier-chart'), box = chart.getBoundingClientRect(),
-        {{xaxis, yaxis}} = chart._fullLayout, at = {MARKS}.y.findIndex(loss => loss < yaxis.range[1]);
-        return {{x: box.x + xaxis._offset + xaxis.d2p({MARKS}.x[at]), y: box.y + yaxis._offset + yaxis.d2p({MARKS}.y[at]), loss: {MARKS}.y[at]}}; }})()""")
-    page.move(place["x"] - 3, place["y"] + 40)
-    page.move(place["x"], place["y"])
+    point = page.run(
+        f"""(() => {{
+            const chart = document.getElementById('frontier-chart'), box = chart.getBoundingClientRect();
+            const {{xaxis, yaxis}} = chart._fullLayout, {{x, y}} = {MARKS};
+            const at = y.findIndex(loss => loss < yaxis.range[1]);
+            const left = box.x + xaxis._offset, top = box.y + yaxis._offset;
+            return {{x: left + xaxis.d2p(x[at]), y: top + yaxis.d2p(y[at]), loss: y[at]}};
+        }})()"""
+    )
+    page.move(point["x"] - 3, point["y"] + 40)
+    page.move(point["x"], point["y"])
     page.until("document.querySelector('.over.on .tip') !== null", "the tip to show")
-    assert f"loss {place['loss']:.4f}" in page.run("document.querySelector('.over.on .tip').innerText")
+    assert f"loss {point['loss']:.4f}" in page.run("document.querySelector('.over.on .tip').innerText")
     page.until(
         "document.querySelector('.over.on polyline').getAttribute('points').split(' ').length === 12",
         "the attempt's curve",
@@ -87,9 +94,9 @@ def test_a_filter_hides_all_else(page, folder):
     for name, value, column in (("backend", "torchref", 7), ("kind", "agent", 8), ("hardware", "Apple M2, 8 cores", 9)):
         before = len(cells(page, column))
         choose(page, name, value)
-        found = cells(page, column)
-        assert set(found) == {value} and len(found) < before
-        page.until(f"{MARKS}.x.length === {len(found)}", "the chart to have as many marks as the table has rows")
+        values = cells(page, column)
+        assert set(values) == {value} and len(values) < before
+        page.until(f"{MARKS}.x.length === {len(values)}", "the chart to have as many marks as the table has rows")
         assert f"{name}=" in page.run("location.hash")
         page.click("#filters button[type=reset]")
         assert len(cells(page, column)) == before
@@ -127,21 +134,21 @@ def test_another_axis_has_other_costs_and_other_frontiers(page, folder):
 def test_a_head_sorts_by_click_and_by_key(page, folder):
     show(page, folder)
     page.click("[data-column=loss] button")
-    found = [float(one.split()[0]) for one in cells(page, 3)]
+    values = [float(one.split()[0]) for one in cells(page, 3)]
     assert (
-        found == sorted(found)
+        values == sorted(values)
         and page.run("document.querySelector('[data-column=loss]').getAttribute('aria-sort')") == "ascending"
     )
     page.run("document.querySelector('[data-column=loss] button').focus()")
     page.press("Enter")
-    found = [float(one.split()[0]) for one in cells(page, 3)]
+    values = [float(one.split()[0]) for one in cells(page, 3)]
     assert (
-        found == sorted(found, reverse=True)
+        values == sorted(values, reverse=True)
         and page.run("document.querySelector('[data-column=loss]').getAttribute('aria-sort')") == "descending"
     )
     page.click("[data-column=title] button")
-    found = cells(page, 2)
-    assert found == page.run(f"{json.dumps(found)}.sort((a, b) => a.localeCompare(b))")
+    values = cells(page, 2)
+    assert values == page.run(f"{json.dumps(values)}.sort((a, b) => a.localeCompare(b))")
 
 
 def test_the_way_to_an_attempt_and_back_keeps_the_filters(page, folder):
@@ -221,7 +228,7 @@ def test_nothing_is_wider_than_a_phone(page, folder):
         assert page.run("document.documentElement.scrollWidth") <= 360, path
 
 
-def test_texts_of_strangers_run_nothing(page, folder):
+def test_untrusted_texts_run_nothing(page, folder):
     for path in ("hostile/index.html", attempt_of(folder, "hostile"), "hostile/matrices.html", "hostile/frontier.html"):
         show(page, folder, path)
     show(page, folder, "hostile/index.html")
@@ -248,7 +255,8 @@ def test_it_prints_in_light_colours_and_is_as_before_afterwards(page, folder, tm
     show(page, folder, dark=True)
     width = page.run("document.getElementById('frontier-chart').offsetWidth")
     page.run(
-        "addEventListener('beforeprint', () => window.ground = getComputedStyle(document.documentElement).getPropertyValue('--ground'))"
+        "addEventListener('beforeprint', () => "
+        "window.ground = getComputedStyle(document.documentElement).getPropertyValue('--ground'))"
     )
     page.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
