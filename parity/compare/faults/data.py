@@ -24,7 +24,9 @@ def _program(name):
 
 def _shards(longer):
     """The rule for a shard's end as if every shard were longer."""
-    return _one(STREAM, "_blocks", lambda original: lambda lengths, plan: original([n + longer for n in lengths], plan))
+    return _one(
+        STREAM, "_batch_ranges", lambda original: lambda lengths, plan: original([n + longer for n in lengths], plan)
+    )
 
 
 def _later_shards(original):
@@ -45,16 +47,16 @@ def _interleaved(original):
     def load(self, span):
         rank, self._rank = self._rank, 0
         ranks, self._ranks = self._ranks, 1
-        place, self._place = (
-            self._place,
-            lambda inputs, targets: place(
+        put, self._put = (
+            self._put,
+            lambda inputs, targets: put(
                 np.ascontiguousarray(inputs[rank::ranks]), np.ascontiguousarray(targets[rank::ranks])
             ),
         )
         try:
             return original(self, span)
         finally:
-            self._rank, self._ranks, self._place = rank, ranks, place
+            self._rank, self._ranks, self._put = rank, ranks, put
 
     return load
 
@@ -78,9 +80,9 @@ DATA = [
     Fault("data-shard-end", "a shard ends where p + n + 1 > its length, not >=", "data", "across shard ends: *",
         patches=_shards(1)),
     Fault("data-last-batch-dropped", "the last batch of every shard is dropped", "data", "train: step 28",
-        patches=_one(STREAM, "_blocks", _dropped_batches)),
+        patches=_one(STREAM, "_batch_ranges", _dropped_batches)),
     Fault("data-second-shard-late", "every shard but the first begins at its second token", "data", "train: step 29",
-        patches=_one(STREAM, "_blocks", _later_shards)),
+        patches=_one(STREAM, "_batch_ranges", _later_shards)),
     Fault("data-ranks-interleaved", "ranks take rows in turns, not consecutive parts", "data",
         "train, by rank: step 0, rank 0 of 2", patches=_one(STREAM, "Reader._load", _interleaved)),
     Fault("data-resume-from-start", "a resumed run reads the data from the beginning", "data",

@@ -254,8 +254,8 @@ def _constant_lambdas(original):
 
 
 def _in_short_rows(original):
-    def evaluate(program, state, slice_, part, tokens, batch, row):
-        return original(program, state, slice_, part, tokens, batch, program.recipe.context)
+    def evaluate(program, state, slice_, part, tokens, batch, row, *rest):
+        return original(program, state, slice_, part, tokens, batch, program.recipe.context, *rest)
 
     return evaluate
 
