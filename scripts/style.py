@@ -3,7 +3,8 @@
     python scripts/style.py             # exit code 1: more findings than recorded, or a file is not formatted
     python scripts/style.py --record    # lower the recorded numbers to today's
 
-`tests/findings.json` holds the numbers by path. A finding counts for the longest path that its file is below; a file below
+`tests/findings.json` holds the numbers by path. A finding counts for the longest path that its file is below; a file
+below
 none of them must have no findings. pyproject.toml configures `ruff` and `pyright`.
 """
 

@@ -23,7 +23,7 @@ def block_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
     """Causal attention of short rows (T <= SHORT): each block of queries against the keys up to its own end."""
     B, T, H, K = q_BTHK.shape
     q, k, v = (jnp.swapaxes(x, 1, 2).reshape(B * H, T, K) for x in (q_BTHK, k_BTHK, v_BTHK))
-    return jnp.swapaxes(_in_blocks(q, k, v, scale).reshape(B, H, T, K), 1, 2)
+    return jnp.swapaxes(jnp.reshape(_in_blocks(q, k, v, scale), (B, H, T, K)), 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -127,8 +127,8 @@ def _chunks_backward(scale, block, max_window, residuals, dy):
         return jnp.zeros(q.shape, _accum_dtype(q)), _delta(dy, y)
 
     def pair(mask, query_chunk, key_chunk, query_state, key_state):
-        (q, dy, _, logsumexp, q_t, dy_t), (dq, delta) = query_chunk, query_state
-        dq_part, *changes = _gradients(q, *key_chunk, dy, delta, logsumexp, score_scale, mask, q_t, dy_t)
+        (q, dy, _, lse, q_t, dy_t), (k, v), (dq, delta) = query_chunk, key_chunk, query_state
+        dq_part, *changes = _gradients(q, k, v, dy, delta, lse, score_scale, mask, q_t, dy_t)
         return (dq + dq_part, delta), tuple(x + change for x, change in zip(key_state, changes, strict=True))
 
     queries, keys = chunks.split(scaled_q, dy, y), chunks.split(k, v)

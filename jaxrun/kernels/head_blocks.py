@@ -58,7 +58,7 @@ def _total_forward(head, weights, x_BTD, targets_BT, weights_BT):
 
     def block_grads(x, targets, *loss_weights):
         def loss(weights, x):
-            losses = layers.token_losses(head.training_raw_logits(weights, x), targets, head.softcap)
+            losses: Any = layers.token_losses(head.training_raw_logits(weights, x), targets, head.softcap)
             return jnp.sum(losses * loss_weights[0] if loss_weights else losses)
 
         return jax.value_and_grad(loss, (0, 1))(weights, x)

@@ -133,7 +133,7 @@ def _value_embeddings_swapped(original):
 def _rounded_up(original):
     """With w + 1 blocks for w, the integer part of a half is what rounding up makes of w / 2."""
 
-    def call(self, x, value, segments, window):
+    def call(self, x, value, segments, window: Any):
         more = self.window_divisor - 1
         window = window._replace(blocks=window.blocks + more) if isinstance(window, tuple) else window + more
         return original(self, x, value, segments, window)
