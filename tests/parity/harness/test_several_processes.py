@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_processes import free_port
 
 from parity import weights as canonical
 from parity.harness.runlog import read
@@ -50,8 +51,6 @@ class Several:
         devices: int = 1,
         torchrun: bool = False,
     ):
-        from test_processes import free_port
-
         env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         if torchrun:
             return [
@@ -101,8 +100,7 @@ class Several:
 
 
 @pytest.fixture
-def several(commands, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def several(commands, tmp_path):
     return Several(commands, tmp_path)
 
 
@@ -201,8 +199,6 @@ def test_what_four_saved_any_number_goes_on_with(backend, count, several, saved,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_with_another_recipe_is_found_before_the_first_step(backend, several):
-    from test_processes import free_port
-
     port, small = free_port(), several.commands.small(backend, several.folder, "other", "--device", "cpu")
     options = ["--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process"]
     processes = [
