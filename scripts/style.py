@@ -4,8 +4,7 @@
     python scripts/style.py --record    # lower the recorded numbers to today's
 
 `tests/findings.json` holds the numbers by path. A finding counts for the longest path that its file is below; a file
-below
-none of them must have no findings. pyproject.toml configures `ruff` and `pyright`.
+below none of them must have no findings. pyproject.toml configures `ruff` and `pyright`.
 """
 
 import argparse
