@@ -67,9 +67,9 @@ def simulated() -> None:
 
 def _one_attempt(rng: np.random.Generator, n: int, shift: float) -> tuple[bool, bool]:
     """Whether an attempt that is better by `shift` is called better, and whether the loss' interval covers that."""
-    old = fake("old", around(SHAPE, rng, n, SD), step_s=rng.normal(0.5, 0.01, n))
+    old = fake("old", around(SHAPE, rng, n, SD), step_s=rng.normal(0.5, 0.01, n).tolist())
     curves = around([loss - shift for loss in SHAPE], rng, n, SD)
-    new = fake("new", curves, step_s=rng.normal(0.5, 0.01, n), began_s=1.8e9 + 200)
+    new = fake("new", curves, step_s=rng.normal(0.5, 0.01, n).tolist(), began_s=1.8e9 + 200)
     comparison = delta(new, [old])
     loss = next(change for change in comparison.losses if change.axis == "steps")
     assert loss.low is not None and loss.high is not None
@@ -100,13 +100,13 @@ def _large_entry(i: int, rng: np.random.Generator) -> tuple[str, str]:
     means = 4.5 + 3.8 * np.exp(-np.array(steps) / rng.uniform(40, 90)) + rng.uniform(0, 0.3)
     entry = fake(
         f"attempt {i}",
-        around(means, rng, 5),
+        around(means.tolist(), rng, 5),
         steps=steps,
         began_s=1.8e9 + 9000 * i,
         techniques=(f"technique {i % 20}",),
         kind=("person", "model", "agent")[i % 3],
         backend=("jaxrun", "torchref")[i % 2],
-        step_s=rng.normal(0.5, 0.05, 5),
+        step_s=rng.normal(0.5, 0.05, 5).tolist(),
     )
     evidence = "what was found of it, in some sixty characters or a few more"
     for run in entry.data["runs"]:
