@@ -7,7 +7,7 @@ from parity.compare.case import Case
 from parity.compare.diagnosis import matches, named_faults
 from parity.compare.faults.plant import Fault
 from parity.compare.levels import LEVELS
-from parity.compare.observation import Result, ratio
+from parity.compare.observation import ratio
 from parity.compare.runner import Comparison
 from parity.compare.side import Memo, Side
 
@@ -63,24 +63,18 @@ def plant(fault: Fault, backend: str, case: Case, clean: dict[str, Side], memo: 
     levels = [level for level in LEVELS.values() if level.by_default or fault.level == level.name]
     sides = Side(backend, fault), clean[OTHER[backend]]
     results = Comparison(*sides, case, levels, memo=memo, writers=list(clean.values())).run()
-    return _caught(fault, backend, case.recipe.name, results)
-
-
-def _caught(fault: Fault, backend: str, recipe: str, results: list[Result]) -> Caught:
     finding = next((result.finding for result in results if result.finding), None)
+    planted = fault.name, backend, case.recipe.name, fault.level
     if finding is None:
-        return Caught(fault.name, backend, recipe, fault.level, None)
-    named = named_faults(finding)
+        return Caught(*planted, None)
+    margin, named = ratio(finding.measured, finding.allowed), named_faults(finding)
     return Caught(
-        fault.name,
-        backend,
-        recipe,
-        fault.level,
+        *planted,
         finding.level,
         finding.line,
         finding.location,
-        ratio(finding.measured, finding.allowed),
-        matches(fault, finding),
-        fault.name in named,
-        tuple(name for name in named if name != fault.name),
+        margin,
+        at_location=matches(fault, finding),
+        named=fault.name in named,
+        others=tuple(name for name in named if name != fault.name),
     )
