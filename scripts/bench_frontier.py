@@ -19,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity" / "frontier")]
 
-from fakes import SHAPE, around, fake, sha  # noqa: E402
+from fakes import SHAPE, around, fake, sha  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from parity.frontier.delta import delta  # noqa: E402
 from parity.frontier.entry import text  # noqa: E402
