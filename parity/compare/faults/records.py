@@ -135,7 +135,7 @@ def _rounded_up(original):
 
     def call(self, x, value, segments, window: Any):
         more = self.window_divisor - 1
-        window = window._replace(blocks=window.blocks + more) if isinstance(window, tuple) else window + more
+        window = window._replace(blocks=window.blocks + more) if hasattr(window, "_replace") else window + more
         return original(self, x, value, segments, window)
 
     return call
