@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrun.kernels.cross_entropy import cross_entropy
-from jaxrun.kernels.matmul import add_bias, matmul_transposed, scale_by
+from jaxrun.kernels.matmul import add_bias, matmul_transposed, scale_by_scalar
 from jaxrun.kernels.platform import MASKED
 from parity.recipes import Dtypes
 
@@ -114,6 +114,11 @@ def matmul_t(x, weight, dtype: str, bias=None):
     """x W^T, plus the bias if there is one, all cast to `dtype`; sums are kept in float32 or wider."""
     y = matmul_transposed(x.astype(dtype), weight.astype(dtype))
     return y if bias is None else add_bias(y, bias.astype(dtype))
+
+
+def scale_by(x, factor):
+    """factor x, with one learned number of the type of x, whose gradient is summed in float32 or wider."""
+    return scale_by_scalar(x, factor)
 
 
 @partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the gradient

@@ -184,10 +184,10 @@ def newton_schulz(
     x = x.mT if tall else x
     x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=wider(x))) + 1e-7).astype(dtype)
     for _ in range(steps):
-        A = matmul(x, x.mT)
+        A = _matmul(x, x.mT)
         if observe:
             observe(A)
-        x = a * x + matmul(b * A + c * matmul(A, A), x)
+        x = a * x + _matmul(b * A + c * _matmul(A, A), x)
     return x.mT if tall else x
 
 
@@ -285,7 +285,7 @@ def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
     }
 
 
-def matmul(a, b):
+def _matmul(a, b):
     """Batched matrix product; float32 is never rounded to less."""
     return jnp.matmul(a, b, precision="highest", preferred_element_type=a.dtype)
 

@@ -57,7 +57,7 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _add_bias_backward)
 
 
 @jax.custom_vjp
-def scale_by(x, factor):
+def scale_by_scalar(x, factor):
     """factor x, with one learned number of the type of x, whose gradient is summed in float32 or wider."""
     return factor * x
 
@@ -68,7 +68,7 @@ def _scale_by_backward(residuals, dy):
     return factor * dy, total.astype(factor.dtype)
 
 
-scale_by.defvjp(lambda x, factor: (scale_by(x, factor), (x, factor)), _scale_by_backward)
+scale_by_scalar.defvjp(lambda x, factor: (scale_by_scalar(x, factor), (x, factor)), _scale_by_backward)
 
 
 def _inner(a, b, dtype):

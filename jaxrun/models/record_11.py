@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrun.attention import causal_attention, rotary
-from jaxrun.kernels.matmul import scale_by
 from jaxrun.kernels.remat import maybe_remat
 from jaxrun.layers import (
     Embedding,
@@ -17,6 +16,7 @@ from jaxrun.layers import (
     empty,
     merge_heads,
     rms_norm,
+    scale_by,
     split_heads,
 )
 from parity.recipes import Record11

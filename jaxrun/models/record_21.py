@@ -7,7 +7,6 @@ from flax import nnx
 
 from jaxrun.attention import rotary, segment_ids, window_attention
 from jaxrun.kernels.fp8 import fp8_matmul
-from jaxrun.kernels.matmul import scale_by
 from jaxrun.kernels.remat import maybe_remat
 from jaxrun.layers import (
     Embedding,
@@ -19,6 +18,7 @@ from jaxrun.layers import (
     empty,
     merge_heads,
     rms_norm,
+    scale_by,
     split_heads,
 )
 from parity.recipes import Record21

@@ -18,35 +18,25 @@ RENAMED = {  # JAX's name -> PyTorch's
     "__call__": "forward",  # each framework's name of what a module computes
     "JaxProgram": "TorchProgram",  # user programs derive from them side by side
     "pick_devices": "pick_device",  # a torch process has one device
+    "by_group": "ByGroup",  # an optax transform is a pair of functions, a torch optimizer an object
 }
 ONLY_IN_ONE = {
     *("make_mesh", "param_spec", "param_shardings", "shard_map_rows"),  # in JAX one program covers a mesh of devices
     *("rank", "world_size", "gather_rows"),  # in PyTorch each device has its own process
     *("memory", "lowered", "keep_compiled"),  # XLA's compiled programs can be measured, inspected and stored
     *("State.weights", "State.tree"),  # torch's state is an object, JAX's a dict
+    "apply",  # JAX runs a model's definition on weights that are passed in
+    "torch_dtype",  # torch's types are objects, JAX takes their names
+    *("AdamState", "MomentumState", "scale_by_adam", "Muon"),  # torch's optimizers own their state; AdamW is torch's
+    "Window",  # torch compiles for bounds of the window, which JAX traces
 }
+NAMES_ONLY = {
+    "optim.py"
+}  # optax's transforms are made from numbers, torch's functions change lists of tensors in place
 PARAMETERS_OF_ONE = {
     *("mesh", "device"),  # where to compute: a mesh of devices in JAX, the process's device in PyTorch
     *("shards", "remat", "compile"),  # options that one framework has
 }
-# Differences that are still to be removed, by file.
-PENDING = {
-    "attention.py": {"Window"},
-    "layers.py": {"scale_by", "torch_dtype"},
-    "model.py": {"apply"},
-}
-# An optax transform is a pair of functions without a state, a torch optimizer an object that owns its weights
-# and state, out of functions that change lists of tensors in place; its AdamW is fused.
-OPTIMIZERS = {
-    *("adamw", "muon", "Muon", "AdamState", "scale_by_adam", "MomentumState", "step", "matmul"),
-    *("momentum", "orthogonalize", "scale_by_aspect", "add_decayed_weights", "scale_by_learning_rate"),
-    *("clip_by_global_norm", "by_group", "ByGroup", "update", "state_dict", "load_state_dict", "make_optimizer"),
-}
-
-
-def exempt(file: str) -> set[str]:
-    """Names that are not compared in a file."""
-    return OPTIMIZERS if file == "optim.py" else PENDING.get(file, set())
 
 
 def signatures(path: Path) -> list[str]:
@@ -54,17 +44,20 @@ def signatures(path: Path) -> list[str]:
     lines = []
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
-            lines.append(signature(node, path.name))
+            lines.append(signature(node))
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
-            lines += [node.name, *(signature(method, path.name, f"{node.name}.") for method in methods)]
-    return [line for line in lines if line and line not in exempt(path.name)]
+            lines += [node.name, *(signature(method, f"{node.name}.") for method in methods)]
+    if path.name in NAMES_ONLY:
+        names = [line.partition("(")[0] for line in lines if line]
+        lines = [RENAMED.get(name, name) for name in names if "." not in name]
+    return [line for line in lines if line and line not in ONLY_IN_ONE]
 
 
-def signature(function: ast.FunctionDef, file: str, owner: str = "") -> str | None:
+def signature(function: ast.FunctionDef, owner: str = "") -> str | None:
     """ "owner.name(parameters)" with what may differ left out or renamed; None for a function that is not compared."""
     name = RENAMED.get(function.name, function.name)
-    if name.startswith("_") or {name, owner + name} & (ONLY_IN_ONE | exempt(file)):
+    if name.startswith("_") or {name, owner + name} & ONLY_IN_ONE:
         return None
     arguments = function.args
     parameters = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
