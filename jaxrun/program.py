@@ -227,7 +227,10 @@ class JaxProgram:
         return {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}, updates
 
     def _loss_and_grads(self, weights, step, inputs_BT, targets_BT, prefix=None):
-        """The recipe's loss, or the sum of losses at the first `prefix` positions of every row, and its gradients."""
+        """The recipe's loss, or the sum of losses at the first `prefix` positions of every row, and its gradients.
+
+        The loss is `layers.token_losses`, -log softmax(logits)[target], summed over the tokens in blocks.
+        """
         mean = prefix is None and self.recipe.loss_reduction == "mean"
         scale = 1 / inputs_BT.size if mean else 1.0
         window, rows = self.window(step), [inputs_BT, targets_BT]

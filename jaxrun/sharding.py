@@ -104,7 +104,10 @@ def make_mesh(devices: list, shards: int | None = None) -> Mesh:
 
 
 def param_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """The spec of a tensor of the state: a matrix over `weights` along its rows or else its columns."""
+    """How a tensor of the state, a weight or its optimizer state, is sharded.
+
+    A matrix over the mesh axis `weights` along its rows, or else its columns; everything else is replicated.
+    """
     shards = mesh.shape["weights"]
     if len(shape) < 2 or shards == 1:
         return REPLICATED

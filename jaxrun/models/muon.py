@@ -79,7 +79,7 @@ class Model(nnx.Module):
         return self.head(x_BTD)
 
     def softcap(self, raw_logits_BTV):
-        """c z / sqrt(z^2 + c^2), c = 15."""
+        """c z / sqrt(z^2 + c^2): the recipe has c = 15."""
         return rational_softcap(raw_logits_BTV.astype(self.accum), self.logit_bound)
 
     def logits(self, x_BTD):

@@ -73,7 +73,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x = l0 x + l1 x0; x = x + attn(norm1(x)); x = x + mlp(norm2(x)). Returns x and the attention's v."""
+    """x = l0 x + l1 x0, two learned scalars; x = x + attn(norm1(x)); x = x + mlp(norm2(x)).
+
+    The norms are RMS norms without a gain. Returns x and the attention's v.
+    """
 
     def __init__(self, recipe: Record11):
         self.lambdas = InputResidual(recipe.dtypes)
@@ -108,7 +111,7 @@ class Model(nnx.Module):
         half, outputs = len(self.blocks) // 2, []
         for i, block in enumerate(self.blocks):
             if i >= half:
-                x_BTD = self.skips(x_BTD, outputs, i - half)
+                x_BTD = self.skips(x_BTD, outputs, i - half)  # x + w_j outputs[-1 - j], j = i - half
             x_BTD, v_BTHK = maybe_remat(block)(x_BTD, x0_BTD, first_v_BTHK)
             first_v_BTHK = v_BTHK if i == 0 else first_v_BTHK
             if i < half:
@@ -119,7 +122,7 @@ class Model(nnx.Module):
         return self.head(x_BTD)
 
     def softcap(self, raw_logits_BTV):
-        """c tanh(z / c), c = 30, rounded to bfloat16 at that precision."""
+        """c tanh(z / c), rounded to bfloat16 at that precision: the recipe has c = 30."""
         logits_BTV = self.logit_bound * jnp.tanh(raw_logits_BTV.astype(self.dtypes.accum) / self.logit_bound)
         return logits_BTV.astype(self.dtypes.softcap).astype(self.dtypes.accum)
 

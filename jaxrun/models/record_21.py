@@ -39,7 +39,11 @@ class ValueMix(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention within documents and a window; q and k are RMS-normed per head, then half of them rotated."""
+    """Causal self-attention within a token's document, its own block of positions and the window's blocks before it.
+
+    q and k are RMS-normed per head, then rotated (rotary, half of the channels). The window is the long one in some
+    blocks of the model, half of it, rounded down, in the others; a window of 0 counts as 1.
+    """
 
     def __init__(self, recipe: Record21, layer: int):
         D, dtypes = recipe.dim, recipe.dtypes
@@ -49,7 +53,10 @@ class Attention(nnx.Module):
         self.head_dim, self.softmax_scale, self.rotary_base = recipe.head_dim, recipe.softmax_scale, recipe.rotary_base
         self.eps, self.accum = recipe.norm_eps, dtypes.accum
         self.window_divisor = 1 if layer in recipe.long_window_layers else 2
-        self.block, self.max_window = recipe.block, recipe.attention_window(recipe.steps) // self.window_divisor
+        self.block = recipe.block
+        self.max_window = (
+            recipe.attention_window(recipe.steps) // self.window_divisor
+        )  # a static bound: the last step's
 
     def __call__(self, x_BTD, value_BTD, segments_BT, window):
         q_BTD, k_BTD, v_BTD = jnp.split(self.qkv(x_BTD), 3, axis=-1)
@@ -77,7 +84,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x = l0 x + l1 x0; x = x + attn(norm1(x)), in all blocks but one; x = x + mlp(norm2(x))."""
+    """x = l0 x + l1 x0, two learned scalars; x = x + attn(norm1(x)), in all blocks but one; x = x + mlp(norm2(x)).
+
+    The norms are RMS norms without a gain.
+    """
 
     def __init__(self, recipe: Record21, layer: int):
         self.lambdas = InputResidual(recipe.dtypes)
@@ -95,7 +105,12 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    """Maps (B, T) tokens and the long window, an int32 in blocks, to (B, T, D); `logits` maps these to (B, T, V)."""
+    """Maps (B, T) tokens and the long window to (B, T, D); `logits` maps these to (B, T, V).
+
+    The window is an int32 in blocks of positions, which the program looks up by the step (`recipe.attention_window`),
+    in
+    training as in evaluation. V is the vocabulary padded to whole tiles; embeddings have only the tokenizer's rows.
+    """
 
     def __init__(self, recipe: Record21):
         D, rows, dtypes = recipe.dim, recipe.tokenizer_size, recipe.dtypes
@@ -113,11 +128,11 @@ class Model(nnx.Module):
     def __call__(self, tokens_BT, window):
         x_BTD = x0_BTD = self.norm_in(self.embed(tokens_BT))
         values = [embed(tokens_BT) for embed in self.value_embeds]
-        segments_BT = segment_ids(tokens_BT, self.end_of_text)
+        segments_BT = segment_ids(tokens_BT, self.end_of_text)  # a document starts with the end-of-text token
         half, outputs = len(self.blocks) // 2, []
         for i, block in enumerate(self.blocks):
             if i >= half:
-                x_BTD = self.skips(x_BTD, outputs, i - half)
+                x_BTD = self.skips(x_BTD, outputs, i - half)  # x + w_j outputs[-1 - j], j = i - half
             value_BTD = values[self.value_embedding_of[i]] if i in self.value_embedding_of else None
             x_BTD = maybe_remat(block)(x_BTD, x0_BTD, value_BTD, segments_BT, window)
             if i < half:
@@ -128,15 +143,18 @@ class Model(nnx.Module):
         return self.head(x_BTD)
 
     def training_raw_logits(self, x_BTD, grad_scale: float):
-        """In training at bfloat16, of x and W rounded to 8 bits; the gradient times `grad_scale` is that of a row's
-        mean loss."""
+        """The raw logits in training: at bfloat16 the product of x and W rounded to 8 bits.
+
+        The gradient of these logits is rounded to 8 bits too, after it has been multiplied by `grad_scale`, which turns
+        it into the gradient of a row's mean loss, and by the last of the recipe's `fp8_scales`.
+        """
         if not self.fp8:
             return self.raw_logits(x_BTD)
         x_BTD = x_BTD.astype(self.dtypes.matmul)
         return fp8_matmul(x_BTD, self.head.weight[...], self.fp8_scales, grad_scale)
 
     def softcap(self, raw_logits_BTV):
-        """c sigmoid(z / s), c = 30, s = 7.5."""
+        """c sigmoid(z / s): the recipe has c = 30 and s = 7.5."""
         return self.logit_bound * jax.nn.sigmoid(raw_logits_BTV.astype(self.dtypes.accum) / self.logit_slope)
 
     def logits(self, x_BTD):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from parity.recipes import schedules
 from parity.recipes.base import Dtypes, Parameter, ParameterTable
 from parity.recipes.speedrun import SpeedrunRecipe, spread_scale
 
@@ -71,6 +72,11 @@ class Muon(SpeedrunRecipe):
 
     def group_weight_decay(self, group: str) -> float:
         return self.muon_decay if group == "matrix" else self.adam_decay
+
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Each group's peak, falling in a line to 0 over the last `cooldown` of the run."""
+        fraction = schedules.stable_then_decay(step, self.steps, self.cooldown)
+        return {group: getattr(self, field) * fraction for group, field in self.peak_rates.items()}
 
 
 def _gain(name: str, dim: int) -> ParameterTable:

@@ -72,6 +72,11 @@ class Record11(SpeedrunRecipe):
     def momentum_at(self, step: int) -> float:
         return schedules.linear_warmup(step, self.momentum_steps, self.momentum_start, self.momentum)
 
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Each group's peak, falling in a line to 0 over the last `cooldown` of the run."""
+        fraction = schedules.stable_then_decay(step, self.steps, self.cooldown)
+        return {group: getattr(self, field) * fraction for group, field in self.peak_rates.items()}
+
 
 def learned_scalars(name: str, *values: float) -> ParameterTable:
     """A few learned scalars as one weight, with their first values."""

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parity.recipes import schedules
 from parity.recipes.base import RMS_EPS, Recipe
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # the public speedrun's Newton-Schulz coefficients
@@ -64,11 +63,6 @@ class SpeedrunRecipe(Recipe):
     def momentum_at(self, step: int) -> float:
         """Muon's momentum at a step."""
         return self.momentum
-
-    def learning_rates(self, step: int) -> dict[str, float]:
-        """Each group's peak, falling in a line to 0 over the last `cooldown` of the run."""
-        fraction = schedules.stable_then_decay(step, self.steps, self.cooldown)
-        return {group: getattr(self, field) * fraction for group, field in self.peak_rates.items()}
 
 
 def spread_scale(head_dim: int) -> float:

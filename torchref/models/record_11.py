@@ -76,7 +76,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x = l0 x + l1 x0; x = x + attn(norm1(x)); x = x + mlp(norm2(x)). Returns x and the attention's v."""
+    """x = l0 x + l1 x0, two learned scalars; x = x + attn(norm1(x)); x = x + mlp(norm2(x)).
+
+    The norms are RMS norms without a gain. Returns x and the attention's v.
+    """
 
     def __init__(self, recipe: Record11):
         super().__init__()
@@ -113,7 +116,7 @@ class Model(nn.Module):
         half, outputs = len(self.blocks) // 2, []
         for i, block in enumerate(self.blocks):
             if i >= half:
-                x_BTD = self.skips(x_BTD, outputs, i - half)
+                x_BTD = self.skips(x_BTD, outputs, i - half)  # x + w_j outputs[-1 - j], j = i - half
             x_BTD, v_BTHK = block(x_BTD, x0_BTD, first_v_BTHK)
             first_v_BTHK = v_BTHK if i == 0 else first_v_BTHK
             if i < half:
@@ -124,7 +127,7 @@ class Model(nn.Module):
         return self.head(x_BTD)
 
     def softcap(self, raw_logits_BTV):
-        """c tanh(z / c), c = 30, rounded to bfloat16 at that precision."""
+        """c tanh(z / c), rounded to bfloat16 at that precision: the recipe has c = 30."""
         logits_BTV = self.logit_bound * torch.tanh(raw_logits_BTV.to(torch_dtype(self.dtypes.accum)) / self.logit_bound)
         return logits_BTV.to(torch_dtype(self.dtypes.softcap)).to(torch_dtype(self.dtypes.accum))
 
