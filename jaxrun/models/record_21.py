@@ -108,8 +108,8 @@ class Model(nnx.Module):
     """Maps (B, T) tokens and the long window to (B, T, D); `logits` maps these to (B, T, V).
 
     The window is an int32 in blocks of positions, which the program looks up by the step (`recipe.attention_window`),
-    in
-    training as in evaluation. V is the vocabulary padded to whole tiles; embeddings have only the tokenizer's rows.
+    in training as in evaluation. V is the vocabulary padded to whole tiles; embeddings have only the tokenizer's
+    rows.
     """
 
     def __init__(self, recipe: Record21):

@@ -109,8 +109,7 @@ class Model(nn.Module):
     """Maps (B, T) tokens and the long window to (B, T, D); `logits` maps these to (B, T, V).
 
     The window is in blocks of positions; the program looks it up by the step (`recipe.attention_window`), in training
-    as
-    in evaluation. V is the vocabulary padded to whole tiles; embeddings have only the tokenizer's rows.
+    as in evaluation. V is the vocabulary padded to whole tiles; embeddings have only the tokenizer's rows.
     """
 
     def __init__(self, recipe: Record21):
