@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from parity.cli import dispatch
+from parity.cli import dispatch, python_command
 from parity.errors import InputError, Interrupted, RunFailed, run_command
 
 COMMAND = "python -m parity.attempt"
@@ -21,7 +21,7 @@ Folders = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metava
 
 @dataclass(frozen=True)
 class New:
-    """Makes a folder with a program that is a recipe so far, a declaration of what is claimed, and a test."""
+    """Makes a folder with a program (so far a copy of a recipe's), a declaration of the claim, and a test."""
 
     dir: Folder
     """The folder to make: a new or an empty one."""
@@ -43,18 +43,18 @@ class New:
 
 @dataclass(frozen=True)
 class Run:
-    """Declares the seeds of an attempt, then makes its final runs one after another; goes on where it was stopped."""
+    """Declares the seeds of an attempt, then does its final runs one by one; continues where it was stopped."""
 
     dir: Folders
-    """The attempt's folder; several take turns, run by run, so that their seconds can be compared in pairs."""
+    """The attempt's folder; several are interleaved, run by run, so that their seconds can be compared in pairs."""
     tune: bool = False
-    """Make one tuning run instead: its cost counts, and it is no evidence."""
+    """Do one tuning run instead: its cost counts, and it is no evidence."""
     seed: int | None = None
     """The tuning run's seed, 0 by default; those of final runs follow from the files."""
     again: bool = False
     """The program or the declaration has changed: declare new seeds. All earlier runs stay counted."""
     data_dir: Path | None = None
-    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    """The folder of slices; by default $JAXRUN_DATA or the user's cache."""
     json: bool = False
     """Print every event of the record as a line of JSON, and the overview last; the trainer's output goes to files."""
 
@@ -66,20 +66,20 @@ class Judge:
     dir: Folder
     """The attempt's folder."""
     depth: Literal["log", "data", "probe", "recompute", "replay", "cross"] = "replay"
-    """How deep to look, from the cheapest on; each includes those before it."""
+    """How deep to check, the cheapest first; each includes those before it."""
     baseline: Path | None = None
     """Folder of an attempt to compare with."""
     trust_code: bool = False
-    """Run the attempt's own code without keeping it apart."""
+    """Run the attempt's code without a sandbox."""
     data_dir: Path | None = None
-    """Folder that slices are kept in; by default $JAXRUN_DATA or the user's cache."""
+    """The folder of slices; by default $JAXRUN_DATA or the user's cache."""
     json: bool = False
     """Print the verdict as JSON."""
 
 
 @dataclass(frozen=True)
 class Show:
-    """Lists every run that was ever started for an attempt, and what all of it cost."""
+    """Lists every run that was ever started for an attempt, and the cost of all."""
 
     dir: Folder
     """The attempt's folder."""
@@ -97,7 +97,7 @@ def _new(options: New) -> int:
 
     if not 1 <= options.runs <= 1000:
         raise InputError(f"--runs: expected 1 to 1000, found {options.runs}: choose another")
-    made = new(
+    declaration = new(
         options.dir,
         recipe=options.recipe,
         backend=options.backend,
@@ -106,46 +106,39 @@ def _new(options: New) -> int:
         kind=options.kind,
         runs=options.runs,
     )
-    commands = _next(options.dir)
+    file, commands = declaration.file, _next_commands(options.dir)
     if options.json:
-        declared = dataclasses.asdict(made)
-        print(json.dumps({"attempt": str(options.dir), "file": made.file, "declaration": declared, "next": commands}))
+        declared = dataclasses.asdict(declaration)
+        print(json.dumps({"attempt": str(options.dir), "file": file, "declaration": declared, "next": commands}))
         return 0
     print(
-        f"{options.dir} has {made.file}, {made.recipe} in {made.backend} so far; declaration.json, what is claimed "
-        "for it; and a test.\nEdit the first two, then:"
+        f"{options.dir} has {file}, so far {declaration.recipe} in {declaration.backend}; declaration.json, the claim; "
+        "and a test.\nEdit the first two, then:"
     )
-    for command, what in zip(
-        commands,
-        (
-            "that it builds and steps",
-            "one tuning run, which counts towards the budget",
-            f"declares {made.runs} seeds and makes the runs",
-            "what was run, and its cost",
-            "whether it holds",
-        ),
-    ):
-        print(f"  {command:<60}  # {what}")
+    purposes = (
+        "that it builds and steps",
+        "one tuning run, which counts towards the budget",
+        f"declares {declaration.runs} seeds and does the runs",
+        "all runs, and their cost",
+        "whether it holds",
+    )
+    for command, purpose in zip(commands, purposes, strict=True):
+        print(f"  {command:<60}  # {purpose}")
     return 0
 
 
-def _next(folder: Path) -> list[str]:
-    from parity.cli import python_command
-
-    own = f"{python_command()} -m parity.attempt"
-    named = shlex.quote(str(folder))
+def _next_commands(folder: Path) -> list[str]:
+    command, name = f"{python_command()} -m parity.attempt", shlex.quote(str(folder))
     return [
-        f"{python_command()} -m pytest -q {named}",
-        f"{own} run {named} --tune",
-        f"{own} run {named}",
-        f"{own} show {named}",
-        f"{own} judge {named}",
+        f"{python_command()} -m pytest -q {name}",
+        f"{command} run {name} --tune",
+        *(f"{command} {verb} {name}" for verb in ("run", "show", "judge")),
     ]
 
 
 def _run(options: Run) -> int:
     from parity.attempt.runner import run
-    from parity.attempt.summary import overview, table
+    from parity.attempt.summary import overview, text
 
     if options.seed is not None and not options.tune:
         raise InputError(
@@ -158,29 +151,25 @@ def _run(options: Run) -> int:
 
     if not options.dir:
         raise InputError(f"expected the folder of an attempt, found none: {COMMAND} run DIR")
-    chosen = {"tune": options.tune, "seed": options.seed or 0, "again": options.again, "data_dir": options.data_dir}
+    choices = {"tune": options.tune, "seed": options.seed or 0, "again": options.again, "data_dir": options.data_dir}
     if not options.json:
-        run(options.dir, **chosen)
+        run(options.dir, **choices)
         for folder in options.dir:
-            print(f"\n{table(folder, overview(folder))}\nnext: {_next(folder)[2 if options.tune else 4]}")
+            print(f"\n{text(folder, overview(folder))}\nnext: {_next_commands(folder)[2 if options.tune else 4]}")
         return 0
+    failure: RunFailed | Interrupted | None = None
     try:
-        run(options.dir, **chosen, say=_silent, told=_line)
-    except (RunFailed, Interrupted):
-        _overviews(options.dir)
-        raise
-    _overviews(options.dir)
+        run(options.dir, **choices, say=lambda text: None, on_event=_print_line)
+    except (RunFailed, Interrupted) as error:
+        failure = error
+    for folder in options.dir:
+        _print_line({"event": "overview", **overview(folder)})
+    if failure:
+        raise failure
     return 0
 
 
-def _overviews(folders: Sequence[Path]) -> None:
-    from parity.attempt.summary import overview
-
-    for folder in folders:
-        _line({"event": "overview", **overview(folder)})
-
-
-def _line(event: dict[str, Any]) -> None:
+def _print_line(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
@@ -199,21 +188,17 @@ def _judge(options: Judge) -> int:
     if options.json:
         print(json.dumps(verdict.to_json(), default=str))
     else:
-        print("\n\n".join(part.table() for part in (*verdict.runs, verdict)))
+        print("\n\n".join(each.table() for each in (*verdict.runs, verdict)))
     verdict.write(options.dir / "verdict.json")
     return verdict.exit_code
 
 
 def _show(options: Show) -> int:
-    from parity.attempt.summary import overview, table
+    from parity.attempt.summary import overview, text
 
-    found = overview(options.dir)
-    print(json.dumps(found) if options.json else table(options.dir, found))
+    values = overview(options.dir)
+    print(json.dumps(values) if options.json else text(options.dir, values))
     return 0
-
-
-def _silent(text: str) -> None:
-    """Says nothing."""
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {

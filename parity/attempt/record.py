@@ -1,35 +1,38 @@
-"""What an attempt declares and what became of it: declaration.json, and the chained file attempt.jsonl.
+"""What an attempt declares and what was run for it: declaration.json, and the chained file attempt.jsonl.
 
-Every line of attempt.jsonl carries the sha256 of the line before. Seeds are declared there before the first final run
-starts, and follow from the digests of program and declaration, so that nobody chooses them. The chain has no key: it
-shows accidents and edits, and proves nothing against someone who writes a new one.
+Seeds are declared in attempt.jsonl before the first final run starts, and follow from the digests of program and
+declaration, so that nobody chooses them. Like every chained log, it shows accidents and edits, and proves nothing
+against someone who writes a new one.
 """
 
 import hashlib
-import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from parity.errors import InputError, nearest
-from parity.formats import schemas
-from parity.formats.files import sync
-from parity.formats.strict_json import decode, fault
+from parity.formats import chain_log, schemas
+from parity.formats.chain_log import TORN_LINE_DROPPED, Chain, Format
+from parity.formats.files import sha256_file, sync
 from parity.track import default_recipe, track_for
 
-SCHEMA = "attempt.v1"
 DECLARATION_SCHEMA = "declaration.v1"
 DECLARATION, RECORD = "declaration.json", "attempt.jsonl"
-FIRST_PREV = "0" * 64
 LIMIT_BYTES = 1_000_000  # of a declaration, and of a line
-LIMIT_LINES = 100_000
-SETTLED = (0, 1)  # exit codes of a trainer that are a result; with any other a run is not over
+FORMAT = Format(
+    schema="attempt.v1",
+    title="the record of an attempt",
+    missing="make it with python -m parity.attempt run",
+    changed="the record was changed, so the attempt must be made again",
+    resume="python -m parity.attempt run {folder}",
+    max_line_bytes=LIMIT_BYTES,
+    max_lines=100_000,
+)
+RESULTS = (0, 1)  # exit codes of a trainer with a result; after any other the run is not over
 RESERVED = ("track", "recipe", "seed", "program", "optimizer", "runs", "name", "resume", "data-dir", "help", "h")
 
 _WHOLE = {"type": "integer", "minimum": 0, "maximum": 10**12}
@@ -40,53 +43,40 @@ _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _SEED = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _CODE = {"type": "integer", "minimum": 0, "maximum": 255}
 _RUN = {"type": "string", "maxLength": 200, "pattern": "^runs/[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$"}
-_COMMAND = {"type": "array", "items": {"type": "string"}}
-_RUNS = {"type": "integer", "minimum": 1, "maximum": 1000}
-_SEEDS = {"type": "array", "items": _SEED, "minItems": 1, "maxItems": 1000}
+_UTC = {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z$"}
+_DIGESTS = {"program_sha256": _DIGEST, "declaration_sha256": _DIGEST}
+_COST = {"seconds": _SECONDS, "steps_made": _WHOLE}
 
 KINDS: dict[str, dict[str, Any]] = {
     "declared": {
-        "program_sha256": _DIGEST,
-        "declaration_sha256": _DIGEST,
-        "seeds": _SEEDS,
-        "runs": _RUNS,
-        "command": _COMMAND,
+        **_DIGESTS,
+        "seeds": {"type": "array", "items": _SEED, "minItems": 1, "maxItems": 1000},
+        "runs": {"type": "integer", "minimum": 1, "maximum": 1000},
+        "command": {"type": "array", "items": {"type": "string"}},
         "declaration": {"type": "object"},
     },
-    "started": {
-        "run": _RUN,
-        "seed": _SEED,
-        "purpose": {"enum": ["tune", "final"]},
-        "program_sha256": _DIGEST,
-        "declaration_sha256": _DIGEST,
-    },
+    "started": {"run": _RUN, "seed": _SEED, "purpose": {"enum": ["tune", "final"]}, **_DIGESTS},
     "resumed": {"run": _RUN, "fresh": {"type": "boolean"}},
     "ended": {
         "run": _RUN,
         "exit_code": _CODE,
-        "seconds": _SECONDS,
-        "steps_made": _WHOLE,
+        **_COST,
         "steps": _WHOLE | {"type": ["integer", "null"]},
         "val_loss": _LOSS,
         "flops": _FLOPS,
     },
-    "interrupted": {
-        "run": _RUN,
-        "exit_code": _CODE | {"type": ["integer", "null"]},
-        "seconds": _SECONDS,
-        "steps_made": _WHOLE,
-    },
+    "interrupted": {"run": _RUN, "exit_code": _CODE | {"type": ["integer", "null"]}, **_COST},
     "stopped": {"reason": {"type": "string", "maxLength": 1000}},
-    "torn_line_dropped": {"bytes": _WHOLE, "sha256": _DIGEST},
+    TORN_LINE_DROPPED: {"bytes": _WHOLE, "sha256": _DIGEST},
 }
-"""Kinds of events and their fields. `resumed` is fresh where nothing was there to go on from; `ended` has the totals of
-the run's finish (null where it did not come to that), and `steps_made` counts steps that were made twice twice."""
+"""Kinds of events and their fields. `resumed` is fresh where nothing was left to continue; `ended` has the totals of
+the run's finish (null without one), and `steps_made` counts repeated steps twice."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The mean val loss over the final runs is below `val_loss_below` after `at_step` steps (None: the last), reached
-    within so many `seconds` of training. What is None is not claimed."""
+    """The claimed bounds (None: no claim): the final runs' mean val loss after `at_step` steps (None: the last), and
+    the seconds of training until then."""
 
     val_loss_below: float | None
     at_step: int | None
@@ -104,8 +94,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Declaration:
-    """declaration.json: who claims what, made how. `runs` is the number of final runs, `arguments` further options of
-    the trainer."""
+    """declaration.json. `runs` is the number of final runs, `arguments` further options of the trainer."""
 
     author: str
     kind: Literal["person", "model", "agent"]
@@ -121,20 +110,21 @@ class Declaration:
 
     @property
     def file(self) -> str:
-        """The attempt's own code: a whole program, or, where the track fixes the rest, an optimizer."""
+        """The attempt's code: a whole program, or an optimizer where the track fixes the rest."""
         return "optimizer.py" if track_for(self.track).fixed else "program.py"
 
     def trainer_arguments(self) -> list[str]:
-        """The trainer's options, but for what differs from run to run; to be used in the attempt's folder."""
-        own = ["--optimizer", "optimizer:make"] if self.file == "optimizer.py" else ["--program", self.file]
-        return ["--track", self.track, "--recipe", self.recipe, *own, *self.arguments]
+        """The trainer's options that all runs share, for use in the attempt's folder."""
+        code = ["--optimizer", "optimizer:make"] if self.file == "optimizer.py" else ["--program", self.file]
+        return ["--track", self.track, "--recipe", self.recipe, *code, *self.arguments]
 
 
 @dataclass(frozen=True)
-class MadeRun:
-    """One run of an attempt, as its record has it. `declaration` counts `declared` events, from 1; 0: before the first.
+class AttemptRun:
+    """One run of an attempt, as recorded. `declaration` counts `declared` events, from 1; 0: before the first.
 
-    `exit_code` is None while the run was not ended; `seconds` and `steps_made` are its cost so far.
+    `exit_code` is None until the run has ended; `seconds` and `steps_made` are its cost so far, of which `lost` belongs
+    to work that was lost; `live`: no end is recorded.
     """
 
     run: str
@@ -144,18 +134,18 @@ class MadeRun:
     program_sha256: str
     declaration_sha256: str
     exit_code: int | None = None
-    live: bool = True  # as far as the record knows
+    live: bool = True
     seconds: float = 0.0
     steps_made: int = 0
     steps: int | None = None
     val_loss: float | None = None
     flops: float | None = None
-    before: tuple[float, int] = (0.0, 0)  # seconds and steps of what was made and lost
+    lost: tuple[float, int] = (0.0, 0)
 
     @property
     def settled(self) -> bool:
-        """Whether the run is over, well or not."""
-        return self.exit_code in SETTLED
+        """Whether the run has a result, good or bad."""
+        return self.exit_code in RESULTS
 
 
 def seeds_for(program_sha256: str, declaration_sha256: str, count: int) -> list[int]:
@@ -170,10 +160,9 @@ def seeds_for(program_sha256: str, declaration_sha256: str, count: int) -> list[
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file, in hex; InputError where it cannot be read."""
+    """sha256 of an attempt's file, in hex; InputError where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise InputError(
             f"{path}: expected a file of the attempt, found none that can be read ({error.strerror}): put "
@@ -182,31 +171,15 @@ def digest_of(path: Path) -> str:
 
 
 def read_declaration(path: Path) -> Declaration:
-    """What declaration.json says, checked against its schema, tracks, recipes and options.
-
-    Raises InputError, in one sentence, for whatever is wrong with it.
-    """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(LIMIT_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected the declaration of an attempt, found none that can be read "
-            f"({error.strerror}): name a folder that python -m parity.attempt new made"
-        ) from None
-    if len(text) > LIMIT_BYTES:
-        raise InputError(f"{path}: expected at most {LIMIT_BYTES:,} bytes, found more: shorten it")
-    try:
-        data = decode(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected one JSON object, found {fault(error)}: mend it") from None
-    if problem := _declaration_check()(data):
-        raise InputError(f"{path}: {problem}: mend it")
-    return _declaration(path, data)
-
-
-def _declaration(path: Path, data: dict[str, Any]) -> Declaration:
-    """The declaration of checked JSON; InputError where its values do not go together."""
+    """declaration.json, checked against its schema, tracks, recipes and options. Raises InputError, in one sentence."""
+    data = schemas.read(
+        path,
+        DECLARATION_SCHEMA,
+        "the declaration of an attempt",
+        "fix it, or name a folder that python -m parity.attempt new made",
+        max_bytes=LIMIT_BYTES,
+        max_digits=None,
+    )
     try:
         default_recipe(track_for(data["track"]), data["recipe"])
     except InputError as error:
@@ -219,112 +192,90 @@ def _declaration(path: Path, data: dict[str, Any]) -> Declaration:
             )
         if "\0" in argument:
             raise InputError(f"{path}: arguments: expected text, found NUL in {argument!r:.80}: take it out")
-    claim, budget = data["claim"], data["budget"]
-    whole = {"at_step": claim["at_step"], "runs": budget["runs"]}  # JSON's 3.0 is a whole number too
-    whole = {name: None if value is None else int(value) for name, value in whole.items()}
-    runs = int(data["runs"])
-    if whole["runs"] is not None and whole["runs"] < runs:
+    budget, claim, runs = Budget(**data["budget"]), Claim(**data["claim"]), int(data["runs"])
+    # JSON's 3.0 is a whole number too
+    budget = replace(budget, runs=None if budget.runs is None else int(budget.runs))
+    claim = replace(claim, at_step=None if claim.at_step is None else int(claim.at_step))
+    if budget.runs is not None and budget.runs < runs:
         raise InputError(
-            f"{path}: budget.runs: expected at least runs, {runs}, found {whole['runs']}: the budget has "
-            "to cover the final runs"
+            f"{path}: budget.runs: expected at least runs, {runs}, found {budget.runs}: the budget has to cover the "
+            "final runs"
         )
-    return Declaration(
-        data["author"],
-        data["kind"],
-        data["track"],
-        data["backend"],
-        data["recipe"],
-        Claim(claim["val_loss_below"], whole["at_step"], claim["seconds"]),
-        runs,
-        Budget(whole["runs"], budget["seconds"], budget["flops"]),
-        tuple(data["techniques"]),
-        data["note"],
-        tuple(data["arguments"]),
-    )
+    fields: dict[str, Any] = {name: value for name, value in data.items() if name != "schema"}
+    fields |= {"claim": claim, "budget": budget, "runs": runs}
+    fields |= {name: tuple(data[name]) for name in ("techniques", "arguments")}
+    return Declaration(**fields)
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """The events of attempt.jsonl in order, checked: JSON, numbers, chain, schema, kinds, fields, runs that were begun.
+    """The events of attempt.jsonl in order, checked: JSON, numbers, chain, schema, kinds, fields, runs.
 
-    Raises InputError at the first line that is wrong; names file, line, expected and found.
+    Raises InputError at the first wrong line, with file, line, expected and found.
     """
-    lines = _Lines(Path(path))
-    events = list(lines)
-    if lines.torn:
-        raise InputError(
-            f"{path} line {len(events) + 1}: expected one JSON object that ends in a newline, found "
-            f"{lines.torn[:40]!r}: its writing was cut off, and python -m parity.attempt run "
-            f"{Path(path).parent} drops it and goes on"
-        )
-    return events
+    return [event for event, _ in _read(Path(path), set())]
 
 
-def runs_of(events: list[dict[str, Any]]) -> list[MadeRun]:
-    """Every run that a record has, in the order in which they were started."""
-    runs: dict[str, MadeRun] = {}
+def runs_of(events: list[dict[str, Any]]) -> list[AttemptRun]:
+    """Every run of a record, in the order in which they were started."""
+    runs: dict[str, AttemptRun] = {}
     declarations = 0
     for event in events:
-        kind, run = event["event"], event.get("run")
+        kind, name = event["event"], event.get("run", "")
         if kind == "declared":
             declarations += 1
         elif kind == "started":
-            runs[run] = MadeRun(
-                run,
-                int(event["seed"]),
-                event["purpose"],
-                declarations,
-                event["program_sha256"],
-                event["declaration_sha256"],
-            )
+            digests = event["program_sha256"], event["declaration_sha256"]
+            runs[name] = AttemptRun(name, int(event["seed"]), event["purpose"], declarations, *digests)
         elif kind == "resumed":
-            made = runs[run]
-            lost = (made.seconds, made.steps_made) if event["fresh"] else made.before
-            runs[run] = replace(made, live=True, exit_code=None, before=lost)
+            run = runs[name]
+            lost = (run.seconds, run.steps_made) if event["fresh"] else run.lost
+            runs[name] = replace(run, live=True, exit_code=None, lost=lost)
         elif kind in ("ended", "interrupted"):
-            made = runs[run]
-            made = replace(
-                made,
-                live=False,
-                seconds=made.before[0] + event["seconds"],
-                steps_made=made.before[1] + int(event["steps_made"]),
-            )
-            reached = ("exit_code", "steps", "val_loss", "flops") if kind == "ended" else ()
-            runs[run] = replace(made, **{name: event[name] for name in reached})
+            run = runs[name]
+            seconds, steps = run.lost[0] + event["seconds"], run.lost[1] + int(event["steps_made"])
+            totals = ("exit_code", "steps", "val_loss", "flops") if kind == "ended" else ()
+            totals = {field: event[field] for field in totals}
+            runs[name] = replace(run, live=False, seconds=seconds, steps_made=steps, **totals)
     return list(runs.values())
 
 
 class Record:
-    """attempt.jsonl, to be added to: whoever opens it holds the attempt's lock. Every event is on the disk before
-    `append` returns. A last line that was cut off is dropped, which is an event too.
+    """attempt.jsonl, for appending; the caller holds the attempt's lock. Every event is on the disk before `append`
+    returns. A torn last line is dropped, which is an event too.
 
-    Raises InputError where what is there already is wrong.
+    `on_event` receives every new event. Raises InputError where the existing record is wrong.
     """
 
-    def __init__(self, path: Path, told: Callable[[dict[str, Any]], None] = lambda event: None):
-        self.path, self._told = Path(path), told
-        self._lines = _Lines(self.path)
-        self.events = list(self._lines) if self.path.exists() else []
-        if torn := self._lines.torn:
-            self.append("torn_line_dropped", bytes=len(torn), sha256=hashlib.sha256(torn).hexdigest())
+    def __init__(self, path: Path, on_event: Callable[[dict[str, Any]], None] = lambda event: None):
+        self.path, self._on_event = Path(path), on_event
+        self.events: list[dict[str, Any]] = []
+        self._chain, self._started = Chain(), set[str]()
+        if not self.path.exists():
+            return
+        for event, chain in _read(self.path, self._started, tolerate_torn=True):
+            self.events.append(event)
+            self._chain = chain
+        with open(self.path, "rb") as file:
+            file.seek(self._chain.size)
+            torn = file.read()
+        if torn:
+            self.append(TORN_LINE_DROPPED, bytes=len(torn), sha256=hashlib.sha256(torn).hexdigest())
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Adds an event and returns it; InputError where the disk does not take it, and the file is as it was."""
-        time_s = time.time()
-        utc = datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")[:23] + "Z"
-        when = {"utc": utc, "time_s": time_s}
-        schema = {} if self.events else {"schema": SCHEMA}
-        event = {"n": len(self.events) + 1, "event": kind, **schema, **when, **fields, "prev": self._lines.prev}
-        line = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
-        if problem := self._lines.problem(event):
+        """Appends an event and returns it. Raises InputError where the disk does not take it: the file is then as it
+        was."""
+        event, line = chain_log.encode(self._chain, FORMAT, kind, fields)
+        if problem := _problem(chain_log.decode_line(line), self._started):
             raise ValueError(f"an event that cannot be: {problem}")
         self._write(line)
-        self._lines.count(event, line)
+        self._chain = self._chain.after(line)
+        _note_started(event, self._started)
         self.events.append(event)
-        self._told(event)
+        self._on_event(event)
         return event
 
     def _write(self, line: bytes) -> None:
-        new, size = not self.path.exists(), self._lines.size
+        new, size = not self.path.exists(), self._chain.size
         try:
             with open(self.path, "xb" if new else "r+b") as file:
                 file.seek(size)
@@ -343,81 +294,33 @@ class Record:
             ) from None
 
 
-class _Lines:
-    """The lines of a record, checked one by one; afterwards `size` and `prev` are those of its whole lines, and `torn`
-    is what follows the last newline."""
+def _read(path: Path, started: set[str], tolerate_torn: bool = False) -> Iterator[tuple[dict[str, Any], Chain]]:
+    """The events of a record, each with the chain up to it; collects the runs that were started."""
+    lines = chain_log.read(path, FORMAT, lambda event: _problem(event, started), tolerate_torn=tolerate_torn)
+    for event, chain in lines:
+        _note_started(event, started)
+        yield event, chain
 
-    def __init__(self, path: Path):
-        self.path, self.size, self.prev, self.torn = path, 0, FIRST_PREV, b""
-        self.number, self.runs = 0, set[str]()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            with open(self.path, "rb") as file:
-                while line := file.readline(LIMIT_BYTES + 1):
-                    if len(line) > LIMIT_BYTES or self.number == LIMIT_LINES:
-                        self._refuse(f"expected at most {LIMIT_LINES:,} lines of {LIMIT_BYTES:,} bytes, found more")
-                    if not line.endswith(b"\n"):
-                        self.torn = line
-                        return
-                    yield self._event(line)
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: expected the record of an attempt, found none that can be read "
-                f"({error.strerror}): make it with python -m parity.attempt run"
-            ) from None
+def _note_started(event: dict[str, Any], started: set[str]) -> None:
+    if event["event"] == "started":
+        started.add(event["run"])
 
-    def _event(self, line: bytes) -> dict[str, Any]:
-        try:
-            event = decode(line)
-        except (ValueError, RecursionError) as error:
-            self._refuse(f"expected one JSON object, found {fault(error)}")
-        if problem := self.problem(event):
-            self._refuse(problem)
-        self.count(event, line)
-        return event
 
-    def _refuse(self, problem: str) -> NoReturn:
-        raise InputError(
-            f"{self.path} line {self.number + 1}: {problem}: the record was changed, and the attempt must be made again"
-        )
-
-    def problem(self, event: Any) -> str:
-        """What is wrong with this as the next event; "" where nothing is."""
-        number = self.number + 1
-        if not isinstance(event, dict):
-            return f"expected one JSON object, found {type(event).__name__}"
-        if type(event.get("n")) is not int or event["n"] != number:
-            return f"expected line number {number}, found {event.get('n')!r:.40}, as lines were cut, added or reordered"
-        if event.get("prev") != self.prev:
-            return f"expected prev {self.prev[:12]}, the digest of the line before, found {event.get('prev')!r:.40}"
-        if event.get("schema") != (SCHEMA if number == 1 else None):
-            return f"expected schema {SCHEMA} on line 1 and nowhere else, found {event.get('schema')!r:.40}"
-        kind = event.get("event")
-        if not isinstance(kind, str) or kind not in KINDS:
-            return f"unknown event {kind!r:.40}; {nearest(str(kind)[:40], KINDS)}"
-        if problem := _event_check(kind)(event):
-            return f"{kind}: {problem}"
-        if "run" in KINDS[kind] and (event["run"] in self.runs) == (kind == "started"):
-            expected = "is new" if kind == "started" else "was started"
-            return f"{kind}: expected a run that {expected}, found {event['run']}"
-        return ""
-
-    def count(self, event: dict[str, Any], line: bytes) -> None:
-        """Takes a checked event as the last."""
-        self.number, self.size = self.number + 1, self.size + len(line)
-        self.prev = hashlib.sha256(line[:-1]).hexdigest()
-        if event["event"] == "started":
-            self.runs.add(event["run"])
+def _problem(event: dict[str, Any], started: set[str]) -> str:
+    """Why this cannot be the next event, apart from its place in the chain; "" if it can."""
+    kind = event.get("event")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return f"unknown event {kind!r:.40}; {nearest(str(kind)[:40], KINDS)}"
+    if problem := _event_check(kind)(event):
+        return f"{kind}: {problem}"
+    if "run" in KINDS[kind] and (event["run"] in started) == (kind == "started"):
+        expected = "is new" if kind == "started" else "was started"
+        return f"{kind}: expected a run that {expected}, found {event['run']}"
+    return ""
 
 
 @cache
-def _event_check(kind: str) -> Callable[[Any], str]:
-    utc = {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z$"}
-    fields = {"utc": utc, "time_s": _SECONDS, **KINDS[kind]}
+def _event_check(kind: str) -> schemas.Check:
+    fields = {"utc": _UTC, "time_s": _SECONDS, **KINDS[kind]}
     return schemas.check({"type": "object", "required": list(fields), "properties": fields})
-
-
-@cache
-def _declaration_check() -> Callable[[Any], str]:
-    return schemas.check_for(DECLARATION_SCHEMA)

@@ -1,52 +1,54 @@
-"""`python -m parity.attempt run`: seeds are declared, then runs made one by one; an interrupted one goes on."""
+"""`python -m parity.attempt run`: declares seeds, then runs them one by one, and continues interrupted runs."""
 
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.cost import lacking, progress
+from parity.attempt.cost import progress, shortfall
 from parity.attempt.record import (
     DECLARATION,
     RECORD,
+    AttemptRun,
     Declaration,
-    MadeRun,
     Record,
     digest_of,
     read_declaration,
     runs_of,
     seeds_for,
 )
-from parity.attempt.trainer import Requests, listening, train
+from parity.attempt.trainer import StopRequests, listening, train
+from parity.cli import python_command
 from parity.errors import InputError, Interrupted, RunFailed
+from parity.formats.folder_lock import holder, locked
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run that is to be there. `label` is its place among those of its purpose, from 1."""
+    """One run to have. `number` counts those of its purpose, from 1."""
 
     purpose: str
-    label: int
+    number: int
     seed: int
 
     def __str__(self) -> str:
-        return f"{'tuning' if self.purpose == 'tune' else 'final'} run {self.label}, seed {self.seed}"
+        return f"{'tuning' if self.purpose == 'tune' else 'final'} run {self.number}, seed {self.seed}"
 
 
 class Attempt:
-    """An attempt that is worked on. `quiet`: the trainer's output goes to a file beside each run."""
+    """An attempt at work. `quiet`: the trainer's output goes to a file beside each run."""
 
     def __init__(self, folder: Path, record: Record, data_dir: Path | None, say: Callable[[str], None], quiet: bool):
         self.folder, self.record, self.data_dir, self.say, self.quiet = folder, record, data_dir, say, quiet
-        self.declaration, self.digests, self.kept = read(folder)
+        self.declaration, self.digests, self.resume_options = read_folder(folder)
 
     @property
-    def runs(self) -> list[MadeRun]:
+    def runs(self) -> list[AttemptRun]:
         return runs_of(self.record.events)
 
     @property
@@ -56,14 +58,19 @@ class Attempt:
 
     @property
     def command(self) -> str:
-        """How one goes on."""
-        from parity.cli import python_command
-
+        """The command that continues the attempt."""
         return f"{python_command()} -m parity.attempt run {shlex.quote(str(self.folder))}"
 
+    def run_of(self, job: Job) -> AttemptRun | None:
+        """A job's run, where it was started; of final runs, since the seeds were declared."""
+        runs = [run for run in self.runs if run.purpose == job.purpose]
+        if job.purpose == "tune":
+            return runs[job.number - 1] if job.number <= len(runs) else None
+        return next((run for run in runs if run.seed == job.seed and run.declaration == self.declarations), None)
 
-def read(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
-    """What an attempt declares, the digests that its seeds follow from, and the options that a resumed run needs again;
+
+def read_folder(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
+    """An attempt's declaration, the digests that its seeds follow from, and the options that a resumed run needs again;
     InputError where it cannot be run."""
     from parity.harness.options import parse
 
@@ -72,12 +79,12 @@ def read(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
         options, _, _, given = parse(declaration.backend, declaration.trainer_arguments())
     except InputError as error:
         raise InputError(f"{folder / DECLARATION}: arguments: {error}") from None
-    kept = {f"--{name}": str(getattr(options, name)) for name in ("device", "samples") if name in given}
-    digests = {
-        "program_sha256": digest_of(folder / declaration.file),
-        "declaration_sha256": digest_of(folder / DECLARATION),
-    }
-    return declaration, digests, [*sum(kept.items(), ()), *["--tensorboard"] * options.tensorboard]
+    resume_options = []
+    for name in ("device", "samples"):
+        resume_options += [f"--{name}", str(getattr(options, name))] if name in given else []
+    resume_options += ["--tensorboard"] if options.tensorboard else []
+    program, declared = digest_of(folder / declaration.file), digest_of(folder / DECLARATION)
+    return declaration, {"program_sha256": program, "declaration_sha256": declared}, resume_options
 
 
 def run(
@@ -88,44 +95,37 @@ def run(
     again: bool = False,
     data_dir: Path | None = None,
     say: Callable[[str], None] = print,
-    told: Callable[[dict[str, Any]], None] | None = None,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Makes the final runs of attempts, or one tuning run of each. Several attempts take turns, run by run, so that their
-    seconds can be compared in pairs. `told` gets every new event of the records; the trainer's output then goes to files.
+    """Does the final runs of attempts, or one tuning run of each; several attempts are interleaved, run by run, so that
+    their seconds can be compared in pairs.
 
-    Raises InputError where one cannot be run, RunFailed where a budget is used up or a run failed, Interrupted where
-    that was asked for.
+    `on_event` receives every new event of the records; the trainer's output then goes to files. Raises InputError where
+    an attempt cannot be run, RunFailed where a budget is used up or a run failed, Interrupted on request.
     """
     _check(folders)
-    with ExitStack() as open_, listening() as requests:
-        work = []
+    with ExitStack() as locks, listening() as requests:
+        work: list[tuple[Attempt, list[Job]]] = []
         for folder in folders:
-            open_.enter_context(locked(folder))
-            record = Record(folder / RECORD, told or (lambda event: None))
-            attempt = Attempt(folder, record, data_dir, say, told is not None)
+            locks.enter_context(locked(folder, "another run of this attempt", "wait for it to end, or stop it"))
+            record = Record(folder / RECORD, on_event or (lambda event: None))
+            attempt = Attempt(folder, record, data_dir, say, quiet=on_event is not None)
             settle(attempt)
-            work.append(
-                (
-                    attempt,
-                    [tuning(attempt, seed)]
-                    if tune
-                    else [Job("final", label, seed) for label, seed in enumerate(declare(attempt, again), 1)],
-                )
-            )
-        for turn in zip_longest(*(jobs for _, jobs in work)):
-            for (attempt, jobs), job in zip(work, turn):
+            if tune:
+                jobs = [tuning_job(attempt, seed)]
+            else:
+                jobs = [Job("final", number, seed) for number, seed in enumerate(declare(attempt, again), 1)]
+            work.append((attempt, jobs))
+        for round_ in zip_longest(*(jobs for _, jobs in work)):
+            for (attempt, jobs), job in zip(work, round_, strict=True):
                 if job is not None:
-                    make(attempt, requests, job, jobs)
-        failed = [
-            str(attempt.folder / made.run)
-            for attempt, jobs in work
-            for job in jobs
-            if (made := mine(attempt, job)) and made.exit_code
-        ]
+                    complete(attempt, requests, job, jobs)
+    all_runs = [(attempt, attempt.run_of(job)) for attempt, jobs in work for job in jobs]
+    failed = [str(attempt.folder / run.run) for attempt, run in all_runs if run and run.exit_code]
     if failed:
         raise RunFailed(
-            f"{len(failed)} of {sum(len(jobs) for _, jobs in work)} {'tuning' if tune else 'final'} runs failed, which "
-            f"is their result: {', '.join(failed)}"
+            f"{len(failed)} of {len(all_runs)} {'tuning' if tune else 'final'} runs failed, which is their result: "
+            f"{', '.join(failed)}"
         )
 
 
@@ -140,71 +140,33 @@ def _check(folders: Sequence[Path]) -> None:
         raise InputError("expected folders of different attempts, found one named twice: leave it out once")
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One `run` at a time in a folder; the lock falls with the process, kill -9 included."""
-    import filelock
-
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise InputError(f"{folder}: another run of this attempt is at work: wait for it to end, or stop it") from None
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): check its permissions, or free some space"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def settle(attempt: Attempt) -> None:
-    """Records what became of runs whose end nobody recorded: killed with their trainer, or gone on with by hand."""
-    for made in attempt.runs:
-        path = attempt.folder / made.run
-        if made.settled:
+    """Records the end of runs whose end is not recorded: killed with their trainer, or continued by hand."""
+    for run in attempt.runs:
+        path = attempt.folder / run.run
+        if run.settled:
             continue
-        if held(path):
+        if pid := holder(path):
             raise InputError(
-                f"{path}: its trainer is still at work (pid {_pid(path)}), left from a run that was "
-                "killed or started by hand: wait for it to end, or stop it"
+                f"{path}: its trainer is still at work (pid {pid}), left from a run that was killed or started by "
+                "hand: wait for it to end, or stop it"
             )
         if progress(path)[2] is not None:
-            ended(attempt, made.run, 0)
-        elif made.live:
-            ended(attempt, made.run, None)
-
-
-def held(path: Path) -> bool:
-    """Whether a trainer works in a run directory."""
-    import filelock
-
-    try:
-        with filelock.FileLock(path / ".lock", timeout=0) if (path / ".lock").exists() else nullcontext():
-            return False
-    except filelock.Timeout:
-        return True
-
-
-def _pid(path: Path) -> str:
-    try:
-        return (path / ".lock.pid").read_text().strip() or "unknown"
-    except OSError:
-        return "unknown"
+            record_end(attempt, run.run, 0)
+        elif run.live:
+            record_end(attempt, run.run, None)
 
 
 def declare(attempt: Attempt, again: bool) -> list[int]:
     """The seeds of the final runs: those declared before, or new ones, on the disk before this returns."""
-    found = next((event for event in reversed(attempt.record.events) if event["event"] == "declared"), None)
-    if found is not None:
+    declared = next((event for event in reversed(attempt.record.events) if event["event"] == "declared"), None)
+    if declared is not None:
         files = {"program_sha256": attempt.declaration.file, "declaration_sha256": DECLARATION}
-        changed = [attempt.folder / file for key, file in files.items() if found[key] != attempt.digests[key]]
+        changed = [attempt.folder / file for name, file in files.items() if declared[name] != attempt.digests[name]]
         if changed and not again:
             raise InputError(
-                f"{changed[0]}: expected the file that the seeds were declared for, found another: put it "
-                f"back, or declare anew with {attempt.command} --again: all earlier runs stay counted"
+                f"{changed[0]}: expected the file that the seeds were declared for, found another: put it back, or "
+                f"declare new seeds with {attempt.command} --again: all earlier runs stay counted"
             )
         if again and not changed:
             raise InputError(
@@ -212,91 +174,79 @@ def declare(attempt: Attempt, again: bool) -> list[int]:
                 "equal files have equal seeds: leave it out"
             )
         if not changed:
-            return [int(seed) for seed in found["seeds"]]
+            return [int(seed) for seed in declared["seeds"]]
     seeds = seeds_for(**attempt.digests, count=attempt.declaration.runs)
     command = ["python", "-m", f"{attempt.declaration.backend}.train", *attempt.declaration.trainer_arguments()]
+    declaration = asdict(attempt.declaration)
     attempt.record.append(
-        "declared",
-        **attempt.digests,
-        seeds=seeds,
-        runs=len(seeds),
-        command=command,
-        declaration=asdict(attempt.declaration),
+        "declared", **attempt.digests, seeds=seeds, runs=len(seeds), command=command, declaration=declaration
     )
     attempt.say(f"declared {len(seeds)} seeds: {', '.join(map(str, seeds))}")
     return seeds
 
 
-def tuning(attempt: Attempt, seed: int) -> Job:
-    """The tuning run that is to be made: the one that was interrupted, or the next."""
-    made = [run for run in attempt.runs if run.purpose == "tune"]
-    going = [
-        n
-        for n, run in enumerate(made, 1)
+def tuning_job(attempt: Attempt, seed: int) -> Job:
+    """The interrupted tuning run of this seed and these files, or the next."""
+    runs = [run for run in attempt.runs if run.purpose == "tune"]
+    interrupted = [
+        number
+        for number, run in enumerate(runs, 1)
         if run.seed == seed
         and not run.settled
         and {name: getattr(run, name) for name in attempt.digests} == attempt.digests
     ]
-    return Job("tune", going[-1] if going else len(made) + 1, seed)
+    return Job("tune", interrupted[-1] if interrupted else len(runs) + 1, seed)
 
 
-def mine(attempt: Attempt, job: Job) -> MadeRun | None:
-    """The run that a job stands for, where it has been started; final ones since the seeds were declared."""
-    made = [run for run in attempt.runs if run.purpose == job.purpose]
-    if job.purpose == "tune":
-        return made[job.label - 1] if job.label <= len(made) else None
-    return next((run for run in made if run.seed == job.seed and run.declaration == attempt.declarations), None)
-
-
-def make(attempt: Attempt, requests: Requests, job: Job, jobs: list[Job]) -> None:
-    """Sees to it that a run is there: starts it, or goes on with it."""
-    found = mine(attempt, job)
-    if found is not None and found.settled:
+def complete(attempt: Attempt, requests: StopRequests, job: Job, jobs: list[Job]) -> None:
+    """Starts a job's run, or continues it, unless it has a result."""
+    run = attempt.run_of(job)
+    if run is not None and run.settled:
         return
     if requests.number:
-        raise Interrupted(f"stopped before {job}; go on with\n  {attempt.command}", requests.number)
-    if read(attempt.folder)[1] != attempt.digests:
+        raise Interrupted(f"stopped before {job}; continue with\n  {attempt.command}", requests.number)
+    if read_folder(attempt.folder)[1] != attempt.digests:
         raise InputError(
             f"{attempt.folder}: expected its files as they were when the runs began, found them changed "
-            "since: put them back, or declare anew with --again"
+            "since: put them back, or declare new seeds with --again"
         )
-    new = sum(mine(attempt, other) is None for other in jobs)
-    if reason := lacking(attempt.declaration.budget, attempt.runs, new, found):
+    new = sum(attempt.run_of(other) is None for other in jobs)
+    if reason := shortfall(attempt.declaration.budget, attempt.runs, new, run):
         attempt.record.append("stopped", reason=reason)
-        raise RunFailed(f"{attempt.folder}: {reason}; python -m parity.attempt show tells what was used for what")
-    path, arguments = begin(attempt, job, found)
+        raise RunFailed(f"{attempt.folder}: {reason}; python -m parity.attempt show lists what was used for what")
+    path, arguments = begin(attempt, job, run)
     attempt.say(f"{job}; in {attempt.folder}: python -m {attempt.declaration.backend}.train {shlex.join(arguments)}")
     data = [] if attempt.data_dir is None else ["--data-dir", str(attempt.data_dir.absolute())]
     output = attempt.folder / f"{path}.txt" if attempt.quiet else None
     code = train(attempt.declaration.backend, [*arguments, *data], attempt.folder, output, requests)
-    ended(attempt, path, code)
+    record_end(attempt, path, code)
     if code not in (0, 1):
         raise _unfinished(attempt, requests, path, code)
 
 
-def begin(attempt: Attempt, job: Job, found: MadeRun | None) -> tuple[str, list[str]]:
-    """Records that a run is started or gone on with; returns its path in the folder and the trainer's options."""
-    if found is None:
-        stem = f"runs/{attempt.declaration.track}/{job.purpose}-{job.label}-{job.seed}"
+def begin(attempt: Attempt, job: Job, run: AttemptRun | None) -> tuple[str, list[str]]:
+    """Records that a run is started or resumed; returns its path in the folder and the trainer's options."""
+    if run is None:
+        stem = f"runs/{attempt.declaration.track}/{job.purpose}-{job.number}-{job.seed}"
         path, number, taken = stem, 1, {run.run for run in attempt.runs}
         while path in taken or (attempt.folder / path).exists():
             number += 1
             path = f"{stem}-{number}"
         attempt.record.append("started", run=path, seed=job.seed, purpose=job.purpose, **attempt.digests)
     else:
-        path = found.run
-        fresh = not _has_begun(attempt.folder / path)
+        path = run.run
+        fresh = not _can_resume(attempt.folder / path)
         if fresh:
-            shutil.rmtree(attempt.folder / path, ignore_errors=True)  # no step was made in it
+            shutil.rmtree(attempt.folder / path, ignore_errors=True)  # it has no step
         attempt.record.append("resumed", run=path, fresh=fresh)
         if not fresh:
-            return path, ["--resume", path, *attempt.kept]
-    own = attempt.declaration.trainer_arguments()
-    return path, [*own, "--seed", str(job.seed), "--runs", "runs", "--name", Path(path).name]
+            return path, ["--resume", path, *attempt.resume_options]
+    arguments = attempt.declaration.trainer_arguments()
+    return path, [*arguments, "--seed", str(job.seed), "--runs", "runs", "--name", Path(path).name]
 
 
-def _has_begun(path: Path) -> bool:
-    """Whether a run directory has what a trainer needs to go on: run.json and a whole line of its log."""
+def _can_resume(path: Path) -> bool:
+    """Whether a run directory has what a trainer needs to resume: run.json and a whole line of its log."""
     try:
         with open(path / "log.jsonl", "rb") as file:
             return file.readline(1_000_000).endswith(b"\n") and (path / "run.json").is_file()
@@ -304,8 +254,8 @@ def _has_begun(path: Path) -> bool:
         return False
 
 
-def ended(attempt: Attempt, path: str, code: int | None) -> None:
-    """Records what a run has come to; `code` None: nobody knows."""
+def record_end(attempt: Attempt, path: str, code: int | None) -> None:
+    """Records the end of a run; `code` None: unknown."""
     seconds, steps, totals = progress(attempt.folder / path)
     if code is None or code > 3:
         attempt.record.append("interrupted", run=path, exit_code=code, seconds=seconds, steps_made=steps)
@@ -314,25 +264,26 @@ def ended(attempt: Attempt, path: str, code: int | None) -> None:
     attempt.record.append("ended", run=path, exit_code=code, seconds=seconds, steps_made=steps, **reached)
 
 
-def _unfinished(attempt: Attempt, requests: Requests, path: str, code: int) -> Exception:
-    """What to say where a trainer ended without a result."""
-    full = attempt.folder / path
+def _unfinished(attempt: Attempt, requests: StopRequests, path: str, code: int) -> Exception:
+    """The error for a trainer that ended without a result."""
+    run = attempt.folder / path
     if requests.number or code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         return Interrupted(
-            f"{full} was stopped, and that is recorded; go on with\n  {attempt.command}", requests.number or code - 128
+            f"{run} was stopped, and that is recorded; continue with\n  {attempt.command}",
+            requests.number or code - 128,
         )
     if code > 128:
         return InputError(
-            f"{full}: its trainer was ended by signal {code - 128}: if that was for memory, free some; "
-            f"{attempt.command} goes on"
+            f"{run}: its trainer was ended by signal {code - 128}: if that was for memory, free some; "
+            f"{attempt.command} continues"
         )
-    where = f": {_last_line(Path(f'{full}.txt'))}" if attempt.quiet else ", as said above"
+    where = f": {_last_line(Path(f'{run}.txt'))}" if attempt.quiet else ", see above"
     if code == 3:
         return InputError(
-            f"{full}: its trainer ended with a fault{where}: mend the program and declare anew with "
-            f"--again; if it is not to blame, {attempt.command} goes on"
+            f"{run}: its trainer ended with a fault{where}: fix the program and declare new seeds with --again; if it "
+            f"is not to blame, {attempt.command} continues"
         )
-    return InputError(f"{full}: the trainer cannot make this run{where}: mend that, then {attempt.command}")
+    return InputError(f"{run}: the trainer cannot make this run{where}: fix that, then {attempt.command}")
 
 
 def _last_line(path: Path) -> str:
@@ -340,4 +291,4 @@ def _last_line(path: Path) -> str:
         lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return f"{lines[-1][:300] if lines else 'it said nothing'} ({path} has all it said)"
+    return f"{lines[-1][:300] if lines else 'no output'} ({path} has all of its output)"

@@ -1,97 +1,95 @@
-"""`python -m parity.attempt show`: every run that was ever started for an attempt, and what all of it cost."""
+"""`python -m parity.attempt show`: every run that was ever started for an attempt, and the cost of all."""
 
-import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from parity.attempt.cost import flops_of, progress, spent
-from parity.attempt.record import DECLARATION, RECORD, MadeRun, read_declaration, read_record, runs_of
+from parity.attempt.record import DECLARATION, RECORD, AttemptRun, read_declaration, read_record, runs_of
+from parity.tables import RULE, compact, fit, number, paragraph, table
 
-WIDTH = 100
 STATES = {0: "done", 1: "failed", 2: "not run", 3: "fault"}
+COLUMNS = (
+    ("run", "<26"),
+    ("decl", ">4"),
+    ("seed", ">12"),
+    ("steps", ">8"),
+    ("val loss", ">8"),
+    ("train s", ">9"),
+    ("FLOPs", ">9"),
+    ("state", "<"),
+)
 
 
 def overview(folder: Path) -> dict[str, Any]:
     """What `show --json` prints: declarations, runs with their cost, totals and budget."""
     declaration = read_declaration(folder / DECLARATION)
     events = read_record(folder / RECORD) if (folder / RECORD).exists() else []
-    runs = [_so_far(folder, run) for run in runs_of(events)]
+    runs = [_with_progress(folder, run) for run in runs_of(events)]
     fields = ("utc", "seeds", "program_sha256", "declaration_sha256")
-    declared = [{name: event[name] for name in fields} for event in events if event["event"] == "declared"]
-    shown = [
-        {
-            "run": run.run,
-            "purpose": run.purpose,
-            "seed": run.seed,
-            "declaration": run.declaration,
-            "state": _state(run),
-            "steps": run.steps_made,
-            "val_loss": run.val_loss,
-            "seconds": run.seconds,
-            "flops": flops_of(run, runs),
-        }
-        for run in runs
-    ]
     return {
         "attempt": str(folder),
-        "declared": declared,
-        "runs": shown,
+        "declared": [{name: event[name] for name in fields} for event in events if event["event"] == "declared"],
+        "runs": [
+            {
+                "run": run.run,
+                "purpose": run.purpose,
+                "seed": run.seed,
+                "declaration": run.declaration,
+                "state": _state(run),
+                "steps": run.steps_made,
+                "val_loss": run.val_loss,
+                "seconds": run.seconds,
+                "flops": flops_of(run, runs),
+            }
+            for run in runs
+        ],
         "used": asdict(spent(runs)),
         "budget": asdict(declaration.budget),
         "stopped": [event["reason"] for event in events if event["event"] == "stopped"],
     }
 
 
-def table(folder: Path, found: dict[str, Any]) -> str:
-    """The overview as lines of at most 100 columns."""
+def text(folder: Path, values: dict[str, Any]) -> str:
+    """An overview for a terminal."""
     declaration = read_declaration(folder / DECLARATION)
-    lines = [
-        _plain(
-            f"{folder}: {declaration.recipe} in {declaration.backend}, track {declaration.track}, by "
-            f"{declaration.author} ({declaration.kind})"
-        ),
-        "-" * WIDTH,
-    ]
-    for number, event in enumerate(found["declared"], 1):
-        said = f"declared {event['utc'][:19]}Z ({number}): seeds {', '.join(map(str, event['seeds']))}"
-        lines += textwrap.wrap(said, WIDTH, subsequent_indent="  ")
-    lines += [] if found["declared"] else ["no seeds declared yet"]
-    lines.append(f"{'run':<26}{'decl':>5}{'seed':>12}{'steps':>9}{'val loss':>10}{'train s':>10}{'FLOPs':>10}  state")
-    for run in found["runs"]:
-        name, loss = run["run"].split("/")[-1], "" if run["val_loss"] is None else f"{run['val_loss']:.4f}"
-        lines.append(
-            f"{name:<26.26}{run['declaration'] or '':>5}{run['seed']:>12}{run['steps']:>9,}{loss:>10}"
-            f"{run['seconds']:>10,.1f}{_number(run['flops']):>10}  {run['state']}"
+    title = f"{declaration.recipe} in {declaration.backend}, track {declaration.track}"
+    lines = [f"{folder}: {title}, by {declaration.author} ({declaration.kind})", RULE]
+    for count, event in enumerate(values["declared"], 1):
+        seeds = ", ".join(map(str, event["seeds"]))
+        lines += paragraph(f"declared {event['utc'][:19]}Z ({count}): seeds {seeds}", rest="  ")
+    lines += [] if values["declared"] else ["no seeds declared yet"]
+    rows = [
+        (
+            run["run"].split("/")[-1],
+            run["declaration"] or "",
+            run["seed"],
+            f"{run['steps']:,}",
+            number(run["val_loss"], ".4f", ""),
+            f"{run['seconds']:,.1f}",
+            compact(run["flops"]),
+            run["state"],
         )
-    used, budget = found["used"], found["budget"]
-    lines.append("-" * WIDTH)
+        for run in values["runs"]
+    ]
+    lines += [*table(COLUMNS, rows), RULE]
+    used, budget = values["used"], values["budget"]
     for name, unit in (("runs", "runs"), ("seconds", "s of training"), ("flops", "FLOPs")):
-        limit = "no limit" if budget[name] is None else f"budget {_number(budget[name])}"
-        lines.append(f"{_number(used[name]):>10} {unit:<14} {limit}")
-    lines += [part for reason in found["stopped"][-1:] for part in textwrap.wrap(f"stopped: {_plain(reason)}", WIDTH)]
-    return "\n".join(line[:WIDTH].rstrip() for line in lines)
+        limit = "no limit" if budget[name] is None else f"budget {compact(budget[name])}"
+        lines.append(f"{compact(used[name]):>10} {unit:<14} {limit}")
+    lines += [line for reason in values["stopped"][-1:] for line in paragraph(f"stopped: {reason}")]
+    return fit(lines)
 
 
-def _so_far(folder: Path, run: MadeRun) -> MadeRun:
-    """A run that is at work, or was cut off, with what its own log says by now."""
+def _with_progress(folder: Path, run: AttemptRun) -> AttemptRun:
+    """A run at work, or one that was cut off, with the cost that its own log has by now."""
     if not run.live:
         return run
     seconds, steps, _ = progress(folder / run.run)
-    return replace(run, seconds=run.before[0] + seconds, steps_made=run.before[1] + steps)
+    return replace(run, seconds=run.lost[0] + seconds, steps_made=run.lost[1] + steps)
 
 
-def _state(run: MadeRun) -> str:
+def _state(run: AttemptRun) -> str:
     if run.exit_code is not None:
         return STATES.get(run.exit_code, f"exit code {run.exit_code}")
     return "at work" if run.live else "interrupted"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:,.1f}".removesuffix(".0") if value < 1e7 else f"{value:.2e}"
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -15,7 +15,7 @@ from parity.harness.runlog import RunLog
 
 
 @dataclass
-class Made:
+class AttemptFolder:
     """The folder of an attempt, and what one does with it."""
 
     folder: Path
@@ -85,12 +85,12 @@ class FakeTrainer:
 
 
 @pytest.fixture
-def made(tmp_path: Path, capsys: pytest.CaptureFixture) -> Made:
+def attempt(tmp_path: Path, capsys: pytest.CaptureFixture) -> AttemptFolder:
     """An attempt in PyTorch on track tiny, with two final runs."""
     folder = tmp_path / "attempt"
     assert main(["new", str(folder), "--backend", "torch", "--track", "tiny", "--runs", "2"]) == 0
     capsys.readouterr()
-    return Made(folder)
+    return AttemptFolder(folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command: what it makes, prints and refuses. Runs are made by a fake trainer."""
+"""The command: new folders, output, refusals. The trainer is a fake."""
 
 import dataclasses
 import json
@@ -32,8 +32,8 @@ def test_new_makes_a_folder_with_three_files(tmp_path, capsys, backend, track, r
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
         ["declaration.json", file, f"test_{file}"]
     )
-    found = read_declaration(tmp_path / "a" / "declaration.json")
-    assert (found.backend, found.track, found.recipe, found.file, found.author, found.kind) == (
+    declared = read_declaration(tmp_path / "a" / "declaration.json")
+    assert (declared.backend, declared.track, declared.recipe, declared.file, declared.author, declared.kind) == (
         framework,
         track,
         recipe,
@@ -41,7 +41,7 @@ def test_new_makes_a_folder_with_three_files(tmp_path, capsys, backend, track, r
         "Ada",
         "agent",
     )
-    assert found.claim.val_loss_below == {
+    assert declared.claim.val_loss_below == {
         "pocket": 4.65,
         "pocket-optimizer": 4.65,
         "small": 3.28,
@@ -59,15 +59,15 @@ def test_a_field_that_the_file_gives_is_what_runs(tmp_path, backend, recipe):
     assert name in source
     path.write_text(source.replace(name, f"{name}    steps: int = 30\n    extra: float = 0.5\n"))
     base = dataclasses.replace(recipe_for(recipe, "tiny"), steps=40, val_every=10)
-    made = user_program.make_recipe(user_program.load(path), base)
-    assert (made.steps, made.val_every, made.extra) == (30, 10, 0.5)
+    mine = user_program.make_recipe(user_program.load(path), base)
+    assert (mine.steps, mine.val_every, mine.extra) == (30, 10, 0.5)
     assert dataclasses.replace(base, steps=30) == type(base)(
-        **{f.name: getattr(made, f.name) for f in dataclasses.fields(base)}
+        **{f.name: getattr(mine, f.name) for f in dataclasses.fields(base)}
     )
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--track", "pocketed"], "unknown track 'pocketed'; did you mean pocket?"),
         (["--backend", "flax"], "unknown backend 'flax'; did you mean jax?"),
@@ -79,10 +79,10 @@ def test_a_field_that_the_file_gives_is_what_runs(tmp_path, backend, recipe):
         (["--kind", "cat"], "invalid choice"),
     ],
 )
-def test_new_refuses_what_it_does_not_know(tmp_path, capsys, options, told):
+def test_new_refuses_unknown_names(tmp_path, capsys, options, message):
     assert main(["new", str(tmp_path / "a"), *options]) == 2
-    said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_new_leaves_a_folder_with_files_alone(tmp_path, capsys):
@@ -94,7 +94,7 @@ def test_new_leaves_a_folder_with_files_alone(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], ""),
         (["nwe", "x"], "unknown command 'nwe' of python -m parity.attempt; did you mean new?"),
@@ -106,15 +106,15 @@ def test_new_leaves_a_folder_with_files_alone(tmp_path, capsys):
         (["run", "x", "--tune", "--seed", "-1"], "expected 0 or more"),
     ],
 )
-def test_wrong_command_lines_are_one_sentence(capsys, arguments, told):
-    assert main(arguments) == (2 if told else 0)
-    said = capsys.readouterr()
-    assert told in said.err and said.err.count("\n") == bool(told)
-    assert arguments or "judge" in said.out
+def test_wrong_command_lines_are_one_sentence(capsys, arguments, message):
+    assert main(arguments) == (2 if message else 0)
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == bool(message)
+    assert arguments or "judge" in output.out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--stepz", "3"], "arguments: unknown option --stepz of python -m torchref.train: did you mean --steps?"),
         (["--steps", "x"], "declaration.json: arguments: --steps: expected a whole number, found 'x'"),
@@ -126,58 +126,58 @@ def test_wrong_command_lines_are_one_sentence(capsys, arguments, told):
         (["a\0b"], "found NUL in"),
     ],
 )
-def test_arguments_are_looked_at_before_seeds_are_declared(made, trainer, capsys, arguments, told):
-    made.change(arguments=arguments)
-    assert made.run() == 2
-    said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 1
-    assert not (made.folder / "attempt.jsonl").exists()
+def test_arguments_are_checked_before_seeds_are_declared(attempt, trainer, capsys, arguments, message):
+    attempt.change(arguments=arguments)
+    assert attempt.run() == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (attempt.folder / "attempt.jsonl").exists()
 
 
-def test_json_output_is_json(made, trainer, capsys):
+def test_json_output_is_json(attempt, trainer, capsys):
     trainer.codes = [0, 1]
-    assert made.run("--json") == 1
+    assert attempt.run("--json") == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["event"] for line in lines] == [*made.kinds, "overview"] and lines[:-1] == made.events
+    assert [line["event"] for line in lines] == [*attempt.kinds, "overview"] and lines[:-1] == attempt.events
     assert [run["state"] for run in lines[-1]["runs"]] == ["done", "failed"]
     trainer.codes = [2]
-    (made.folder / "program.py").write_text("other = 1\n")
-    assert made.run("--json", "--again") == 2
+    (attempt.folder / "program.py").write_text("other = 1\n")
+    assert attempt.run("--json", "--again") == 2
     assert "cannot make this run: error: so it is (" in capsys.readouterr().err
-    assert main(["show", str(made.folder), "--json"]) == 0
+    assert main(["show", str(attempt.folder), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["declared"]) == 2
-    assert main(["new", str(made.folder / "other"), "--json"]) == 0
+    assert main(["new", str(attempt.folder / "other"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["file"] == "program.py"
 
 
-def test_show_lists_every_run_on_at_most_100_columns(made, trainer, capsys):
-    assert main(["show", str(made.folder)]) == 0 and "no seeds declared yet" in capsys.readouterr().out
-    made.change(runs=9, author="\x1b[2J\u202eada", budget={"runs": 11, "seconds": 1e9, "flops": 1e30})
+def test_show_lists_every_run_on_at_most_100_columns(attempt, trainer, capsys):
+    assert main(["show", str(attempt.folder)]) == 0 and "no seeds declared yet" in capsys.readouterr().out
+    attempt.change(runs=9, author="\x1b[2J\u202eada", budget={"runs": 11, "seconds": 1e9, "flops": 1e30})
     trainer.codes = [0, 0, 1, 130]
-    made.run("--tune", "--seed", 2**63 - 1)
-    made.run()
+    attempt.run("--tune", "--seed", 2**63 - 1)
+    attempt.run()
     capsys.readouterr()
-    assert main(["show", str(made.folder)]) == 0
+    assert main(["show", str(attempt.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100 and all(line.isprintable() for line in lines)
     table = "\n".join(lines)
-    assert all(run["run"].split("/")[-1] in table for run in made.events if run["event"] == "started")
+    assert all(run["run"].split("/")[-1] in table for run in attempt.events if run["event"] == "started")
     assert [line.split()[-1] for line in lines if line.startswith("final-")] == ["done", "failed", "interrupted"]
     assert "4 runs" in table and "budget 1.00e+30" in table
 
 
-def test_a_run_at_work_is_shown_with_what_its_log_says(made, trainer, capsys):
-    trainer.before.append(lambda: main(["show", str(made.folder)]))
-    run((made.folder,), say=lambda text: None)
+def test_a_run_at_work_is_shown_with_its_progress(attempt, trainer, capsys):
+    trainer.before.append(lambda: main(["show", str(attempt.folder)]))
+    run((attempt.folder,), say=lambda text: None)
     first = capsys.readouterr().out.splitlines()
     assert any(line.startswith("final-1-") and line.endswith("at work") for line in first)
 
 
-def test_judge_prints_and_writes_the_verdict(made, monkeypatch, capsys):
-    asked = {}
+def test_judge_prints_and_writes_the_verdict(attempt, monkeypatch, capsys):
+    chosen = {}
 
     def judge_attempt(folder, **options):
-        asked.update(options, folder=folder)
+        chosen.update(options, folder=folder)
         options["say"]("looking")
         one = Verdict("final-1", options["depth"], (Judgement("chain", "holds", "whole"),), frozenset(["chain"]), {})
         return Verdict(
@@ -192,12 +192,15 @@ def test_judge_prints_and_writes_the_verdict(made, monkeypatch, capsys):
     module = ModuleType("parity.verify.attempts")
     module.judge_attempt = judge_attempt
     monkeypatch.setitem(sys.modules, "parity.verify.attempts", module)
-    assert main(["judge", str(made.folder), "--depth", "log", "--trust-code", "--baseline", "b"]) == 1
-    said = capsys.readouterr().out
-    assert "looking" not in said and said.index("final-1, depth log") < said.index("FAILS: seeds")
+    assert main(["judge", str(attempt.folder), "--depth", "log", "--trust-code", "--baseline", "b"]) == 1
+    output = capsys.readouterr().out
+    assert "looking" not in output and output.index("final-1, depth log") < output.index("FAILS: seeds")
     assert (
-        asked["trust_code"] and asked["depth"] == "log" and asked["baseline"].name == "b" and asked["data_dir"] is None
+        chosen["trust_code"]
+        and chosen["depth"] == "log"
+        and chosen["baseline"].name == "b"
+        and chosen["data_dir"] is None
     )
-    assert main(["judge", str(made.folder), "--json"]) == 1
+    assert main(["judge", str(attempt.folder), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["status"] == "fails"
-    assert json.loads((made.folder / "verdict.json").read_text())["runs"][0]["subject"] == "final-1"
+    assert json.loads((attempt.folder / "verdict.json").read_text())["runs"][0]["subject"] == "final-1"

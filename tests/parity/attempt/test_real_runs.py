@@ -1,4 +1,4 @@
-"""Attempts with real trainers: templates are the recipes, a killed `run` has declared, an interrupted one goes on."""
+"""Attempts with real trainers: templates are the recipes, a killed `run` has declared, an interrupted one continues."""
 
 import json
 import os
@@ -33,10 +33,12 @@ def small(commands, tmp_path):
             main(["new", str(folder), "--backend", backend, "--from", recipe, "--track", "tiny", "--runs", str(runs)])
             == 0
         )
-        given = commands.small(backend, tmp_path, "x")
+        small_run = commands.small(backend, tmp_path, "x")
         path = folder / "declaration.json"
         path.write_text(
-            json.dumps(json.loads(path.read_text()) | {"arguments": [*given[3 : given.index("--data-dir")], *more]})
+            json.dumps(
+                json.loads(path.read_text()) | {"arguments": [*small_run[3 : small_run.index("--data-dir")], *more]}
+            )
         )
         return folder
 
@@ -47,13 +49,17 @@ def small(commands, tmp_path):
 def test_a_new_attempt_passes_its_test_and_is_the_recipe(small, commands, pool, finished, backend, recipe):
     folder = small(backend, recipe)
     tested = pool.submit(commands.run, "pytest", "-q", "-p", "no:cacheprovider", folder)
-    said = commands.run("parity.attempt", "run", folder, "--tune", "--data-dir", commands.data)
-    assert said.code == 0, said.err
-    assert "mine on tiny" in said.out and "tune-1-0 " in said.out and "parity.attempt run" in said.out.splitlines()[-1]
-    made, expected = (
+    result = commands.run("parity.attempt", "run", folder, "--tune", "--data-dir", commands.data)
+    assert result.code == 0, result.err
+    assert (
+        "mine on tiny" in result.out
+        and "tune-1-0 " in result.out
+        and "parity.attempt run" in result.out.splitlines()[-1]
+    )
+    weights, expected = (
         path / "weights.safetensors" for path in (folder / "runs/tiny/tune-1-0", finished(backend, recipe).path)
     )
-    assert made.read_bytes() == expected.read_bytes()
+    assert weights.read_bytes() == expected.read_bytes()
     assert "2 passed" in tested.result().out
 
 
@@ -68,15 +74,15 @@ def test_an_interrupted_attempt_goes_on_where_it_was_stopped(small, commands):
     ):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    said = commands.finish(process)
-    assert said.code == 130 and "was stopped, and that is recorded; go on with\n" in said.err
-    assert json.loads(said.out.splitlines()[-1])["runs"][0]["state"] == "interrupted"
+    result = commands.finish(process)
+    assert result.code == 130 and "was stopped, and that is recorded; continue with\n" in result.err
+    assert json.loads(result.out.splitlines()[-1])["runs"][0]["state"] == "interrupted"
     log = next(folder.glob("runs/tiny/*/log.jsonl"))
     assert b'"event":"interrupt"' in log.read_bytes()  # it was asked once, and stopped in order
-    said = commands.run(
+    result = commands.run(
         "parity.attempt", "run", folder, "--json", "--data-dir", os.path.relpath(commands.data, commands.home)
     )
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert [event["event"] for event in read_record(folder / "attempt.jsonl")] == [
         "declared",
         "started",
@@ -84,9 +90,9 @@ def test_an_interrupted_attempt_goes_on_where_it_was_stopped(small, commands):
         "resumed",
         "ended",
     ]
-    (made,) = runs_of(read_record(folder / "attempt.jsonl"))
-    assert made.val_loss < 6 and made.steps == 60 and made.flops > 1e8 and made.exit_code == 0
-    assert "mine on tiny" in Path(f"{folder / made.run}.txt").read_text()
+    (attempt,) = runs_of(read_record(folder / "attempt.jsonl"))
+    assert attempt.val_loss < 6 and attempt.steps == 60 and attempt.flops > 1e8 and attempt.exit_code == 0
+    assert "mine on tiny" in Path(f"{folder / attempt.run}.txt").read_text()
 
 
 KILLED = """
@@ -98,21 +104,23 @@ main(sys.argv[1:])
 """
 
 
-def test_a_run_that_is_killed_has_declared_its_seeds(made, trainer):
-    process = subprocess.run([sys.executable, "-c", KILLED, "run", str(made.folder)], capture_output=True, check=False)
+def test_a_run_that_is_killed_has_declared_its_seeds(attempt, trainer):
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, "run", str(attempt.folder)], capture_output=True, check=False
+    )
     assert process.returncode == -signal.SIGKILL
-    assert made.kinds == ["declared", "started"]
-    assert made.run() == 0  # the lock has fallen
-    assert made.kinds == ["declared", "started", "interrupted", "resumed", "ended", "started", "ended"]
-    assert made.events[3]["fresh"] and trainer.calls[0][-1] == Path(made.events[1]["run"]).name
+    assert attempt.kinds == ["declared", "started"]
+    assert attempt.run() == 0  # the lock has fallen
+    assert attempt.kinds == ["declared", "started", "interrupted", "resumed", "ended", "started", "ended"]
+    assert attempt.events[3]["fresh"] and trainer.calls[0][-1] == Path(attempt.events[1]["run"]).name
 
 
 def test_what_the_trainer_refuses_is_told(small, commands):
     folder = small()
     (folder / "program.py").write_text("build = 1 +\n")
-    said = commands.run("parity.attempt", "run", folder, "--json", "--data-dir", commands.data)
-    assert said.code == 2 and said.err.count("\n") == 1
-    assert "the trainer cannot make this run: error: program.py, line 1: its import raised SyntaxError" in said.err
+    result = commands.run("parity.attempt", "run", folder, "--json", "--data-dir", commands.data)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "the trainer cannot make this run: error: program.py, line 1: its import raised SyntaxError" in result.err
     assert [event["event"] for event in read_record(folder / "attempt.jsonl")] == ["declared", "started", "ended"]
 
 
@@ -123,7 +131,7 @@ def test_the_optimizer_templates_are_the_recipes(commands, finished, tmp_path, b
     assert main(["new", str(folder), "--backend", backend, "--track", "pocket-optimizer"]) == 0
     assert "1 passed" in commands.run("pytest", "-q", "-p", "no:cacheprovider", folder).out
     shutil.copy(TEMPLATES / f"{backend}_optimizer.py", tmp_path / "optimizer.py")
-    said = commands.run(*commands.small(backend, tmp_path, "own", "--optimizer", "optimizer:make"), cwd=tmp_path)
-    assert said.code == 0, said.err
+    result = commands.run(*commands.small(backend, tmp_path, "own", "--optimizer", "optimizer:make"), cwd=tmp_path)
+    assert result.code == 0, result.err
     expected = finished(backend).path / "weights.safetensors"
     assert (tmp_path / "tiny/own/weights.safetensors").read_bytes() == expected.read_bytes()
