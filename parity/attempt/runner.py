@@ -76,12 +76,12 @@ def read_folder(folder: Path) -> tuple[Declaration, dict[str, str], list[str]]:
 
     declaration = read_declaration(folder / DECLARATION)
     try:
-        options, _, _, given = parse(declaration.backend, declaration.trainer_arguments())
+        options, _, _, explicit = parse(declaration.backend, declaration.trainer_arguments())
     except InputError as error:
         raise InputError(f"{folder / DECLARATION}: arguments: {error}") from None
     resume_options = []
     for name in ("device", "samples"):
-        resume_options += [f"--{name}", str(getattr(options, name))] if name in given else []
+        resume_options += [f"--{name}", str(getattr(options, name))] if name in explicit else []
     resume_options += ["--tensorboard"] if options.tensorboard else []
     program, declared = digest_of(folder / declaration.file), digest_of(folder / DECLARATION)
     return declaration, {"program_sha256": program, "declaration_sha256": declared}, resume_options

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parity.history.records import (
     TARGET,
@@ -62,31 +62,6 @@ class Gain:
     drift_percent: float | None = None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How many gains are significant at 0.01: of tests, `single` each on its own, the others after Holm's correction
-    over all of their kind.
-
-    `target`: reported p-values that the mean is below 3.28. `time_beside` and `time_logs` (tests, significant) split
-    the time tests by what they compare with, under one correction. `drift`: least and largest, in percent.
-    """
-
-    records: int
-    loss_tests: int
-    loss_lower_single: int
-    loss_lower: int
-    loss_higher_single: int
-    loss_higher: int
-    time_tests: int
-    time_faster: int
-    time_beside: tuple[int, int]
-    time_logs: tuple[int, int]
-    target_tests: int
-    target_single: int
-    target_holm: int
-    drift: tuple[float, float]
-
-
 class _Loss(NamedTuple):
     """Final losses of a record: runs, mean and deviation in nats per token (None for one run)."""
 
@@ -112,8 +87,13 @@ def gains(history: History | None = None) -> tuple[Gain, ...]:
     return tuple(_gain(history.records, index, history.runs, whole) for index in range(len(history.records)))
 
 
-def summary(history: History | None = None) -> Summary:
-    """How many of the gains are significant, each kind of test under Holm's correction."""
+def summary(history: History | None = None) -> dict[str, Any]:
+    """How many gains are significant at 0.01: of the tests of each kind, those that are so on their own (`single`) and
+    those that remain after Holm's correction.
+
+    `target`: reported p-values that the mean is below 3.28. `time_beside` and `time_logs` (tests, significant) split
+    the time tests by what they compare with. `drift`: the least and the largest, in percent.
+    """
     history = history or load()
     rows = gains(history)
     lower = [gain.p_lower for gain in rows if gain.p_lower is not None]
@@ -123,22 +103,22 @@ def summary(history: History | None = None) -> Summary:
     beside = [holds for (_, beside), holds in zip(timed, faster, strict=True) if beside]
     target = [record.p for record in history.records if record.p is not None]
     drifts = [gain.drift_percent for gain in rows if gain.drift_percent is not None]
-    return Summary(
-        len({record.n for record in history.records}),
-        len(lower),
-        sum(p < ALPHA for p in lower),
-        sum(holm(lower)[1]),
-        sum(p < ALPHA for p in higher),
-        sum(holm(higher)[1]),
-        len(timed),
-        sum(faster),
-        (len(beside), sum(beside)),
-        (len(timed) - len(beside), sum(faster) - sum(beside)),
-        len(target),
-        sum(p < ALPHA for p in target),
-        sum(holm(target)[1]),
-        (min(drifts), max(drifts)),
-    )
+    return {
+        "records": len({record.n for record in history.records}),
+        "loss_tests": len(lower),
+        "loss_lower_single": sum(p < ALPHA for p in lower),
+        "loss_lower": sum(holm(lower)[1]),
+        "loss_higher_single": sum(p < ALPHA for p in higher),
+        "loss_higher": sum(holm(higher)[1]),
+        "time_tests": len(timed),
+        "time_faster": sum(faster),
+        "time_beside": (len(beside), sum(beside)),
+        "time_logs": (len(timed) - len(beside), sum(faster) - sum(beside)),
+        "target_tests": len(target),
+        "target_single": sum(p < ALPHA for p in target),
+        "target_holm": sum(holm(target)[1]),
+        "drift": (min(drifts), max(drifts)),
+    }
 
 
 def loss_at(curve: Sequence[tuple[int, float | None, float]], seconds: float) -> float | None:

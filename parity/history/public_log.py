@@ -49,8 +49,8 @@ class _Timing(NamedTuple):
         return steps > 0 and abs(time_ms / steps - self.avg_ms) <= 0.0051 + 1.01 / steps
 
     @property
-    def disagrees(self) -> bool:
-        return abs(self.step * self.avg_ms - self.time_ms) > DISAGREEMENT * self.time_ms
+    def product_ms(self) -> float:
+        return self.step * self.avg_ms
 
 
 @dataclass
@@ -69,17 +69,17 @@ class _OpenTrial:
     losses: Any = field(default_factory=hashlib.sha256)
     curve: Any = field(default_factory=hashlib.sha256)
 
-    def report(self, kind: str, text: str) -> None:
-        self.findings.add(kind, text, self.number)
+    def report(self, kind: str, text: str, line: int | None = None) -> None:
+        self.findings.add(kind, text if line is None else f"line {line}: {text}", self.number)
 
     def add(self, line: StepLine) -> None:
         """Adds a new line at or after the last step."""
         if len(self.hashes) < REMEMBERED:
             self.hashes.add(hash(line.text))
         if line.problem:
-            self.report("unreadable-line", f"line {line.number}: {line.problem}")
+            self.report("unreadable-line", line.problem, line.number)
         if line.total is not None and line.step > line.total:
-            self.report("steps-beyond-total", f"line {line.number}: step {line.step} of {line.total}")
+            self.report("steps-beyond-total", f"step {line.step} of {line.total}", line.number)
         if line.time_ms is not None:
             self._check_time(line, line.time_ms)
         if line.loss is not None:
@@ -94,21 +94,16 @@ class _OpenTrial:
         if step <= MOST_SKIPPED and line.step > step:
             self.report("clock-restarts", f"the clock starts anew after step {step}: train_time leaves those steps out")
         else:
-            self.report(
-                "times-fall",
-                f"line {line.number}: train_time falls from {before_ms / 1000:.3f} s at step {step} to "
-                f"{time_ms / 1000:.3f} s at step {line.step}",
-            )
+            fall = f"from {before_ms / 1000:.3f} s at step {step} to {time_ms / 1000:.3f} s at step {line.step}"
+            self.report("times-fall", f"train_time falls {fall}", line.number)
 
     def _evaluate(self, line: StepLine, loss: float) -> None:
         before = self.evaluation
         if not math.isfinite(loss) or loss <= 0:
-            self.report("loss-impossible", f"line {line.number}: val_loss {loss} at step {line.step}")
+            self.report("loss-impossible", f"val_loss {loss} at step {line.step}", line.number)
         if before and before.line.step == line.step:
-            self.report(
-                "evaluated-twice",
-                f"line {line.number}: step {line.step} is evaluated twice, {before.loss} and {loss}; the second counts",
-            )
+            text = f"step {line.step} is evaluated twice, {before.loss} and {loss}; the second counts"
+            self.report("evaluated-twice", text, line.number)
         if line.time_ms is not None and line.avg_ms is not None and line.step and len(self.timings) < REMEMBERED:
             start, start_ms = 0, 0.0
             if before and before.line.time_ms is not None:
@@ -127,15 +122,11 @@ class _OpenTrial:
         if not complete:
             self.report("truncated", _cut_off(last and last.line, end))
         elif last and last.line.time_ms is None and self.last_time:
-            self.report(
-                "time-missing",
-                f"line {last.line.number}: the last evaluation has no train_time, though other lines do",
-            )
+            text = "the last evaluation has no train_time, though other lines do"
+            self.report("time-missing", text, last.line.number)
         if last and self.evaluations == 1:
-            self.report(
-                "one-evaluation",
-                f"only one evaluation is printed, at step {last.line.step}: there is no course to check",
-            )
+            text = f"only one evaluation is printed, at step {last.line.step}: there is no course to check"
+            self.report("one-evaluation", text)
         self._check_averages()
         return Trial(
             last and Final(last.line.step, last.line.total, last.loss, last.line.time_ms),
@@ -159,23 +150,18 @@ class _OpenTrial:
         skipped = max(votes, key=lambda skipped: (votes[skipped], skipped == 0), default=0)
         if 2 * votes[skipped] <= len(self.timings):
             skipped = 0
-        disagreeing = [timing for timing in self.timings if timing.disagrees]
+        disagreeing = [t for t in self.timings if abs(t.product_ms - t.time_ms) > DISAGREEMENT * t.time_ms]
         for timing in disagreeing:
             if not timing.is_average(skipped):
-                self.report(
-                    "times-disagree",
-                    f"line {timing.line}: step_avg {timing.avg_ms} ms times {timing.step} steps is "
-                    f"{timing.step * timing.avg_ms / 1000:.3f} s, but train_time {timing.time_ms / 1000:.3f} s",
-                )
+                product = f"step_avg {timing.avg_ms} ms times {timing.step} steps is {timing.product_ms / 1000:.3f} s"
+                text = f"{product}, but train_time {timing.time_ms / 1000:.3f} s"
+                self.report("times-disagree", text, timing.line)
         if skipped > 0:
-            self.report(
-                "step-avg-skips-steps",
-                f"step_avg is train_time over step - {skipped}: the first {skipped} steps are not counted",
-            )
+            text = f"step_avg is train_time over step - {skipped}: the first {skipped} steps are not counted"
+            self.report("step-avg-skips-steps", text)
         elif skipped == OF_INTERVAL and disagreeing:
-            self.report(
-                "step-avg-of-interval", "step_avg is the average since the evaluation before, not since the start"
-            )
+            text = "step_avg is the average since the evaluation before, not since the start"
+            self.report("step-avg-of-interval", text)
 
     def followed_by_final(self, line: StepLine) -> bool:
         """Whether this trial is a last evaluation alone, and the line that of another such trial."""
@@ -258,11 +244,9 @@ class _Reader:
         self.pending = []
         if before:
             if not self.restarted and before.first.step < first.step < before.last.step:
-                self.findings.add(
-                    "non-monotonic-steps",
-                    f"line {first.number}: the step falls from {before.last.step} to {first.step}, not to a beginning; "
-                    "taken for a new trial",
-                )
+                fall = f"the step falls from {before.last.step} to {first.step}, not to a beginning"
+                text = f"line {first.number}: {fall}; taken for a new trial"
+                self.findings.add("non-monotonic-steps", text)
             self.trials.append(before.close())
         self.restarted = False
         self.trial = _OpenTrial(len(self.trials) + 1, first, first, self.findings)
@@ -275,10 +259,8 @@ class _Reader:
         if self.trial:
             self.trials.append(self.trial.close())
         if self.repeats:
-            self.findings.add(
-                "repeated-lines",
-                f"{self.repeats} lines are printed a second time, from line {self.first_repeat} on; they count once",
-            )
+            text = f"{self.repeats} lines are printed a second time, from line {self.first_repeat} on; they count once"
+            self.findings.add("repeated-lines", text)
         complete = [n for n, trial in enumerate(self.trials) if trial.complete]
         evaluated = [n for n, trial in enumerate(self.trials) if trial.final]
         refused = None
@@ -291,11 +273,8 @@ class _Reader:
             self.findings.add(kind, refused)
         chosen = (complete or evaluated or [-1])[-1]
         if len(self.trials) > 1:
-            self.findings.add(
-                "several-trials",
-                f"{len(self.trials)} trials one after another, {len(complete)} of them complete; "
-                f"the final is that of trial {chosen + 1}",
-            )
+            trials = f"{len(self.trials)} trials one after another, {len(complete)} of them complete"
+            self.findings.add("several-trials", f"{trials}; the final is that of trial {chosen + 1}")
         final, count = None if refused else self.trials[chosen].final, self._check_devices()
         findings = self.findings.result(len(self.trials))
         return PublicLog(path, final, refused, tuple(self.trials), tuple(self.devices), count, findings)
@@ -308,16 +287,13 @@ class _Reader:
     def _check_devices(self) -> int | None:
         """The number of devices; reports anything unusual about them."""
         count = max(self.counts) if self.counts else len(self.numbers) or None
+        names = " and ".join(self.devices)
         if len(self.devices) > 1 or len(self.counts) > 1:
-            self.findings.add(
-                "several-devices", f"it names {' and '.join(self.devices)}, {sorted(self.counts) or count} of them"
-            )
-        elif self.devices and (next(iter(self.devices)), count) != (RECORD_DEVICE, RECORD_DEVICES):
-            self.findings.add(
-                "other-hardware",
-                f"ran on {count or 'some'} x {next(iter(self.devices))}, where the public records "
-                f"are timed on {RECORD_DEVICES} x {RECORD_DEVICE}",
-            )
+            self.findings.add("several-devices", f"it names {names}, {sorted(self.counts) or count} of them")
+        elif names and (names, count) != (RECORD_DEVICE, RECORD_DEVICES):
+            record = f"{RECORD_DEVICES} x {RECORD_DEVICE}"
+            text = f"ran on {count or 'some'} x {names}, where the public records are timed on {record}"
+            self.findings.add("other-hardware", text)
         return count
 
 

@@ -8,18 +8,16 @@ from typing import Any
 
 from parity import tables
 
-NOTES = frozenset(
-    (
-        "several-trials",
-        "repeated-lines",
-        "clock-restarts",
-        "step-avg-skips-steps",
-        "step-avg-of-interval",
-        "one-evaluation",
-        "other-hardware",
-        "several-devices",
-    )
-)
+NOTES = {
+    "several-trials",
+    "repeated-lines",
+    "clock-restarts",
+    "step-avg-skips-steps",
+    "step-avg-of-interval",
+    "one-evaluation",
+    "other-hardware",
+    "several-devices",
+}
 """The kinds of findings that do not make a log fall short."""
 COLUMNS = (("log", "<46"), ("step", ">16"), ("val loss", ">10"), ("train time", ">15"), ("trials", ">8"))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from parity.errors import InputError, nearest
+from parity.errors import InputError
 from parity.formats import schemas
 from parity.formats.strict_json import decode, fault
 
@@ -124,15 +124,6 @@ def load(folder: Path = DATA) -> History:
     records = [_record(row, index, ladder["records"]) for index, row in enumerate(ladder["records"])]
     runs = [run for row in curves["runs"] for run in _runs_of_log(row)]
     return History(ladder["source"], tuple(records), tuple(runs))
-
-
-def record_of(label: str, records: Sequence[Record]) -> Record:
-    """The row of a label (`12`, `21 (2025-01-26)`). Raises InputError with the nearest labels for an unknown one."""
-    for record in records:
-        if record.label == label:
-            return record
-    labels = [record.label for record in records]
-    raise InputError(f"record {label[:40]!r}: no row of the public ladder; {nearest(label[:40], labels)}")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -37,24 +37,37 @@ TERMINAL_COLUMNS = (
     ("p", ">7"),
     ("sure", "<9"),
 )
+SUMMARY = (
+    "- **Loss against the record before:** {loss_tests} of the {records} records can be tested. "
+    "Lower at p < 0.01: {loss_lower_single} one by one, {loss_lower} after Holm's correction; "
+    "higher: {loss_higher_single}, {loss_higher}.",
+    "- **Time against older logs:** {time_tests} can be tested; after the correction {time_faster} took less: "
+    "{time_beside[1]} of the {time_beside[0]} whose folder holds the older program, run again beside it, and "
+    "{time_logs[1]} of the {time_logs[0]} whose older logs are of another session.",
+    "- **Below 3.28:** of {target_tests} reported p-values, {target_single} are below 0.01, {target_holm} after the "
+    "correction; not below: records {not_below}.",
+    "- **Drift:** the mean time of a record's own logs is {drift[0]:.1f}% to +{drift[1]:.1f}% off the seconds claimed.",
+)
 
 
-def table(records: Sequence[Record] | None = None, history: History | None = None) -> str:
-    """The ladder for a terminal; `records`: only these rows."""
+def table(history: History | None = None) -> str:
+    """The ladder for a terminal."""
     history = history or load()
-    by_label = {gain.record: gain for gain in gains(history)}
-    rows = []
-    for record in history.records if records is None else records:
-        gain = by_label[record.label]
-        figures = (
+    rows = [
+        (
+            record.n,
+            record.date,
+            record.title or "-",
             f"{record.seconds:.1f}",
             number(gain.seconds, ".1f"),
             number(gain.percent, ".1f"),
             number(gain.nats, "+z.4f"),
             record.runs or "-",
             number(record.p, ".1g"),
+            gain.short,
         )
-        rows.append((record.n, record.date, record.title or "-", *figures, gain.short))
+        for record, gain in zip(history.records, gains(history), strict=True)
+    ]
     return tables.fit([history.source, NOTE, *tables.table(TERMINAL_COLUMNS, rows)])
 
 
@@ -81,7 +94,7 @@ def to_json(history: History | None = None) -> dict[str, Any]:
         ],
         "reproduction": [asdict(result) for result in reproductions(history)],
         "disagreements": [asdict(row) for row in disagreements(history)],
-        "summary": asdict(summary(history)),
+        "summary": summary(history),
     }
 
 
@@ -173,21 +186,9 @@ def _history_table(history: History) -> str:
 
 
 def _summary_text(history: History) -> str:
-    s = summary(history)
-    not_below = [record.label for record in history.records if record.p is not None and record.p >= ALPHA]
-    lines = [
-        f"- **Loss against the record before:** {s.loss_tests} of the {s.records} records can be tested. Lower at p < "
-        f"0.01: {s.loss_lower_single} one by one, {s.loss_lower} after Holm's correction; higher: "
-        f"{s.loss_higher_single}, {s.loss_higher}.",
-        f"- **Time against older logs:** {s.time_tests} can be tested; after the correction {s.time_faster} took less: "
-        f"{s.time_beside[1]} of the {s.time_beside[0]} whose folder holds the older program, run again beside it, and "
-        f"{s.time_logs[1]} of the {s.time_logs[0]} whose older logs are of another session.",
-        f"- **Below 3.28:** of {s.target_tests} reported p-values, {s.target_single} are below 0.01, {s.target_holm} "
-        f"after the correction; not below: records {', '.join(not_below)}.",
-        f"- **Drift:** the mean time of a record's own logs is {s.drift[0]:.1f}% to +{s.drift[1]:.1f}% off the seconds "
-        "claimed.",
-    ]
-    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in lines)
+    not_below = ", ".join(record.label for record in history.records if record.p is not None and record.p >= ALPHA)
+    values = summary(history) | {"not_below": not_below}
+    return "\n".join(textwrap.fill(line.format(**values), 120, subsequent_indent="  ") for line in SUMMARY)
 
 
 def _disagreement_table(history: History) -> str:

@@ -153,7 +153,7 @@ def swap(data, *path, to):
         (("runs", 1, "evals", -1, 3), 1e6, "it trained 1000000.0 s in"),
         (("author",), "Eve", "author: the declaration says 'Ada'"),
         (("techniques",), [], "techniques: the declaration says"),
-        (("declaration",), ["{}"], "declaration.json: expected the field"),
+        (("declaration",), ["{}"], "declaration.json: expected schema declaration.v1"),
         (("source", "lines", 0), "# another", "its program is not the one"),
         (("cost", "runs"), 1, "its record comes to 2 runs"),
         (("hardware", "class"), "8 x NVIDIA H100 80GB HBM3", "class of hardware does not follow"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from parity.history.gains import gains
-from parity.history.records import LADDER_TRACK, Point, Record, Run, load, own_runs, record_of
+from parity.history.records import LADDER_TRACK, Point, Record, Run, load, own_runs
 from parity.history.reproduction import reproductions
 
 
@@ -56,6 +56,10 @@ def row(label):
     return history.records[index], reproductions(history)[index], gains(history)[index]
 
 
+def record_of(label):
+    return row(label)[0]
+
+
 def own(label):
     """A record's own runs."""
-    return own_runs(record_of(label, load().records), load().runs)
+    return own_runs(record_of(label), load().runs)

@@ -4,10 +4,10 @@ import math
 from statistics import fmean, stdev
 
 import pytest
-from archive import own, row
+from archive import own, record_of, row
 
 from parity.history.gains import _Loss, _loss_test, gains, loss_at, summary
-from parity.history.records import baseline_runs, load, mean_curve, record_of
+from parity.history.records import baseline_runs, load, mean_curve
 from parity.statistics import holm, welch
 
 
@@ -51,7 +51,7 @@ def test_with_one_run_of_each_nothing_can_be_tested():
 
 def test_the_older_program_beside_the_new_one_is_preferred_to_the_logs_of_another_day():
     gain = row("83")[2]
-    beside = baseline_runs(record_of("83", load().records), load().runs)
+    beside = baseline_runs(record_of("83"), load().runs)
     assert gain.beside and gain.time_runs == (11, 4)
     assert row("84")[2].time_runs == (5, 6) and len(own("83")) == 11  # of which the last are on the same GPUs, too
     assert gain.p_time == pytest.approx(welch([r.seconds for r in own("83")], [r.seconds for r in beside]).p)
@@ -91,9 +91,12 @@ def test_how_many_are_significant_is_counted_under_holms_correction():
     rows, counts = gains(), summary()
     lower = [g.p_lower for g in rows if g.p_lower is not None]
     timed = [g.p_time for g in rows if g.p_time is not None]
-    assert (counts.records, counts.loss_tests, counts.time_tests) == (89, len(lower), len(timed)) == (89, 58, 49)
     assert (
-        counts.loss_lower == sum(holm(lower)[1]) == 0 and counts.loss_lower_single == sum(p < 0.01 for p in lower) == 1
+        (counts["records"], counts["loss_tests"], counts["time_tests"]) == (89, len(lower), len(timed)) == (89, 58, 49)
     )
-    assert counts.time_faster == sum(holm(timed)[1]) == counts.time_beside[1] + counts.time_logs[1] == 37
-    assert (counts.target_tests, counts.target_single, counts.target_holm) == (67, 57, 10)
+    assert (
+        counts["loss_lower"] == sum(holm(lower)[1]) == 0
+        and counts["loss_lower_single"] == sum(p < 0.01 for p in lower) == 1
+    )
+    assert counts["time_faster"] == sum(holm(timed)[1]) == counts["time_beside"][1] + counts["time_logs"][1] == 37
+    assert (counts["target_tests"], counts["target_single"], counts["target_holm"]) == (67, 57, 10)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from archive import own, record_with, run_of
+from archive import own, record_of, record_with, run_of
 
 from parity.errors import InputError
 from parity.history.records import (
@@ -16,7 +16,6 @@ from parity.history.records import (
     distinct,
     load,
     mean_curve,
-    record_of,
     runs_of,
     same_hardware,
     title_of,
@@ -66,11 +65,6 @@ def test_what_repeats_the_end_of_the_trial_before_is_no_trial():
 )
 def test_a_folder_becomes_a_title(folder, title):
     assert title_of(folder) == title
-
-
-def test_an_unknown_record_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="did you mean 12"):
-        record_of("112", load().records)
 
 
 def spoiled(folder, name, change):
@@ -127,7 +121,7 @@ def test_a_record_in_two_folders_has_the_runs_of_both():
 
 def test_the_older_program_beside_a_record_has_its_own_number_of_steps():
     history = load()
-    beside = baseline_runs(record_of("82", history.records), history.runs)
+    beside = baseline_runs(record_of("82"), history.runs)
     assert {run.variant for run in beside} == {"baseline-s1440"}  # not the control cut to the record's steps
 
 

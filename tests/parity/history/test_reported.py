@@ -7,7 +7,6 @@ import pytest
 from archive import row
 
 from parity.errors import InputError
-from parity.history.records import load, record_of
 from parity.history.reported import PAGE, documented, reported, table, to_json, updated
 from parity.history.reproduction import disagreements
 
@@ -19,10 +18,6 @@ def test_the_table_has_every_row_and_at_most_100_columns():
     assert len(lines) == 3 + 91 and max(map(len, lines)) <= 100
     assert lines[1] == "reported by others, not verified here"
     assert lines[3 + 11].split()[:2] == ["12", "2024-11-19"]
-
-
-def test_the_table_of_some_records_has_only_those():
-    assert len(table([record_of("12", load().records)]).splitlines()) == 4
 
 
 def test_the_boards_object_is_marked_and_compact():
