@@ -83,7 +83,7 @@ DATA = [
         patches=_one(STREAM, "_batch_ranges", _dropped_batches)),
     Fault("data-second-shard-late", "every shard but the first begins at its second token", "data", "train: step 29",
         patches=_one(STREAM, "_batch_ranges", _later_shards)),
-    Fault("data-ranks-interleaved", "ranks take rows in turns, not consecutive parts", "data",
+    Fault("data-ranks-interleaved", "ranks take interleaved rows, not consecutive parts", "data",
         "train, by rank: step 0, rank 0 of 2", patches=_one(STREAM, "Reader._load", _interleaved)),
     Fault("data-resume-from-start", "a resumed run reads the data from the beginning", "data",
         "resumed in the middle: step 30", patches=_one(STREAM, "available_spans", _from_the_start)),

@@ -60,7 +60,7 @@ def _cut_line(run: Path) -> None:
 
 @CHEATS.add(
     "two-trials",
-    "the log of two trials in one file, chained anew",
+    "the log of two trials in one file, with a new chain",
     "log.order",
     may=("clock.agree", "clock.train", "clock.phases", "clock.untimed", "log.totals"),
     public=True,
@@ -71,7 +71,7 @@ def _two_trials(run: Path) -> None:
 
 @CHEATS.add(
     "spliced",
-    "the second half is another run's, chained anew",
+    "the second half is another run's, with a new chain",
     "clock.agree",
     may=("clock.train", "clock.phases", "log.totals", "clock.untimed"),
 )
@@ -153,7 +153,7 @@ CHEATS.add(
 )(_scaling(CLOCKS, TRAINED, 0.9))
 
 
-@CHEATS.add("renamed-phase", "the first stretch of training is called warm-up", "clock.phases", may=("clock.train",))
+@CHEATS.add("renamed-phase", "the first segment of training is called warm-up", "clock.phases", may=("clock.train",))
 def _renamed_phase(run: Path) -> None:
     """The first train phase is called a warm-up, and its seconds are taken off the clock."""
 
@@ -195,7 +195,7 @@ def _no_drain(run: Path) -> None:
     rewrite(run, shift)
 
 
-@CHEATS.add("long-evaluations", "training goes on in the evaluations", "clock.untimed")
+@CHEATS.add("long-evaluations", "training continues during the evaluations", "clock.untimed")
 def _long_evaluations(run: Path) -> None:
     """Every evaluation but the first takes five seconds longer."""
 

@@ -302,7 +302,7 @@ IN_THE_TRAINING = (
         may=("replay.stretches", "replay.reported", "replay.repeat"),
         backends=("torchref",),
         top="import json\nimport torch\n",
-        open="a stretch that starts from a checkpoint trusts it; one that starts from the seed, or --whole, does not",
+        open="a segment that starts from a checkpoint trusts it; one that starts from the seed, or --whole, does not",
     ),
     _replay(
         "hollow-whole",

@@ -242,7 +242,7 @@ def checkpoint_state(context: Context) -> Finding:
     return holds(f"{len(saved)} checkpoints")
 
 
-@rule("code.source", "log", "the packed source is the one that run.json names, with the own code in it")
+@rule("code.source", "log", "the packed source is the one that run.json names, with the user's code in it")
 def source(context: Context) -> Finding:
     evidence = context.evidence
     digest = source_zip.digest(evidence.source)
@@ -273,7 +273,7 @@ def harness(context: Context) -> Finding:
     return holds(f"{len(packed)} files, to the last byte")
 
 
-@rule("log.twin", "log", "no other run beside it has its losses under another seed")
+@rule("log.twin", "log", "no other run in its folder has its losses under another seed")
 def twin(context: Context) -> Finding:
     evidence, compared = context.evidence, 0
     seed, losses = _first_losses(evidence.path / "log.jsonl")

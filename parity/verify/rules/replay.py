@@ -138,7 +138,7 @@ def reported(context: Context) -> Finding:
     return holds(f"at {len(r.segments)} steps within {worst:.1g}")
 
 
-@rule("replay.stretches", "replay", "stretches drawn after the run come out as they were logged and saved")
+@rule("replay.stretches", "replay", "segments drawn after the run come out as they were logged and saved")
 def segments(context: Context) -> Finding:
     r = context.once(Replay)
     allowed, evidence, summaries = r.allowed(), {}, []
@@ -188,7 +188,7 @@ def single(context: Context) -> Finding:
     )
 
 
-@rule("replay.audit", "replay", "in the process apart the program tried nothing but to compute")
+@rule("replay.audit", "replay", "in the sandbox the program tried nothing but to compute")
 def audit(context: Context) -> Finding:
     events = [*context.program.audit, *context.once(Replay).program.audit]
     return fails(f"{len(events)} attempts: {events[0]}", events=events[:50]) if events else holds("nothing")
