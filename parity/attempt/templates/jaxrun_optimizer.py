@@ -10,7 +10,7 @@ from jaxrun import optim
 from parity.recipes import Muon
 
 
-def rates(recipe: Muon, peak: float) -> np.ndarray:
+def learning_rates(recipe: Muon, peak: float) -> np.ndarray:
     """(steps,): the learning rate at every step, level at first and then straight down to 0."""
     return np.array([peak * min(1.0, (1 - step / recipe.steps) / recipe.cooldown) for step in range(recipe.steps)])
 
@@ -19,11 +19,11 @@ def make(recipe: Muon):
     """An optax transform of {name: gradient}: Muon on the blocks' matrices, AdamW on the rest. Any other will do."""
     peaks = {"embed": recipe.embed_rate, "head": recipe.head_rate, "vector": recipe.vector_rate}
     groups = {
-        group: optim.adamw(rates(recipe, peak), recipe.betas, recipe.adam_eps, recipe.adam_decay)
+        group: optim.adamw(learning_rates(recipe, peak), recipe.betas, recipe.adam_eps, recipe.adam_decay)
         for group, peak in peaks.items()
     }
     groups["matrix"] = optim.muon(
-        rates(recipe, recipe.muon_rate),
+        learning_rates(recipe, recipe.muon_rate),
         recipe.muon_decay,
         recipe.momentum,
         recipe.newton_schulz_steps,

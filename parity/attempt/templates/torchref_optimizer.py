@@ -11,41 +11,36 @@ from torchref import optim
 from torchref.layers import torch_dtype
 
 
-class Together(torch.optim.Optimizer):
+class Combined(torch.optim.Optimizer):
     """Several optimizers as one: a step is a step of each."""
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer]):
-        super().__init__([group for part in parts.values() for group in part.param_groups], {})
-        self.parts = parts
-        self._share()
+    def __init__(self, optimizers: dict[str, torch.optim.Optimizer]):
+        super().__init__([group for one in optimizers.values() for group in one.param_groups], {})
+        self.optimizers = optimizers
+        self._share_groups()
 
     def step(self, closure=None):
-        for part in self.parts.values():
-            part.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
 
     def state_dict(self):
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state_dict):
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self._share()
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict[name])
+        self._share_groups()
 
-    def _share(self) -> None:
-        """The groups are those of the parts, so that a rate that is set here is theirs."""
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+    def _share_groups(self) -> None:
+        """A learning rate that a scheduler sets in these groups is that of the optimizers' own."""
+        self.param_groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
 
-def make(recipe: Muon, weights: dict[str, torch.nn.Parameter]):
+def make(recipe: Muon, weights: dict[str, torch.Tensor]):
     """A torch optimizer and its scheduler: Muon on the blocks' matrices, AdamW on the rest. Any others will do."""
-    peaks = {
-        "embed": recipe.embed_rate,
-        "head": recipe.head_rate,
-        "vector": recipe.vector_rate,
-        "matrix": recipe.muon_rate,
-    }
-    of = {name: weight.group for name, weight in recipe.parameters().items()}
-    groups = {group: {name: w for name, w in weights.items() if of[name] == group} for group in peaks}
+    peaks = {group: getattr(recipe, field) for group, field in recipe.peak_rates.items()}
+    group_of = {name: parameter.group for name, parameter in recipe.parameters().items()}
+    groups = {group: {name: w for name, w in weights.items() if group_of[name] == group} for group in peaks}
     matrix = {"matrix": groups.pop("matrix")}
     adamw = optim.adamw(groups, recipe.betas, recipe.adam_eps, dict.fromkeys(groups, recipe.adam_decay))
     muon = optim.muon(
@@ -56,12 +51,12 @@ def make(recipe: Muon, weights: dict[str, torch.nn.Parameter]):
         recipe.newton_schulz,
         torch_dtype(recipe.dtypes.newton_schulz),
     )
-    for part in (adamw, muon):
-        for group in part.param_groups:
+    for optimizer in (adamw, muon):
+        for group in optimizer.param_groups:
             group["lr"] = peaks[group["name"]]
-    both = Together({"adamw": adamw, "muon": muon})
+    both = Combined({"adamw": adamw, "muon": muon})
 
-    def fall(step: int) -> float:
+    def stable_then_decay(step: int) -> float:
         return min(1.0, (1 - step / recipe.steps) / recipe.cooldown)
 
-    return both, torch.optim.lr_scheduler.LambdaLR(both, fall)
+    return both, torch.optim.lr_scheduler.LambdaLR(both, stable_then_decay)

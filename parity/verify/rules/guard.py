@@ -36,7 +36,9 @@ def functions(context: Context) -> Finding:
     return holds(f"checked {len(checks)} times")
 
 
-@rule("guard.files", "log", "no file outside the places that a run needs was opened, and none of the slice by user code")
+@rule(
+    "guard.files", "log", "no file outside the places that a run needs was opened, and none of the slice by user code"
+)
 def files(context: Context) -> Finding:
     events = _events(context, "read", "write", "data")
     if not events:
