@@ -23,4 +23,5 @@ def maybe_remat(block: Callable) -> Callable:
     """The block, rematerialised in its gradient where the policy says so (see `remat`)."""
     if _remat.get() != "blocks":
         return block
-    return jax.checkpoint(lambda *inputs: block(*inputs))  # noqa: PLW0108 (jax.checkpoint needs a function, not a module)
+    # jax.checkpoint needs a function, not a module
+    return jax.checkpoint(lambda *inputs: block(*inputs))  # noqa: PLW0108

@@ -1,4 +1,4 @@
-"""`muon`: the public optimization track's baseline (its result 36). Models: {jaxrun,torchref}/models/muon.py."""
+"""`muon`: the public optimization track's baseline (its result 36). Models: models/muon.py of both backends."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

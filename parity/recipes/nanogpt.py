@@ -1,4 +1,4 @@
-"""`nanogpt`: GPT-2 as in nanoGPT, trained with AdamW. Models: {jaxrun,torchref}/models/nanogpt.py."""
+"""`nanogpt`: GPT-2 as in nanoGPT, trained with AdamW. Models: models/nanogpt.py of both backends."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal

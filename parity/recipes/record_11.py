@@ -1,4 +1,4 @@
-"""`record-11`: the speedrun's record of 2024-11-10 (7.2 minutes). Models: {jaxrun,torchref}/models/record_11.py."""
+"""`record-11`: the speedrun's record of 2024-11-10 (7.2 minutes). Models: models/record_11.py of both backends."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

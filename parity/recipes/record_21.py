@@ -1,4 +1,4 @@
-"""`record-21`: the speedrun's record of January 2025 (2.997 minutes). Models: {jaxrun,torchref}/models/record_21.py."""
+"""`record-21`: the speedrun's record of January 2025 (2.997 minutes). Models: models/record_21.py of both backends."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
