@@ -165,7 +165,7 @@ def test_three_kernels_are_lowered_for_gpus_and_no_array_of_all_pairs():
 
 def test_what_has_no_kernel_is_named():
     x, ids = jnp.zeros((1, 96, 1, 32)), jnp.zeros((1, 96), jnp.int32)
-    with pytest.raises(ValueError, match="96 positions are no whole number of blocks of 64"):
+    with pytest.raises(ValueError, match="expected a block that divides the 96 positions, found 64"):
         window_attention(x, x, x, SCALE, ids, 1, 64)
-    with pytest.raises(ValueError, match="powers of 2 from 16 for block and head width, found 48 and 32"):
+    with pytest.raises(ValueError, match="powers of 2 from 16 for block and head, found 48 and 32"):
         window_attention(x, x, x, SCALE, ids, 1, 48)
