@@ -10,7 +10,8 @@ from parity.compare.case import Case
 from parity.compare.guarded import Guarded
 from parity.compare.observation import Observation
 from parity.compare.training import stored_weights, train_steps
-from parity.harness.evaluation import Evaluation, evaluate, largest_batch
+from parity.harness import evaluation as harness  # by module: faults are planted in its functions
+from parity.harness.evaluation import Evaluation, largest_batch
 from parity.program import Program
 
 
@@ -22,7 +23,8 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
     bound = bounds.losses(recipe, val_tokens)
 
     def score(state: Any, batch_tokens: int) -> Evaluation:
-        return evaluate(cast(Program, program), state, case.slice, "val", val_tokens, batch_tokens, recipe.eval_context)
+        running = cast(Program, program)
+        return harness.evaluate(running, state, case.slice, "val", val_tokens, batch_tokens, recipe.eval_context)
 
     def val_loss(line: str, location: str, loss: float, expected: float | None = None) -> Observation:
         expected_array = None if expected is None else np.array(expected)

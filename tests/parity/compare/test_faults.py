@@ -25,6 +25,7 @@ QUICK = [
     ("v-detached", "torchref", "nanogpt"),
     ("clip-epsilon-missing", "torchref", "nanogpt"),
     ("adam-epsilon-in-root", "torchref", "nanogpt"),
+    ("evaluation-on-confirm", "torchref", "nanogpt"),
     ("skips-reversed", "torchref", "record-11"),
     ("values-of-block-before", "torchref", "record-11"),
     ("documents-end-late", "torchref", "record-21"),
