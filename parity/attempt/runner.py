@@ -10,8 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.cost import progress, shortfall
-from parity.attempt.record import (
+from parity.attempt.trainer import StopRequests, listening, train
+from parity.cli import python_command
+from parity.declaration.cost import progress, shortfall
+from parity.declaration.record import (
     DECLARATION,
     RECORD,
     AttemptRun,
@@ -22,8 +24,6 @@ from parity.attempt.record import (
     runs_of,
     seeds_for,
 )
-from parity.attempt.trainer import StopRequests, listening, train
-from parity.cli import python_command
 from parity.errors import InputError, Interrupted, RunFailed
 from parity.formats.folder_lock import holder, locked
 

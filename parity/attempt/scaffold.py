@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from parity.attempt.record import DECLARATION, DECLARATION_SCHEMA, Declaration, read_declaration
+from parity.declaration.record import DECLARATION, DECLARATION_SCHEMA, Declaration, read_declaration
 from parity.errors import InputError, nearest
 from parity.program_source import program_source
 from parity.track import default_recipe, track_for
@@ -25,7 +25,7 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
     if chosen.fixed:
         program = (TEMPLATES / f"{BACKENDS[backend]}_optimizer.py").read_text(encoding="utf-8")
     else:
-        program = program_source(BACKENDS[backend], recipe)
+        program = program_source(BACKENDS[backend], recipe, compile=True)
     declaration = {
         "schema": DECLARATION_SCHEMA,
         "author": author,

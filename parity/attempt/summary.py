@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.cost import flops_of, progress, spent
-from parity.attempt.record import DECLARATION, RECORD, AttemptRun, read_declaration, read_record, runs_of
+from parity.declaration.cost import flops_of, progress, spent
+from parity.declaration.record import DECLARATION, RECORD, AttemptRun, read_declaration, read_record, runs_of
 from parity.tables import RULE, compact, fit, number, paragraph, table
 
 STATES = {0: "done", 1: "failed", 2: "not run", 3: "fault"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.attempt.record import read_declaration
+from parity.declaration.record import read_declaration
 from parity.program import build
 from parity.recipes import recipe_for
 

@@ -10,7 +10,7 @@ import pytest
 
 from parity.attempt import runner
 from parity.attempt.command import main
-from parity.attempt.record import read_record
+from parity.declaration.record import read_record
 from parity.harness.runlog import RunLog
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from parity import user_program
 from parity.attempt.command import main
-from parity.attempt.record import read_declaration
 from parity.attempt.runner import run
+from parity.declaration.record import read_declaration
 from parity.recipes import recipe_for
 from parity.verify.verdict import Judgement, Verdict
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from parity.attempt.command import main
-from parity.attempt.record import read_record, runs_of
+from parity.declaration.record import read_record, runs_of
+from parity.program_source import program_source
 
 TEMPLATES = Path(__file__).parents[3] / "parity" / "attempt" / "templates"
 CASES = [
@@ -33,6 +34,8 @@ def small(commands, tmp_path):
             main(["new", str(folder), "--backend", backend, "--from", recipe, "--track", "tiny", "--runs", str(runs)])
             == 0
         )
+        if (folder / "program.py").exists():  # compiled, it would take a minute to start
+            (folder / "program.py").write_text(program_source(backend, recipe))
         small_run = commands.small(backend, tmp_path, "x")
         path = folder / "declaration.json"
         path.write_text(

@@ -7,7 +7,7 @@ import filelock
 import pytest
 
 from parity.attempt.command import main
-from parity.attempt.record import digest_of, read_record, runs_of, seeds_for
+from parity.declaration.record import digest_of, read_record, runs_of, seeds_for
 
 
 def test_seeds_are_on_the_disk_before_the_first_run_starts(attempt, trainer):

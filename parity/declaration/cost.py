@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.record import AttemptRun, Budget
+from parity.declaration.record import AttemptRun, Budget
 from parity.errors import InputError
 from parity.formats import chain_log, run_log
 

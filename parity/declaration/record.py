@@ -31,6 +31,7 @@ FORMAT = Format(
     resume="python -m parity.attempt run {folder}",
     max_line_bytes=LIMIT_BYTES,
     max_lines=100_000,
+    max_bytes=32 << 20,
 )
 RESULTS = (0, 1)  # exit codes of a trainer with a result; after any other the run is not over
 RESERVED = ("track", "recipe", "seed", "program", "optimizer", "runs", "name", "resume", "data-dir", "help", "h")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from parity.attempt import record as records
-from parity.attempt.record import Record, read_declaration, read_record, runs_of, seeds_for
+from parity.attempt.command import main
+from parity.declaration import record as records
+from parity.declaration.record import Record, read_declaration, read_record, runs_of, seeds_for
 from parity.errors import InputError
 
 MUTATIONS = 500
@@ -31,8 +32,16 @@ def refused(read: Callable, path: Path, *message: str) -> None:
 
 
 @pytest.fixture
-def declaration(attempt) -> Path:
-    return attempt.folder / "declaration.json"
+def declaration(tmp_path, capsys) -> Path:
+    """The declaration of a new attempt in PyTorch on track tiny, with two final runs."""
+    assert main(["new", str(tmp_path / "new"), "--backend", "torch", "--track", "tiny", "--runs", "2"]) == 0
+    capsys.readouterr()
+    return tmp_path / "new" / "declaration.json"
+
+
+def put(declaration: Path, **fields: object) -> None:
+    """Puts other values into a declaration."""
+    declaration.write_text(json.dumps(json.loads(declaration.read_text()) | fields))
 
 
 @pytest.fixture
@@ -88,8 +97,8 @@ def rechained(path: Path, change: Callable[[list[dict]], None]) -> None:
         ({"arguments": "x"}, "arguments must be array"),
     ],
 )
-def test_wrong_declarations_are_one_sentence(attempt, declaration, change, message):
-    attempt.change(**change)
+def test_wrong_declarations_are_one_sentence(declaration, change, message):
+    put(declaration, **change)
     refused(read_declaration, declaration, message)
 
 
@@ -121,8 +130,8 @@ def test_a_declaration_that_is_missing_or_a_folder_is_one_sentence(tmp_path):
     refused(read_declaration, tmp_path, "Is a directory")
 
 
-def test_numbers_that_are_whole_come_as_integers(attempt, declaration):
-    attempt.change(runs=2.0, claim={"val_loss_below": 4, "at_step": 10.0, "seconds": None})
+def test_numbers_that_are_whole_come_as_integers(declaration):
+    put(declaration, runs=2.0, claim={"val_loss_below": 4, "at_step": 10.0, "seconds": None})
     values = read_declaration(declaration)
     assert repr((values.runs, values.claim.at_step, values.claim.val_loss_below)) == "(2, 10, 4)"
 
@@ -251,7 +260,7 @@ def test_seeds_follow_from_the_digests_and_from_nothing_else():
 
 def test_reading_records_needs_neither_the_harness_nor_a_backend():
     code = (
-        "import sys, parity.attempt.record; "
+        "import sys, parity.declaration.record; "
         "print(*{m.split('.')[0] for m in sys.modules} & {'jax', 'torch', 'jaxrun', 'torchref'}, "
         "*(m for m in sys.modules if m.startswith('parity.harness')))"
     )
