@@ -24,7 +24,7 @@ from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_rows
 from parity.recipes import Recipe
-from parity.user_program import load_function
+from parity.user_program import load_function, source_file, user_code
 
 
 class State(TypedDict):
@@ -60,13 +60,17 @@ class JaxProgram:
         self.optimizer = optimizer or optim.make_optimizer(
             recipe, functools.partial(sharding.distribute_matrices, self.mesh)
         )
+        self.user_optimizer = optimizer is not None
         self.groups = optim.group_of(recipe)
-        self.definition, _ = model.make_model(recipe, make_model)
+        self.make_model = make_model
+        self.definition = model.make_model(recipe, make_model)
         self.shapes = jax.eval_shape(
             self._first_state,
             {name: jax.ShapeDtypeStruct(p.shape, np.float32) for name, p in recipe.parameters().items()},
         )
         self.head = self._head()
+        if optimizer is not None:  # one that does not fit the weights is found before anything is compiled
+            jax.eval_shape(self._apply, self.shapes, self.shapes["weights"])
 
         state = sharding.param_shardings(self.mesh, self.shapes)
         weights, whole, rows = state["weights"], self._replicated(), NamedSharding(self.mesh, sharding.ROWS)
@@ -84,6 +88,11 @@ class JaxProgram:
             self._token_losses, in_shardings=(weights, whole, rows, rows), out_shardings=rows
         )
         self._compiled_log_probs = self._compile(self._log_probs)
+
+    def plain(self) -> "JaxProgram":
+        """A program of this class with the same model and optimizer, without what a subclass changes."""
+        devices = self.mesh.devices.flatten().tolist()
+        return JaxProgram(self.recipe, devices, self.optimizer, self.make_model, self.microbatches, remat=self.remat)
 
     def init(self, seed: int) -> State:
         return self.load(canonical.initial_weights(self.recipe, seed))
@@ -211,18 +220,21 @@ class JaxProgram:
 
     def _step(self, state: State, inputs_BT, targets_BT):
         loss, grads = self._loss_and_grads(state["weights"], state["step"], inputs_BT, targets_BT)
+        rates = _stated_rates(state["optimizer"]) if self.user_optimizer else {}
         state, updates = self._apply(state, grads)
         tensors = {"weights": state["weights"], "grads": grads, "updates": updates}
         metrics = {
             "loss": loss if self.recipe.loss_reduction == "mean" else loss / targets_BT.size,
             "grad_norm": optim.global_norm(grads),
             "norms": {kind: optim.group_norms(x, self.groups) for kind, x in tensors.items()},
+            "rates": rates,
         }
         return state, metrics
 
     def _apply(self, state: State, grads) -> tuple[State, Any]:
         """The state after an update from these gradients, and the update."""
         updates, optimizer = self.optimizer.update(grads, state["optimizer"], state["weights"])
+        _check_updates(updates, state["weights"])
         weights: Any = optax.apply_updates(state["weights"], updates)
         return {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}, updates
 
@@ -314,8 +326,39 @@ def build(
     keep_compiled()
     chosen = sharding.pick_devices(device, devices)
     check_rows(recipe, len(chosen), microbatches, "--devices")
-    transform = _user_optimizer(recipe, optimizer) if optimizer else None
-    return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards, remat=remat)
+    if optimizer is None:
+        return JaxProgram(recipe, chosen, microbatches=microbatches, shards=shards, remat=remat)
+    transform = _user_optimizer(recipe, optimizer)
+    with user_code(source_file(optimizer), "the optimizer"):
+        return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards, remat=remat)
+
+
+def _stated_rates(state: Any) -> dict[str, Any]:
+    """The learning rates that a user optimizer's state names, as that of optax.inject_hyperparams does."""
+    found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
+    rates = [value for _, value in found if getattr(value, "shape", None) == ()]
+    return {f"learning_rate{number or ''}": rate for number, rate in enumerate(rates)}
+
+
+def _check_updates(updates: Any, weights: dict[str, jax.Array]) -> None:
+    """Raises InputError unless an optimizer's updates have the names and shapes of the weights, and real numbers."""
+    if not isinstance(updates, dict) or updates.keys() != weights.keys():
+        names = updates.keys() if isinstance(updates, dict) else set()
+        first = min(names ^ weights.keys(), default=type(updates).__name__)
+        missing = "none for" if first in weights else "an unknown"
+        raise InputError(
+            f"the optimizer's updates: expected one of every weight, by its name, found {missing} {first}: return what "
+            "optax.apply_updates adds to the weights"
+        )
+    for name, weight in weights.items():
+        update = jax.tree.leaves(updates[name])
+        shape = update[0].shape if len(update) == 1 and hasattr(update[0], "shape") else None
+        if shape != weight.shape or not jnp.issubdtype(update[0].dtype, jnp.floating):
+            kind = f"{update[0].dtype} of shape {shape}" if shape is not None else type(updates[name]).__name__
+            raise InputError(
+                f"the optimizer's update of {name}: expected real numbers of shape {weight.shape}, found {kind}: an "
+                "update has the shape of its weight"
+            )
 
 
 def keep_compiled() -> None:
@@ -326,7 +369,9 @@ def keep_compiled() -> None:
 
 
 def _user_optimizer(recipe: Recipe, spec: str) -> optax.GradientTransformation:
-    transform = load_function(spec, "--optimizer")(recipe)
+    make = load_function(spec, "--optimizer")
+    with user_code(source_file(spec), "the function"):
+        transform = make(recipe)
     if not isinstance(transform, optax.GradientTransformation):
         raise InputError(
             f"--optimizer {spec}: expected an optax.GradientTransformation, found "

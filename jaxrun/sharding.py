@@ -33,10 +33,15 @@ def pick_devices(device: str = "auto", count: int | None = None) -> list:
         jax.config.update("jax_platforms", "cpu")
     try:
         devices = jax.devices() if device == "auto" else jax.devices(device)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that platforms of JAX_PLATFORMS have devices
+        if device == "auto" and (chosen := os.environ.get("JAX_PLATFORMS")):
+            raise InputError(
+                f"JAX_PLATFORMS={chosen!r}: expected platforms that JAX finds here, found none of them "
+                f"({str(error).strip().partition(chr(10))[0][:150] or 'no devices'}): unset it, or use --device cpu"
+            ) from error
         raise InputError(
-            f"--device {device}: JAX finds no {device} here, only {jax.default_backend()}; "
-            "install jax[cuda13] on a machine with an NVIDIA GPU, or use --device cpu"
+            f"--device {device}: JAX finds no {device} here: install jax[cuda13] on a machine with an NVIDIA GPU, or "
+            "use --device cpu"
         ) from error
     cpu_requested = device == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
     if devices[0].platform == "cpu" and NVIDIA.exists() and not cpu_requested:

@@ -1,7 +1,8 @@
 """How a command may end, and the exceptions for it.
 
 Exit codes of every command: 0 it holds; 1 it was judged, or ran, and falls short; 2 it could not be judged or run,
-and the user can fix it; 3 a fault of this program; 130 and 143 interrupted by Ctrl-C and SIGTERM.
+and the user can fix it; 3 a fault of this program; 130, 143 and 129 interrupted by Ctrl-C,
+SIGTERM and SIGHUP.
 """
 
 import difflib
@@ -22,7 +23,7 @@ class RunFailed(Exception):
 
 
 class Interrupted(Exception):
-    """The user asked to stop (Ctrl-C or SIGTERM) and the run directory is in order. Exit code 128 + signal number."""
+    """The user asked to stop (Ctrl-C, SIGTERM, SIGHUP), and the run directory is in order. Exit code 128 + signal."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -43,15 +44,20 @@ def nearest(name: str, known: Iterable[str], most: int = MAX_NAMED) -> str:
     return f"{hint}known: {', '.join(closest)} and {len(known) - most} more"
 
 
+def _one_text(error: Exception) -> str:
+    """An error's text as any terminal can show it: a file's name may be no Unicode, and steer the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(error))
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command's main function and returns its exit code; prints the one line that explains a non-zero one."""
     try:
         return main() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_text(error)}", file=sys.stderr)
         return 2
     except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {_one_text(error)}", file=sys.stderr)
         return 1
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)

@@ -2,10 +2,12 @@
 
 A program owns only its state and its step; the harness owns data, clock, evaluation and log. A state passed to `step`,
 `with_step`, `update` or `reset` must not be used again: use the returned one. Values that a framework computes
-asynchronously (metrics, losses) are returned at once and read with `fetch`.
+asynchronously (metrics, losses) are returned at once and read with `fetch`. A program whose results depend on which
+token has which id, as with hashes of tokens, says why in an attribute `token_ids`: a sentence for whoever judges it.
 """
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,12 +186,29 @@ def inspector_of(program: Any) -> Any:
     return None
 
 
+def plain(program: Any) -> Any:
+    """The backend's own program with the model and optimizer of a subclass, without what that changes.
+
+    Raises TypeError for any other program.
+    """
+    for backend, name in {"jaxrun": "JaxProgram", "torchref": "TorchProgram"}.items():
+        own = getattr(sys.modules.get(f"{backend}.program"), name, None)
+        if own is not None and isinstance(program, own):
+            return own.plain(program)
+    raise TypeError("the program is not derived from the backend's own")
+
+
 def build(backend: str, recipe: Recipe, **options: Any) -> Program:
     """Builds a recipe in a backend by name. Options: `device`, `devices`, `optimizer`, and torchref's `compile`.
 
     Raises InputError if the backend's framework is not installed or a requested device is missing.
     """
     return _module(backend, "program").build(recipe, **options)
+
+
+def import_backend(backend: str) -> None:
+    """Imports a backend with its framework."""
+    _module(backend, "program")
 
 
 def init_distributed(backend: str, device: str = "auto") -> None:

@@ -21,10 +21,11 @@ from jaxrun.sharding import pick_devices
 """,
     "torchref": """
 from torchref import optim
-from torchref.program import TorchProgram
+from torchref.program import TorchProgram{can_compile}
 from torchref.sharding import pick_device
 """,
 }
+NO_COMPILER = {"can_compile": "", "compiled": ""}
 HEAD = '''"""An attempt in {framework}, to be edited: the model, optimizer and schedules of the recipe `{recipe}`.
 
 The harness owns the data, the clock, the evaluation and the log; this file owns the model, the optimizer and the
@@ -83,13 +84,16 @@ def make_recipe(base: {base}) -> Mine:
 def build(recipe: Mine, *, device: str = "auto", devices: int | None = None) -> TorchProgram:
     """The program that the harness runs."""
     chosen = pick_device(device, devices)
-    return TorchProgram(recipe, chosen, lambda weights: make_optimizer(recipe, weights), make_model=Model)
+    return TorchProgram(recipe, chosen, lambda weights: make_optimizer(recipe, weights), make_model=Model{compiled})
 ''',
 }
 
 
-def program_source(backend: str, recipe: str) -> str:
-    """The text of a program that trains as the recipe does. Raises InputError where the backend has no model of it."""
+def program_source(backend: str, recipe: str, compile: bool = False) -> str:
+    """The text of a program that trains as the recipe does; `compile`: in PyTorch with torch.compile.
+
+    Raises InputError where the backend has no model of the recipe.
+    """
     kind = RECIPES[recipe]
     path = _model_file(backend, recipe)
     text = path.read_text(encoding="utf-8")
@@ -101,10 +105,11 @@ def program_source(backend: str, recipe: str) -> str:
     schedules = [_source(kind, name) for name in ("momentum_at", "learning_rates") if hasattr(kind, name)]
     groups = [f"{optimizer} on {group}" for group, optimizer in kind.optimizers.items()]
     names = {"framework": FRAMEWORKS[backend], "recipe": recipe, "base": kind.__name__}
+    names |= {"can_compile": ", can_compile", "compiled": ", compile=can_compile(chosen)"} if compile else NO_COMPILER
     return "\n".join(
         [
             HEAD.format(**names),
-            _sorted_imports(imports + OWN_IMPORTS[backend], backend),
+            _sorted_imports(imports + OWN_IMPORTS[backend].format(**names), backend),
             RECIPE.format(schedules="\n\n".join(schedules), **names),
             "\n".join(lines[first.lineno - 1 :]),
             TAILS[backend].format(optimizers=", ".join(groups), **names),

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TextIO
 
+from parity.streams import SafeStream
 from parity.tables import printable
 
 LIVE_INTERVAL_S = 0.1
@@ -12,7 +13,7 @@ PLAIN_INTERVAL_S = 5.0
 DUMB_TERMINALS = ("dumb", "unknown", "")
 
 
-def is_live(stream: TextIO) -> bool:
+def is_live(stream: TextIO | SafeStream) -> bool:
     """Whether a stream is a terminal that can redraw a line."""
     return stream.isatty() and os.environ.get("TERM", "") not in DUMB_TERMINALS
 
@@ -24,7 +25,7 @@ class ProgressLine:
     """
 
     def __init__(self, stream: TextIO | None = None, silent: bool = False):
-        self._stream, self._silent = stream or sys.stderr, silent
+        self._stream, self._silent = SafeStream(stream or sys.stderr), silent
         self._live = is_live(self._stream)
         self._task, self._first = "", 0.0
         self._started_s = self._shown_s = 0.0

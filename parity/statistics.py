@@ -53,6 +53,22 @@ def t_test(losses: Sequence[float], target: float, alpha: float = ALPHA) -> Test
     return Test(statistic, p, len(x), mean, _sd(x), p < alpha, (low + target, high + target))
 
 
+def standard_deviation(losses: Sequence[float]) -> float:
+    """Of a sample of at least 2 runs."""
+    return _sd(_array(losses, 2, "losses"))
+
+
+def p_spread(losses: Sequence[float], sigma: float) -> float:
+    """The probability that runs scatter as little as these, where their true standard deviation is `sigma`.
+
+    The lower tail of chi squared with n - 1 degrees of freedom. Raises InputError for fewer than 2 runs.
+    """
+    from scipy import stats
+
+    x = _array(losses, 2, "losses")
+    return float(stats.chi2.cdf((len(x) - 1) * (_sd(x) / sigma) ** 2, len(x) - 1))
+
+
 def z_rule(losses: Sequence[float], target: float) -> Test:
     """The optimization track's rule (target - mean) sqrt(n) >= 0.004: a z-test with a known sigma of 0.0013 nats."""
     from scipy import stats

@@ -26,8 +26,9 @@ class Track:
 
     `fixed` names the recipe whose data, batch and architecture every run on the track must have; None leaves them free.
     `target_basis` says where the target comes from. `confirm_gap`: nats by which the baselines' loss on the confirm
-    tokens is above that on the val tokens, and how much more is allowed; None where it was not measured. `reference` is
-    where hypervolumes are measured from.
+    tokens is above that on the val tokens, and how much more is allowed; None where it was not measured. `spread`: half
+    the standard deviation of a baseline's final val losses between seeds, in nats; None where it was not measured.
+    `reference` is where hypervolumes are measured from.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Track:
     fixed: str | None = None
     target_basis: str = ""
     confirm_gap: tuple[float, float] | None = None
+    spread: float | None = None
     reference: Reference | None = None
 
 
@@ -61,6 +63,7 @@ POCKET = Track(
     recipes=RECIPE_NAMES,
     target_basis="recipe muon ends below it with every one of seeds 0 to 4 in both backends; see docs/performance.md",
     confirm_gap=(0.015, 0.06),
+    spread=0.003,  # 0.0034 to 0.0092 over 3 to 5 seeds of recipe muon in both backends
     reference=Reference(math.log(4096), seconds=1000, steps=1024, tokens=2**22, flops=1e14),
 )
 SMALL = Track(
@@ -73,6 +76,7 @@ SMALL = Track(
     scored="seconds",
     recipes=RECIPE_NAMES,
     target_basis="the public track's",
+    spread=0.00065,  # the public optimization track counts on 0.0013
     reference=Reference(math.log(50257), seconds=3600, steps=20_000, tokens=1.1e10, flops=1e19),
 )
 TINY = Track(
@@ -85,6 +89,7 @@ TINY = Track(
     scored=None,
     recipes=RECIPE_NAMES,
     confirm_gap=(0.01, 0.05),
+    spread=0.003,  # 0.0066 over 3 seeds of recipe muon in 60 steps
     reference=Reference(math.log(512), seconds=60, steps=600, tokens=1e6, flops=1e12),
 )
 OPTIMIZER_ONLY = {"scored": "steps", "recipes": ("muon",), "fixed": "muon"}

@@ -4,17 +4,21 @@ The file has `build(recipe, *, device, devices)`, which returns a parity.program
 `make_recipe(base)`, which returns the recipe that is run, made from that of --recipe and the other options.
 """
 
+import ast
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from parity.errors import InputError, nearest
+from parity.errors import InputError, RunFailed, nearest
 from parity.memory import keep_freed_memory
 from parity.program import Program
 from parity.recipes import Recipe
@@ -22,22 +26,42 @@ from parity.recipes import Recipe
 METHODS = tuple(name for name in vars(Program) if not name.startswith("_") and name != "put_local_batch")
 
 
+class UserCodeFailed(RunFailed):
+    """User code raised after the first step. Its text names the file, the line and what was called."""
+
+
 @contextmanager
-def explained(spec: str, what: str) -> Iterator[None]:
+def user_code(spec: str, what: str) -> Iterator[None]:
     """Turns any error of user code into an InputError that names the file, the line and the method."""
     try:
         yield
-    except InputError:
+    except (InputError, RunFailed):
         raise
     except (Exception, SystemExit) as error:
-        path = Path(spec).resolve()
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = lines[-1] if lines else getattr(error, "lineno", None)
-        message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise InputError(
-            f"{spec}{f', line {line}' if line else ''}: {what} raised {type(error).__name__}: {message}: fix the "
-            "program, or install what it needs"
-        ) from error
+        raise InputError(error_sentence(error, spec, what)) from error
+
+
+def error_sentence(error: BaseException, spec: str, what: str) -> str:
+    """What user code raised: its file, the line in it where there is one, what was called, and the error."""
+    path, name, text = str(Path(spec).resolve()), type(error).__name__, str(error).strip()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in (spec, path)]
+    line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+    # what a callback of a compiled step raises comes back as the text of a traceback
+    if line is None and (inner := re.findall(rf'File "{re.escape(path)}", line (\d+), in (\w+)', text)):
+        line, what = inner[-1]
+        name, _, text = text.splitlines()[-1].partition(": ")
+    elif frames and frames[-1].name.isidentifier():
+        what = frames[-1].name
+    message = text.splitlines()[0] if text else "no message"
+    return (
+        f"{spec}{f', line {line}' if line else ''}: {what} raised {name}: {message[:300]}: fix the program, or install "
+        "what it needs"
+    )
+
+
+def source_file(spec: str) -> str:
+    """The file of the module that `module:name` names, once it is imported; the spec itself where it has none."""
+    return getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None) or spec
 
 
 def load(spec: str | Path, name: str = "user_program") -> ModuleType:
@@ -55,7 +79,7 @@ def load(spec: str | Path, name: str = "user_program") -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look themselves up there
-    with explained(str(spec), "its import"):
+    with user_code(str(spec), "its import"):
         # from the source itself: a cached .pyc file may hold other code
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     if not callable(getattr(module, "build", None)):
@@ -69,7 +93,7 @@ def make_recipe(module: ModuleType, base: Recipe) -> Recipe:
     """The recipe that the file runs: its own, made from `base`, or `base` itself."""
     if not hasattr(module, "make_recipe"):
         return base
-    with explained(str(module.__file__), "make_recipe"):
+    with user_code(str(module.__file__), "make_recipe"):
         recipe = module.make_recipe(base)
     if not isinstance(recipe, Recipe):
         raise InputError(
@@ -81,7 +105,7 @@ def make_recipe(module: ModuleType, base: Recipe) -> Recipe:
 
 def build(module: ModuleType, recipe: Recipe, **options: Any) -> Program:
     """The file's program of a recipe. Raises InputError if it lacks a method of the protocol."""
-    with explained(str(module.__file__), "build"):
+    with user_code(str(module.__file__), "build"):
         program = module.build(recipe, **options)
     missing = [name for name in (*METHODS, "framework", "recipe", "devices") if not hasattr(program, name)]
     if missing:
@@ -93,22 +117,43 @@ def build(module: ModuleType, recipe: Recipe, **options: Any) -> Program:
 
 
 def load_function(spec: str, option: str) -> Callable[..., Any]:
-    """The function that `module:name` names, imported. Raises InputError if there is no such module or function."""
+    """The function that `module:name` names, imported; `module:name(lr=0.1)` gives it arguments by name.
+
+    Raises InputError if there is no such module or function.
+    """
     module_name, _, name = spec.partition(":")
+    name, parenthesis, text = name.partition("(")
+    arguments = keyword_arguments(text.removesuffix(")"), option) if parenthesis else {}
     if not name:
         raise InputError(f"{option} {spec}: expected module:function, for example mymodule:make")
     # from the source itself: a cached .pyc file may hold other code
     pycache_prefix, sys.pycache_prefix = sys.pycache_prefix, os.devnull
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name not in (module_name.split(".")[0], module_name):
-            raise
-        raise InputError(
-            f"{option} {spec}: no module {module_name} on the import path: run from its folder or set PYTHONPATH"
-        ) from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in (module_name.split(".")[0], module_name):
+            raise InputError(
+                f"{option} {spec}: no module {module_name} on the import path: run from its folder or set PYTHONPATH"
+            ) from error
+        found = find_spec(module_name.partition(".")[0])
+        file = found.origin if found and found.origin else module_name
+        raise InputError(f"{option} {error_sentence(error, file, 'its import')}") from error
     finally:
         sys.pycache_prefix = pycache_prefix
     if not callable(getattr(module, name, None)):
         raise InputError(f"{option} {spec}: {module.__file__} has no function {name!r}; {nearest(name, vars(module))}")
-    return getattr(module, name)
+    return partial(getattr(module, name), **arguments) if arguments else getattr(module, name)
+
+
+def keyword_arguments(text: str, option: str) -> dict[str, Any]:
+    """The arguments of `lr=3e-3,wd=0.1`: Python's literals, or else text. Raises InputError for another form."""
+    arguments: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not name.isidentifier() or name in arguments:
+            raise InputError(f"{option}: expected name=value, as in lr=3e-3,wd=0.1, found {item!r}: correct it")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    return arguments

@@ -7,6 +7,7 @@ float64 at that precision. A weight that a program stores in bfloat16 is exact i
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,23 +59,20 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def check(weights: Mapping[str, np.ndarray], recipe: Recipe, where: str) -> None:
-    """Raises InputError, naming `where`, unless the names and shapes are those of the recipe."""
+def check(weights: Mapping[str, Any], recipe: Recipe, where: str, remedy: str = "use the recipe that wrote it") -> None:
+    """Raises InputError, naming `where`, unless names and shapes of the weights (arrays) are those of the recipe."""
     wanted = recipe.parameters()
     if missing := wanted.keys() - weights.keys():
         raise InputError(
             f"{where}: weight {min(missing)} is missing; recipe {recipe.name} has {len(wanted)} weights, "
-            f"found {len(weights)}: use the recipe that wrote it"
+            f"found {len(weights)}: {remedy}"
         )
     if extra := weights.keys() - wanted.keys():
-        raise InputError(
-            f"{where}: weight {min(extra)} is not part of recipe {recipe.name}: use the recipe that wrote it"
-        )
+        raise InputError(f"{where}: weight {min(extra)} is not part of recipe {recipe.name}: {remedy}")
     for name, parameter in wanted.items():
         if tuple(weights[name].shape) != parameter.shape:
             raise InputError(
-                f"{where}: weight {name} expected shape {parameter.shape}, found "
-                f"{tuple(weights[name].shape)}: use the recipe that wrote it"
+                f"{where}: weight {name} expected shape {parameter.shape}, found {tuple(weights[name].shape)}: {remedy}"
             )
 
 

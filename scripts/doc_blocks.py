@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TOP = ("jaxrun", "torchref", "parity")
 # The modules directly in parity/, by the node that stands for them in the picture; its packages are nodes themselves.
 MODULES = {
-    "base": ("capture", "cli", "devices", "errors", "memory", "progress", "statistics", "tables"),
+    "base": ("capture", "cli", "devices", "errors", "memory", "progress", "start", "statistics", "streams", "tables"),
     "protocol": ("program", "program_source", "track", "user_program", "weights"),
 }
 LABELS = {
@@ -29,13 +29,11 @@ LABELS = {
     "harness": "harness: loop, clock, evaluation, log",
     "compare": "compare: levels, faults",
     "verify": "verify: rules, sandbox, cheats",
-    "attempt": "attempt: declaration, record, runner",
+    "declaration": "declaration: what an attempt declares, its record",
+    "attempt": "attempt: templates, runner, tuning",
     "frontier": "frontier: ledger, scores, site",
     "history": "history: public records",
 }
-BACK_ARROWS: set[tuple[str, str]] = {("attempt", "verify")}
-"""Arrows that close a cycle today, and are left out of the picture. No other may join them."""
-
 Arrows = dict[str, set[str]]
 
 
@@ -96,11 +94,6 @@ def cycles(graph: Arrows) -> set[tuple[str, str]]:
     return {(a, b) for a in graph for b in graph[a] if a in reachable(graph, b)}
 
 
-def forward(graph: Arrows) -> Arrows:
-    """The arrows without those that close a cycle."""
-    return {a: {b for b in ends if (a, b) not in BACK_ARROWS} for a, ends in graph.items()}
-
-
 def reduced(graph: Arrows) -> Arrows:
     """The fewest arrows with the same reachable nodes: an arrow is left out where a longer way leads to its end."""
     return {a: {b for b in ends if not any(b in reachable(graph, c) for c in ends - {b})} for a, ends in graph.items()}
@@ -108,7 +101,7 @@ def reduced(graph: Arrows) -> Arrows:
 
 def picture() -> str:
     """The packages and their arrows as a Mermaid flowchart."""
-    graph = reduced(forward(arrows()))
+    graph = reduced(arrows())
     nodes = sorted(graph.keys() | {end for ends in graph.values() for end in ends})
     lines = [f'    {name}["{LABELS.get(name, name)}"]' for name in nodes]
     lines += [f"    {a} --> {b}" for a in sorted(graph) for b in sorted(graph[a])]
@@ -140,7 +133,7 @@ def faults() -> str:
     for fault in FAULTS.values():
         level = fault.level if fault.dtype == "float64" else f"{fault.level}, `--dtype {fault.dtype}`"
         recipes = "all" if set(fault.recipes) == set(RECIPES) else ", ".join(fault.recipes)
-        rows.append([f"`{fault.name}`", fault.says, level, recipes])
+        rows.append([f"`{fault.name}`", fault.sentence, level, recipes])
     return table(["fault", "what is wrong", "level", "recipes"], rows)
 
 
@@ -152,6 +145,8 @@ def cheats() -> str:
             return f"**open**: {cheat.open}"
         if cheat.refused:
             return "the harness refuses it"
+        if cheat.own_count:
+            return "`replay.single`: its steps and tokens are marked, and kept off the frontiers"
         rules = ", ".join(f"`{rule}`" for rule in cheat.rules or cheat.unjudged)
         return rules if cheat.rules else f"incomplete: {rules}"
 

@@ -18,7 +18,7 @@ from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_rows
 from parity.recipes import Recipe
-from parity.user_program import load_function
+from parity.user_program import load_function, source_file, user_code
 from torchref import attention, checkpoint, layers, model, optim, sharding
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
@@ -69,6 +69,9 @@ class TorchProgram:
         )
         self.groups = optim.group_of(recipe)
         self.make_model = make_model
+        self.idle_weights: tuple[str, ...] = ()
+        """Names of the weights that no optimizer updates; known once a state was made."""
+        self._buffers_checked = make_model is None
         self._updates: list[torch.Tensor] = []  # a buffer of `_apply`
 
         def compiled(function: Callable) -> Callable:
@@ -77,15 +80,21 @@ class TorchProgram:
         self._compiled_loss = compiled(_loss)
         self._compiled_token_losses = compiled(_token_losses)
 
+    def plain(self) -> "TorchProgram":
+        """A program of this class with the same model and optimizer, without what a subclass changes."""
+        return TorchProgram(
+            self.recipe, self.device, self.make_optimizer, make_model=self.make_model, microbatches=self.microbatches
+        )
+
     def init(self, seed: int) -> State:
         return self.load(canonical.initial_weights(self.recipe, seed))
 
     def load(self, weights: canonical.Weights) -> State:
         canonical.check(weights, self.recipe, "weights")
         state = self._empty_state()
-        state.model.load_state_dict(
-            {name: torch.from_numpy(np.array(weights[name])) for name in self.recipe.parameters()}
-        )
+        with torch.no_grad():
+            for name, parameter in state.model.named_parameters():
+                parameter.copy_(torch.from_numpy(np.array(weights[name])))
         return state
 
     def with_step(self, state: State, step: int) -> State:
@@ -108,8 +117,11 @@ class TorchProgram:
         return sharding.from_local_rows(self.device, inputs_BT), sharding.from_local_rows(self.device, targets_BT)
 
     def step(self, state: State, batch) -> tuple[State, dict[str, Any]]:
+        buffers = {} if self._buffers_checked else {name: b.clone() for name, b in state.model.named_buffers()}
         loss, grads = self.loss_and_grads(state, batch)
+        self._check_buffers(state, buffers)
         grad_norm, norms = optim.global_norm(grads), {"grads": optim.group_norms(grads, self.groups)}  # before clipping
+        rates = _stated_rates(state.optimizer)
         state, updates = self._apply(state, grads, grad_norm)
         tensors = {"weights": state.weights, "updates": updates}
         tokens = batch[1].numel() * len(self.devices)
@@ -117,6 +129,7 @@ class TorchProgram:
             "loss": loss if self.recipe.loss_reduction == "mean" else loss / tokens,
             "grad_norm": grad_norm,
             "norms": norms | {kind: optim.group_norms(x, self.groups) for kind, x in tensors.items()},
+            "rates": rates,
         }
         return state, metrics
 
@@ -164,7 +177,9 @@ class TorchProgram:
 
     def reset(self, state: State, snapshot: dict[str, Any]) -> State:
         snapshot = copy.deepcopy(snapshot)  # a torch optimizer adopts the tensors of the state that it loads
-        state.model.load_state_dict(snapshot["weights"])
+        with torch.no_grad():
+            for name, weight in state.weights.items():
+                weight.copy_(snapshot["weights"][name])
         state.optimizer.load_state_dict(snapshot["optimizer"])
         state.step = snapshot["step"]
         return state
@@ -193,10 +208,23 @@ class TorchProgram:
         tensor = torch.tensor(blocks, dtype=torch.int32, device=self.device)
         return (attention.Window(tensor, (bound, -(-bound // 2))),)
 
+    def _check_buffers(self, state: State, before: dict[str, torch.Tensor]) -> None:
+        """Raises InputError where a step changes a buffer, whose value no checkpoint has."""
+        for name, buffer in state.model.named_buffers() if before else ():
+            if not torch.equal(buffer, before[name]):
+                raise InputError(
+                    f"the model's buffer {name}: expected a constant, found one that a step changes, whose value would "
+                    "be lost: keep what changes in the optimizer's state"
+                )
+        self._buffers_checked = True
+
     def _empty_state(self) -> State:
         """A state with uninitialized weights and empty optimizer state."""
-        net = model.make_model(self.recipe, self.make_model).to_empty(device=self.device)
-        return State(net, self.make_optimizer(dict(net.named_parameters())), 0)
+        net = model.make_model(self.recipe, self.make_model)
+        net = net.to(device=self.device) if self.make_model else net.to_empty(device=self.device)
+        optimizer = self.make_optimizer(dict(net.named_parameters()))
+        self.idle_weights = _weights_without_optimizer(optimizer, net)
+        return State(net, optimizer, 0)
 
     def _apply(
         self, state: State, grads: dict[str, torch.Tensor], norm: torch.Tensor
@@ -227,17 +255,17 @@ def build(
     """The recipe in PyTorch on the chosen device.
 
     `optimizer` is module:function, called with the recipe and the parameters by canonical name; it returns a torch
-    optimizer, or one and its scheduler. Gradients are summed over `microbatches` equal groups of a process' rows.
+    optimizer, or several, and perhaps their schedulers. Gradients are summed over `microbatches` equal groups of a
+    process' rows.
 
     Raises InputError for devices that are missing or do not divide the rows of a batch, and for a function that
     returns no optimizer.
     """
     chosen = sharding.pick_device(device, devices)
     check_rows(recipe, sharding.world_size(), microbatches, "the processes")
-    compiler = os.environ.get("CXX", "g++")
-    if compile and chosen.type == "cpu" and not shutil.which(compiler):
+    if compile and not can_compile(chosen):
         raise InputError(
-            f"--compile needs a C++ compiler on the CPU, expected {compiler}, found none: install one, name "
+            f"--compile needs a C++ compiler on the CPU, expected {_compiler()}, found none: install one, name "
             "it in CXX, or leave --compile out"
         )
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
@@ -246,21 +274,62 @@ def build(
     return TorchProgram(recipe, chosen, make_optimizer, compile, microbatches=microbatches)
 
 
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can work here: on the CPU it needs a C++ compiler."""
+    return device.type != "cpu" or shutil.which(_compiler()) is not None
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
 def _user_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:
     function = load_function(spec, "--optimizer")
 
     def make(weights: dict[str, nn.Parameter]) -> optim.ByGroup:
-        result = function(recipe, weights)
-        parts = result if isinstance(result, tuple) else (result,)
-        kinds = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
-        if not 1 <= len(parts) <= 2 or not all(map(isinstance, parts, kinds)):
+        with user_code(source_file(spec), "the function"):
+            result = function(recipe, weights)
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+        schedulers = [part for part in parts if isinstance(part, torch.optim.lr_scheduler.LRScheduler)]
+        if not optimizers or len(optimizers) + len(schedulers) < len(parts):
             raise InputError(
-                f"--optimizer {spec}: expected a torch.optim.Optimizer, or one and its LRScheduler, found "
-                f"{', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are"
+                f"--optimizer {spec}: expected a torch.optim.Optimizer, or several, and perhaps LRSchedulers of "
+                f"them, found {', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are"
             )
-        return optim.ByGroup(dict(zip(("optimizer", "scheduler"), parts, strict=False)), {})
+        named = {f"optimizer{number or ''}": part for number, part in enumerate(optimizers)}
+        return optim.ByGroup(named | {f"scheduler{number or ''}": part for number, part in enumerate(schedulers)}, {})
 
     return make
+
+
+def _stated_rates(optimizer: Any) -> dict[str, float]:
+    """The learning rates of the parameter groups of user optimizers, by optimizer and number of the group."""
+    if getattr(optimizer, "learning_rates", True):
+        return {}  # the recipe's own, which it has for every step
+    return {
+        f"{name}/{number}": float(group["lr"])
+        for name, part in optimizer.optimizers.items()
+        for number, group in enumerate(getattr(part, "param_groups", []))
+        if "lr" in group
+    }
+
+
+def _weights_without_optimizer(optimizer: Any, net: nn.Module) -> tuple[str, ...]:
+    """Names of the weights that no optimizer updates. Raises InputError for an optimizer of other tensors than the
+    model's parameters, such as copies of them, which would train nothing."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    updated = set()
+    for part, inner in getattr(optimizer, "optimizers", {}).items():
+        for number, group in enumerate(getattr(inner, "param_groups", [])):
+            for tensor in group["params"]:
+                if id(tensor) not in names:
+                    raise InputError(
+                        f"{part}: expected the model's parameters, found in its group {number} another tensor of "
+                        f"shape {tuple(tensor.shape)}: pass the parameters themselves, not copies or views of them"
+                    )
+                updated.add(names[id(tensor)])
+    return tuple(name for name in names.values() if name not in updated)
 
 
 def _loss(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str):

@@ -2,7 +2,7 @@
 
 import sys
 
-from parity.harness.sample import main
+from parity.start import start
 
 if __name__ == "__main__":
-    sys.exit(main("torchref"))
+    sys.exit(start("parity.harness.sample", "torchref"))

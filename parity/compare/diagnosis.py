@@ -25,7 +25,7 @@ def diagnosed(
     reference, make the two agree. If there are none: the catalogue's faults that show at this location."""
     known = [fault for fault in FAULTS.values() if fault.level == level.name and case.recipe.name in fault.recipes]
     here = [fault for fault in known if matches(fault, finding)]
-    reasons = tuple(f"perhaps: {fault.says}" for fault in here[:3])
+    reasons = tuple(f"perhaps: {fault.sentence}" for fault in here[:3])
     tiny = case.track.scale == "tiny"  # the catalogue's scale
     if (
         tiny
@@ -73,7 +73,7 @@ def _departure(
         if longest > departures[suspect]:
             until = f" as far as {plain[int(longest)].location}" if longest < len(plain) else ""
             return tuple(
-                f"{who}; with the mistake {fault.name}{PLANTED}{REFERENCE} they agree{until}: {fault.says}"
+                f"{who}; with the mistake {fault.name}{PLANTED}{REFERENCE} they agree{until}: {fault.sentence}"
                 for fault, index in agreement.items()
                 if index == longest
             )
@@ -111,7 +111,7 @@ def _unexpected(level: str, observations: list[Observation]) -> set[tuple[str, s
 
 def matches(fault: Fault, finding: Finding) -> bool:
     """Whether a finding is where the fault must be found: its pattern is for "line: location"."""
-    return any(fnmatch(f"{finding.line}: {finding.location}", pattern) for pattern in fault.place.split("|"))
+    return any(fnmatch(f"{finding.line}: {finding.location}", pattern) for pattern in fault.location.split("|"))
 
 
 def named_faults(finding: Finding) -> list[str]:

@@ -10,7 +10,7 @@ from parity.compare.faults.plant import Fault
 from parity.errors import InputError
 from parity.program import BACKENDS, inspector_of
 from parity.recipes import Recipe
-from parity.user_program import explained
+from parity.user_program import user_code
 from parity.weights import Weights
 
 
@@ -30,7 +30,7 @@ class Guarded:
             return method
 
         def guarded(*args: Any) -> Any:
-            with explained(self.spec, name):
+            with user_code(self.spec, name):
                 value = method(*args)
             if problem := _problem(name, value, self.recipe):
                 raise InputError(f"{self.spec}: {name} {problem}: fix the program")
@@ -64,7 +64,7 @@ class Guarded:
     def fetch(self, values: Any) -> Any:
         """The program's own `fetch`, or arrays converted by numpy, PyTorch tensors too."""
         own = getattr(self._program, "fetch", None)
-        with nullcontext() if self._trusted else explained(self.spec, "fetch"):
+        with nullcontext() if self._trusted else user_code(self.spec, "fetch"):
             return own(values) if own else _numpy(values)
 
     def array(self, value: Any, what: str, shape: tuple[int, ...] | None = None) -> np.ndarray:

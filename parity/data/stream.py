@@ -28,6 +28,15 @@ class Segment:
     seq_len: int
 
 
+def tokens_after(plan: Sequence[Segment], steps: int) -> int:
+    """Tokens trained on after so many steps of a plan."""
+    total = 0
+    for segment in plan:
+        done = min(steps, segment.steps)
+        total, steps = total + done * segment.tokens, steps - done
+    return total
+
+
 class Span(NamedTuple):
     """One step's global batch: `tokens` inputs from `position` of shard number `shard`, in rows of `seq_len`."""
 

@@ -30,16 +30,16 @@ PART_SHARD_TOKENS = PART_TOKENS + 2
 _KEYS = {"source": 1, "train": 2, "val": 3, "confirm": 4}
 
 
-def _raw(purpose: str, count: int) -> np.ndarray:
+def _raw(key: int, count: int) -> np.ndarray:
     """Raw 64-bit words of a Philox generator: the one part of numpy's random numbers that is fixed for ever."""
-    return np.random.Philox(key=_KEYS[purpose]).random_raw(count)
+    return np.random.Philox(key=key).random_raw(count)
 
 
 @functools.cache
 def slots() -> np.ndarray:
     """The source as a table (512, 64): row t holds the successors of token t, each in as many slots as it is likely."""
     # The least of eight draws: some words are much more common than others, as in a language.
-    draws = iter((_raw("source", 8 * 8192).reshape(-1, 8) % END_OF_TEXT).min(axis=1).tolist())
+    draws = iter((_raw(_KEYS["source"], 8 * 8192).reshape(-1, 8) % END_OF_TEXT).min(axis=1).tolist())
     table = np.empty((VOCAB_SIZE, SLOTS), np.uint16)
     for token in range(VOCAB_SIZE):
         counts = (SLOTS // STARTS,) * STARTS if token == END_OF_TEXT else SUCCESSOR_SLOTS
@@ -63,9 +63,14 @@ def entropy_nats() -> float:
 
 def sample(purpose: str, count: int) -> np.ndarray:
     """`count` tokens of the source, uint16, starting with end of text; the stream is fixed by `purpose`."""
+    return sample_with_key(_KEYS[purpose], count)
+
+
+def sample_with_key(key: int, count: int) -> np.ndarray:
+    """As `sample`, for any key of the generator: text of the same source that is in no split."""
     # Rows are kept as offsets into the flat table, so that a step is one addition and one look-up.
     table = (slots().astype(np.int64) * SLOTS).ravel().tolist()
-    choices = (_raw(purpose, count - 1) >> np.uint64(58)).tolist()
+    choices = (_raw(key, count - 1) >> np.uint64(58)).tolist()
     state = END_OF_TEXT * SLOTS
     states = [state, *(state := table[state + choice] for choice in choices)]
     return (np.array(states) // SLOTS).astype(np.uint16)

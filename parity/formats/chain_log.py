@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from parity.errors import InputError
-from parity.formats.files import sync
+from parity.formats.files import open_plain, sync
 from parity.formats.strict_json import decode, fault
 
 FIRST_PREV = "0" * 64
@@ -74,6 +74,7 @@ class Format:
     """Whether lines carry the reading of the monotonic clock, clock_s, too."""
     max_line_bytes: int = 4 << 20
     max_lines: int = 20_000_000
+    max_bytes: int = 16 << 30
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
@@ -101,10 +102,11 @@ def read(
     with _open(path, form) as file:
         while line := file.readline(form.max_line_bytes + 1):
             where = f"{path} line {chain.lines + 1}"
-            if len(line) > form.max_line_bytes or chain.lines == form.max_lines:
+            too_long = len(line) > form.max_line_bytes or chain.size + len(line) > form.max_bytes
+            if too_long or chain.lines == form.max_lines:
                 raise InputError(
-                    f"{where}: expected at most {form.max_lines:,} lines of {form.max_line_bytes:,} bytes, found more: "
-                    f"{form.changed}"
+                    f"{where}: expected at most {form.max_lines:,} lines of {form.max_line_bytes:,} bytes, and "
+                    f"{form.max_bytes:,} bytes in all, found more: {form.changed}"
                 )
             try:
                 event = decode_line(line)
@@ -143,7 +145,7 @@ def _first_problem(event: dict[str, Any], form: Format) -> str:
 
 def _open(path: Path, form: Format) -> BufferedReader:
     try:
-        return open(path, "rb")
+        return open_plain(path)
     except OSError as error:
         raise InputError(f"{form.title} {path} cannot be read ({error.strerror}): {form.missing}") from None
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +42,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # never through a link that somebody has put there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -111,11 +113,27 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def open_plain(path: Path, *, follow: bool = False) -> BufferedReader:
+    """Opens a plain file to read; `follow`: where a link leads to one too. Never waits, whatever the path is.
+
+    Raises InputError for a link, pipe, socket or device, which an untrusted folder may hold; OSError for no file.
+    """
+    mode = path.stat().st_mode if follow else path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise _not_plain(path)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # changed in between
+        os.close(descriptor)
+        raise _not_plain(path)
+    return open(descriptor, "rb")
+
+
 def read_bounded(path: Path, max_bytes: int, *, plain: bool = False) -> bytes:
-    """The bytes of a file. Raises InputError for more than `max_bytes` and, with `plain`, as `check_plain`; OSError."""
-    if plain:
-        check_plain(path)
-    with open(path, "rb") as file:
+    """The bytes of a file; `plain`: not through a link. InputError for more than `max_bytes`, and as `open_plain`."""
+    with open_plain(path, follow=not plain) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise InputError(
@@ -124,13 +142,40 @@ def read_bounded(path: Path, max_bytes: int, *, plain: bool = False) -> bytes:
     return data
 
 
-def check_plain(path: Path) -> None:
-    """Raises InputError for a link, pipe or device, which an untrusted folder may hold; OSError for no file."""
-    mode = path.lstat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(
-            f"{path}: expected a plain file, found a link or another kind: it is not what this project writes"
-        )
+def _not_plain(path: Path) -> InputError:
+    return InputError(
+        f"{path}: expected a plain file, found a link or another kind: it is not what this project writes"
+    )
+
+
+def plain_files(folder: Path, max_files: int, max_bytes: int) -> dict[str, int]:
+    """The files below a folder by their path in it, with their sizes in bytes; nothing is followed.
+
+    Raises InputError for a folder that is a link, for links, pipes, sockets and devices in it, for more than
+    `max_files` files and folders, and for more than `max_bytes` of all files; OSError where it cannot be read.
+    """
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise InputError(f"{folder}: expected a folder, found a link or another kind: put back what was saved")
+    found, total, count, folders = {}, 0, 0, [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                count += 1
+                facts = entry.stat(follow_symlinks=False)
+                name = Path(entry.path).relative_to(folder).as_posix()
+                if stat.S_ISDIR(facts.st_mode):
+                    folders.append(Path(entry.path))
+                elif stat.S_ISREG(facts.st_mode):
+                    found[name] = facts.st_size
+                    total += facts.st_size
+                else:
+                    raise _not_plain(Path(entry.path))
+                if count > max_files or total > max_bytes:
+                    raise InputError(
+                        f"{folder}: expected at most {max_files:,} files of {max_bytes:,} bytes in all, found more: it "
+                        "is not what this project writes"
+                    )
+    return found
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -139,6 +184,6 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    """The SHA-256 of a file, in hexadecimal. Raises InputError for what is no file; OSError where it cannot be read."""
+    with open_plain(Path(path), follow=True) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

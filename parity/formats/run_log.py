@@ -7,6 +7,8 @@ from parity.errors import nearest
 from parity.formats import schemas
 from parity.formats.chain_log import Format
 
+COMPILING = ("build", "init", "warm-up")  # the phases of a run in which code may be compiled
+
 FORMAT = Format(
     schema="log.v1",
     title="the run log",

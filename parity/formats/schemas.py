@@ -11,7 +11,7 @@ from parity.formats.files import read_bounded
 from parity.formats.strict_json import decode, fault
 
 FOLDER = Path(__file__).with_name("schemas")
-MAX_BYTES = 16 << 20
+MAX_BYTES = 4 << 20
 
 Check = Callable[[Any], str]
 

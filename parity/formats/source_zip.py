@@ -10,7 +10,7 @@ from pathlib import Path
 from parity.errors import InputError
 from parity.formats.files import read_bounded, write_file
 
-MAX_BYTES, MAX_FILES = 64 << 20, 2000
+MAX_BYTES, MAX_PACKED_BYTES, MAX_FILES = 64 << 20, 16 << 20, 2000
 DATE = (1980, 1, 1, 0, 0, 0)
 REMEDY = "the run must be made again"
 
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, bytes]:
     Raises InputError for links, names that reach outside, more files or bytes than a source has, and damaged archives.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(read_bounded(path, MAX_BYTES, plain=True))) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_bounded(path, MAX_PACKED_BYTES, plain=True))) as archive:
             return dict(_members(archive, path))
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, LookupError) as error:
         raise InputError(
@@ -82,7 +82,8 @@ def _members(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, bytes]
         name = info.filename
         reaches_outside = {"", ".."} & set(name.split("/")) or any(character in name for character in "\\:\0")
         linked = info.external_attr >> 28 not in (0, 8)
-        if reaches_outside or linked or name in names or len(names) >= MAX_FILES:
+        packed_otherwise = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # memory without bound
+        if reaches_outside or linked or packed_otherwise or name in names or len(names) >= MAX_FILES:
             raise InputError(
                 f"{path}: expected plain source files, found {name[:80]!r}: a path outside, a link, a second file "
                 f"of that name, or too many: {REMEDY}"

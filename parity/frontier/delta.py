@@ -13,7 +13,7 @@ from typing import Any
 
 from parity import statistics
 from parity.errors import InputError
-from parity.frontier.entry import AXES, UNITS, Entry
+from parity.frontier.entry import AXES, OWN_AXES, UNITS, Entry
 from parity.frontier.scores import Target, comparable, target_of
 from parity.statistics import ALPHA
 from parity.track import track_for
@@ -117,7 +117,8 @@ def delta(entry: Entry, before: Sequence[Entry]) -> Delta:
 def _rivals(entry: Entry, earlier: Sequence[Entry], axis: str) -> tuple[list[Entry], str]:
     """Earlier entries that a cost can be compared with, and where there are none, why."""
     if entry.cost(axis) is None:
-        return [], f"{axis} were not counted for it"
+        own = axis in OWN_AXES and entry.own_count
+        return [], f"{axis} are its program's own count" if own else f"{axis} were not counted for it"
     if axis != "seconds":
         return [
             other for other in earlier if other.cost(axis) is not None

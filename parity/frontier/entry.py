@@ -21,6 +21,7 @@ from parity.formats.files import write_file
 SCHEMA = "entry.v1"
 MAX_BYTES = 8 << 20
 AXES = ("seconds", "steps", "tokens", "flops")
+OWN_AXES = ("steps", "tokens")  # kept by the program where the verifier could not see that a step is one update
 UNITS = {"seconds": "s of training", "steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
 
 
@@ -53,6 +54,13 @@ class Run:
     confirm_loss: float | None
     bits_per_byte: float | None
     verdict: dict[str, Any]
+    recomputed: tuple[tuple[int, float], ...] = ()
+    """Evaluations before the last that the verifier computed again from checkpoints: steps, and its val loss."""
+
+    def verified(self) -> dict[int, float]:
+        """The verifier's own val losses, by number of updates. Evaluations without one are reported, and carry
+        nothing."""
+        return dict(self.recomputed) | {self.evals[-1].steps: self.val_loss}
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,8 @@ class Entry:
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
-        """Numbers of updates after which every run was evaluated, but for 0; rising."""
-        common = set.intersection(*({point.steps for point in run.evals} for run in self.runs))
+        """Numbers of updates after which the verifier knows every run's val loss, but for 0; rising."""
+        common = set.intersection(*({point.steps for point in run.evals} & run.verified().keys() for run in self.runs))
         return tuple(sorted(common - {0}))
 
     @cached_property
@@ -98,8 +106,8 @@ class Entry:
         return {step: tuple(points[step] for points in runs) for step in self.steps}
 
     def losses(self, step: int | None = None) -> list[float]:
-        """The runs' losses at a step; None: the final ones, by the verifier."""
-        return [run.val_loss for run in self.runs] if step is None else [point.loss for point in self.evals[step]]
+        """The runs' losses at a step (None: the last one's), by the verifier."""
+        return [run.val_loss if step is None else run.verified()[step] for run in self.runs]
 
     def costs(self, axis: str, step: int) -> list[float] | None:
         """The runs' costs to a step; None where they were not counted."""
@@ -112,13 +120,20 @@ class Entry:
         return None if means is None else means[-1 if step is None else self.steps.index(step)]
 
     @cached_property
+    def own_count(self) -> bool:
+        """Whether its steps and tokens are its program's own count: a step of it may be several updates."""
+        rules = [rule for run in self.runs for rule in run.verdict["rules"]]
+        return any(name == "replay.single" and status != "holds" for name, status, *_ in rules)
+
+    @cached_property
     def mean_costs(self) -> dict[str, list[float] | None]:
-        """By axis, mean costs at `steps`; None where they were not counted."""
+        """By axis, mean costs at `steps`; None where they were not counted, or are the program's own count."""
         means: dict[str, list[float] | None] = {}
         for axis in AXES:
             values = [self.costs(axis, step) for step in self.steps]
             counted = [sum(costs) / len(costs) for costs in values if costs is not None]
-            means[axis] = counted if len(counted) == len(values) else None
+            kept = len(counted) == len(values) and not (axis in OWN_AXES and self.own_count)
+            means[axis] = counted if kept else None
         return means
 
     @cached_property
@@ -164,15 +179,21 @@ def _entry(data: dict[str, Any], name: str) -> Entry:
         slice_digest=data["slice"]["digest"],
         techniques=tuple(data["techniques"]),
         hardware=data["hardware"]["class"],
-        runs=tuple(Run(**run | {"evals": tuple(Point(*point) for point in run["evals"])}) for run in data["runs"]),
+        runs=tuple(_run(run) for run in data["runs"]),
         data=data,
     )
     if not entry.steps:
         raise InputError(
-            f"{name}: expected runs that were evaluated after the same numbers of steps, found none in common: "
+            f"{name}: expected runs that were verified after the same numbers of steps, found none in common: "
             "nothing can be averaged"
         )
     return entry
+
+
+def _run(data: dict[str, Any]) -> Run:
+    evals = tuple(Point(*point) for point in data["evals"])
+    recomputed = tuple((steps, loss) for steps, loss in data.get("recomputed", ()))
+    return Run(**data | {"evals": evals, "recomputed": recomputed})
 
 
 def write(entry: Entry, path: Path) -> None:

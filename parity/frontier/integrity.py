@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.cost import spent
-from parity.attempt.record import DECLARATION, RECORD, read_declaration, read_record, runs_of, seeds_for
+from parity.declaration.cost import spent
+from parity.declaration.record import DECLARATION, RECORD, read_declaration, read_record, runs_of, seeds_for
 from parity.errors import InputError
 from parity.frontier import entry as entries
 from parity.frontier import ledger
@@ -25,6 +25,8 @@ from parity.verify.attempts import RULES as ATTEMPT_RULES
 from parity.verify.rules import chosen
 from parity.verify.run import version
 
+RULES_SINCE = "2026-11-30T20:00:00Z"
+"""When the list of rules last changed: verdicts from before were judged by other rules."""
 LOSS_TOLERANCE = 1e-3
 """Nats by which the verifier's val loss and the logged one may differ: recompute.val allows less in float32, and
 bfloat16 sums differ between machines by a few 1e-4."""
@@ -113,9 +115,11 @@ def _verdict_problems(entry: Entry) -> Iterator[str]:
     for prefix, verdict, of_attempt in verdicts:
         holding = {rule for rule, status, _, _ in verdict["rules"] if status == "holds"}
         needed = {rule for rule, _, required, _ in verdict["rules"] if required}
-        if of_attempt:
+        if verdict["version"] != this_version or verdict["judged_utc"] < RULES_SINCE:
+            pass  # another version may have had other rules
+        elif of_attempt:
             needed |= set(ATTEMPT_RULES)
-        elif verdict["version"] == this_version:  # another version may have had other rules
+        else:
             needed |= {rule.id for rule, _ in chosen(verdict["depth"])} - set(OPTIONAL)
         if missing := sorted(needed - holding):
             yield f"{prefix}its verdict says holds, and {missing[0]} does not"
@@ -126,6 +130,12 @@ def _run_problems(run: entries.Run) -> Iterator[str]:
     for before, after in zip(run.evals, run.evals[1:], strict=False):
         if not (before.steps < after.steps and before.tokens <= after.tokens and before.seconds <= after.seconds):
             yield f"its evaluation after {after.steps} steps does not follow that after {before.steps}"
+    logged = {point.steps: point.loss for point in run.evals}
+    for steps, loss in run.recomputed:
+        if steps not in logged:
+            yield f"the verifier computed its val loss after {steps} steps again, where it has no evaluation"
+        elif abs(logged[steps] - loss) > LOSS_TOLERANCE:
+            yield f"its val loss after {steps} steps is {logged[steps]:.5f}, the verifier's {loss:.5f}"
     last = run.evals[-1]
     if abs(last.loss - run.val_loss) > LOSS_TOLERANCE:
         yield f"its last val loss is {last.loss:.5f}, the verifier's {run.val_loss:.5f}"

@@ -1,6 +1,7 @@
 """Scores of entries: best loss, frontiers, cost to the target, hypervolume, and the fraction of seeds that reach it.
 
-All rest on logged evaluations, none on a point between two. Definitions and formulas: docs/frontier.md.
+All rest on evaluations that the verifier computed again, none on reported ones or on a point between two. Definitions
+and formulas: docs/frontier.md.
 """
 
 import math
@@ -105,7 +106,7 @@ def comparable(a: Entry, b: Entry) -> str:
 
 
 def points(entry: Entry, axis: str) -> list[FrontierPoint]:
-    """Mean cost and mean loss at every evaluation that all runs share; empty where the cost was not counted."""
+    """Mean cost and loss at every verified evaluation that all runs share; empty where the cost was not counted."""
     costs = entry.mean_costs[axis]
     if costs is None:
         return []

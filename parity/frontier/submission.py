@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from parity.attempt.record import DECLARATION, RECORD
+from parity.declaration.record import DECLARATION, RECORD
 from parity.errors import InputError, RunFailed
+from parity.formats import source_zip
 from parity.formats.files import read_bounded
 from parity.formats.strict_json import fault
 from parity.frontier.entry import SCHEMA, Entry, digest, from_data, id_of
@@ -22,7 +23,12 @@ from parity.verify.verdict import SCHEMA as VERDICT_SCHEMA
 LEAST_DEPTH = "replay"
 CURVE_POINTS = 128
 VERDICT_BYTES = 64 << 20
-OPTIONAL = ("cross.loss", "replay.single", "recompute.confirm")  # required or not by what the run is
+OPTIONAL = (
+    "cross.loss",
+    "replay.single",
+    "recompute.confirm",
+    "knowledge.relabelled",
+)  # required or not by what the run is
 HOST = ("cpu", "cores", "memory_bytes", "python")
 LOCATION_OPTIONS = ("--data-dir", "--runs", "--name")  # of a trainer's command; they do not change its result
 
@@ -115,7 +121,7 @@ def _attempt_entry(path: Path, title: str | None) -> Entry:
         Attribution(declared.author, declared.kind, declared.techniques, declared.note),
         {name: spent[name] for name in ("runs", "tuning", "seconds", "steps", "flops")},
         command=(attempt.declared or {})["command"],
-        source=_source(declared.file, (path / declared.file).read_bytes()),
+        source=_source(declared.file, read_bounded(path / declared.file, source_zip.MAX_BYTES, plain=True)),
         declaration=_lines(path / DECLARATION),
         record=_lines(path / RECORD),
     )
@@ -253,6 +259,9 @@ def _run(name: str, run: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
     evals = {event["step"]: event for event in log.of("eval")}  # a step repeated after a resume is evaluated again
     losses = {int(step): float(loss) for step, loss in zip(log.step, log.columns["loss"], strict=True)}
     every = max(1, -(-len(log.step) // CURVE_POINTS))
+    recomputed = sorted(
+        [int(step), float(loss)] for step, loss in facts.get("evaluations", {}).items() if int(step) in evals
+    )
     return {
         "name": Path(name).name,
         "seed": run.run["seed"],
@@ -275,6 +284,7 @@ def _run(name: str, run: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
         "confirm_loss": facts.get("confirm_loss"),
         "bits_per_byte": evals[max(evals)]["bits_per_byte"],
         "verdict": _condensed(verdict),
+        **({"recomputed": recomputed} if recomputed else {}),
     }
 
 

@@ -43,6 +43,8 @@ def entry_page(entry: Entry, row: dict[str, Any]) -> str:
         **({"record": row["record_reason"]} if row["record"] else {}),
         "left out": "; ".join(row["delta"]["skipped"]) or "nothing",
         "started": f"{runs} in all, {cost['tuning']} of them tuning, {cost['seconds']:.0f} s of training",
+        "evaluations": f"{len(entry.steps)} of {max(len(run.evals) for run in entry.runs)} computed again by the "
+        "verifier; the others are reported and carry nothing",
         "verdict": f"holds at depth {verdict['depth']}, judged {verdict['judged_utc']}, {verdict['isolation']}",
     }
     lines = [entry.id, RULE, *labelled(fields.items(), indent=0)]

@@ -30,6 +30,8 @@ PREFIXES = (  # of the variables that can change speed or numbers
     *("TF_CPP_", "TF_GPU_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "MALLOC_", "LD_PRELOAD", "LD_LIBRARY_PATH"),
     *("PYTHONHASHSEED", "PYTHONPATH", "PYTHONOPTIMIZE"),
 )
+# Where compilers keep what they compiled: runs with code of the user's have new folders.
+CACHES = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "_KEY", "CREDENTIAL")
 
 
@@ -95,7 +97,8 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """The environment variables that can change speed or numbers, by prefix; a value that may be secret is left out."""
-    relevant = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)}
+    named = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)}
+    relevant = {name: value for name, value in named.items() if name not in CACHES}
     return {
         name: "(set, not recorded)" if any(word in name.upper() for word in _SECRET) else value
         for name, value in relevant.items()

@@ -6,6 +6,7 @@ from typing import Any
 
 from parity import weights as canonical
 from parity.cli import python_command
+from parity.data.stream import tokens_after
 from parity.devices import peak_flops
 from parity.errors import InputError
 from parity.harness import fingerprint
@@ -53,13 +54,13 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
 
 
 def title(spec: RunSpec) -> str:
-    return f"{spec.recipe.name} in {spec.backend}, track {spec.track.name}, seed {spec.seed}"
+    return f"{spec.label} in {spec.backend}, track {spec.track.name}, seed {spec.seed}"
 
 
 def totals(spec: RunSpec, progress: Progress, resumed: bool) -> dict[str, Any]:
     """What the run cost and reached: seconds, tokens, FLOPs, bytes, nats per token."""
     recipe, seconds, evaluations = spec.recipe, progress.clock.seconds, progress.evaluations
-    tokens, final = recipe.steps * recipe.batch_tokens, evaluations[recipe.steps]
+    tokens, final = tokens_after(recipe.plan, recipe.steps), evaluations[recipe.steps]
     model_flops = recipe.model_flops_per_token() * tokens
     peaks = [peak_flops(kind, recipe.precision) for kind in spec.program.devices]
     known_peaks = [peak for peak in peaks if peak is not None]
@@ -75,8 +76,8 @@ def totals(spec: RunSpec, progress: Progress, resumed: bool) -> dict[str, Any]:
         "target": spec.track.target,
         "target_reached_at_step": reached[0] if reached else None,
         "target_reached_train_s": evaluations[reached[0]]["train_s"] if reached else None,
-        "flops_per_step": progress.flops_per_step,
-        "flops": (progress.flops_per_step or 0) * recipe.steps,
+        "flops_per_step": progress.flops // recipe.steps,
+        "flops": progress.flops,
         "model_flops": model_flops,
         "mfu": model_flops / seconds / sum(known_peaks) if len(known_peaks) == len(peaks) else None,
         "telemetry_fraction": progress.telemetry_s / seconds if not resumed else None,

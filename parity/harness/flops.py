@@ -7,7 +7,7 @@ functions. Masked products count where the program computes them; fused attentio
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from parity.errors import InputError
@@ -30,6 +30,15 @@ def count_step(program: Program, state: State, batch: Batch, notes: list[str] | 
         f"{type(program).__name__}.framework: expected 'jax' or 'torch', found {program.framework!r}: "
         "FLOPs can be counted in these only"
     )
+
+
+def count_evaluation(program: Program, state: State, batch: Batch) -> tuple[int, State]:
+    """FLOPs of the products of scoring a batch, and the state, which stays valid; otherwise as `count_step`."""
+    if program.framework == "jax":
+        import jax
+
+        return _in_jaxpr(jax.make_jaxpr(program.token_losses)(state, batch).jaxpr, []), state
+    return _counted_torch(lambda: program.fetch(program.token_losses(state, batch)))[0], state
 
 
 # JAX: the equations of the jaxpr
@@ -180,6 +189,16 @@ PRODUCTS = {
 
 
 def _count_torch(program: Program, state: State, batch: Batch) -> tuple[int, State]:
+    def step() -> State:
+        changed, _ = program.step(state, batch)
+        program.wait(changed)
+        return changed
+
+    return _counted_torch(step)
+
+
+def _counted_torch(call: Callable[[], Any]) -> tuple[int, Any]:
+    """FLOPs of a call, over all processes, and what it returns."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -188,14 +207,13 @@ def _count_torch(program: Program, state: State, batch: Batch) -> tuple[int, Sta
         torch.compiler.set_stance("force_eager"),
         FlopCounterMode(display=False, custom_mapping=_not_in_torch()) as counter,
     ):
-        state, _ = program.step(state, batch)
-        program.wait(state)
+        result = call()
     flops = counter.get_total_flops()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         counts = [0] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(counts, flops)
         flops = sum(counts)
-    return flops, state
+    return flops, result
 
 
 def _not_in_torch() -> dict[Any, Any]:

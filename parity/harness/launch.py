@@ -1,5 +1,6 @@
 """Which of several processes this is: by options, by torchrun's variables, or by those of a SLURM step."""
 
+import math
 import os
 import re
 import socket
@@ -21,7 +22,10 @@ def join_process_group(
     env = _from_options(coordinator, processes, process) or _from_torchrun() or _from_slurm()
     if not env or env["WORLD_SIZE"] == "1":
         return ProcessGroup()
-    rank, size, host, port = int(env["RANK"]), int(env["WORLD_SIZE"]), env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    rank, size, port = (whole_number(name, env[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    host = env["MASTER_ADDR"]
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        whole_number(name, env.get(name, os.environ.get(name, "1")))
     if not 0 <= rank < size:
         raise InputError(
             f"process {rank} of {size}: expected a number from 0 to {size - 1}: number the processes from 0"
@@ -33,9 +37,30 @@ def join_process_group(
     if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
         _check_free(host, port)
     os.environ.update(env)
-    group = ProcessGroup(rank, size, float(os.environ.get("JAXRUN_HANG_S", HANG_S)))
+    group = ProcessGroup(rank, size, _seconds("JAXRUN_HANG_S", HANG_S))
     group.connect((host, port + 1))
     return group
+
+
+def whole_number(name: str, value: str) -> int:
+    """The value of an environment variable as an integer from 0. Raises InputError where it is none."""
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise InputError(
+            f"{name}={value!r}: expected a whole number in this environment variable: unset it, or start the processes "
+            "with torchrun"
+        )
+    return int(value)
+
+
+def _seconds(name: str, default: float) -> float:
+    value = os.environ.get(name, str(default))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{name}={value!r}: expected seconds in this environment variable: correct or unset it")
+    return seconds
 
 
 def _from_options(coordinator: str | None, processes: int | None, process: int | None) -> dict[str, str] | None:
@@ -78,7 +103,7 @@ def _from_slurm() -> dict[str, str] | None:
     env = os.environ
     if env.get("SLURM_STEP_NUM_TASKS", "1") == "1" or "SLURM_PROCID" not in env:
         return None
-    nodes = env.get("SLURM_STEP_NODELIST", "localhost")
+    nodes, job = env.get("SLURM_STEP_NODELIST", "localhost"), whole_number("SLURM_JOB_ID", env.get("SLURM_JOB_ID", "0"))
     first_node = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)  # of node1,node2 or of node[01-04,07]
     local_tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     return {
@@ -87,7 +112,7 @@ def _from_slurm() -> dict[str, str] | None:
         "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
         "LOCAL_WORLD_SIZE": local_tasks[0] if local_tasks else "1",
         "MASTER_ADDR": (first_node[1] + (first_node[2] or "")) if first_node else nodes,
-        "MASTER_PORT": env.get("MASTER_PORT", str(PORT + 2 * (int(env.get("SLURM_JOB_ID", "0")) % 10_000))),
+        "MASTER_PORT": env.get("MASTER_PORT", str(PORT + 2 * (job % 10_000))),
     }
 
 

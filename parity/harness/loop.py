@@ -6,16 +6,18 @@ from functools import partial
 from typing import Any, NoReturn
 
 from parity import weights as canonical
-from parity.data.stream import Reader, spans
+from parity.data.stream import Reader, spans, tokens_after
 from parity.errors import InputError, Interrupted, RunFailed
 from parity.harness import checkpoints, fingerprint
 from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
 from parity.harness.guard import guard_events
 from parity.harness.interrupts import StopRequest
+from parity.harness.options import Options
 from parity.harness.run import Progress, Run, RunFiles, RunSpec
 from parity.harness.run_json import host
 from parity.harness.warm_up import log_phase, put_batch, warm_up
+from parity.user_program import UserCodeFailed, error_sentence, source_file
 
 State = Any
 LARGE_STATE_WEIGHTS = 32_000_000  # a larger state is digested at checkpoints only, since that reads all of it
@@ -33,7 +35,7 @@ def train(run: Run, stop: StopRequest) -> State:
     done = 0
     try:
         state, done = restore_or_init(spec, files, progress)
-        state, progress.flops_per_step = warm_up(spec, files, state)
+        state, progress.flops = warm_up(spec, files, state)
         if done == 0 and processes.broadcast(not checkpoints.latest(files.dir, spec.identity)):
             evaluate_and_checkpoint(spec, files, progress, state, done)
         pauses = {*spec.recipe.eval_steps(), *spec.recipe.checkpoint_steps()}
@@ -71,7 +73,20 @@ def train(run: Run, stop: StopRequest) -> State:
                 f"a device's memory does not hold {rows} rows in {spec.options.microbatches} microbatches "
                 f"({str(error).splitlines()[0][:120]}): choose more --microbatches"
             ) from error
+        if (file := user_file(spec.options)) and isinstance(error, Exception) and not isinstance(error, InputError):
+            called = "the program" if spec.options.program else "the optimizer"
+            sentence = error_sentence(error, file, called)
+            if not done:
+                raise InputError(sentence) from error
+            raise UserCodeFailed(f"{sentence}, after step {done}; {last_good(spec, files)}") from error
         raise
+
+
+def user_file(options: Options) -> str | None:
+    """The file of the user program or user optimizer that a run has; None without one."""
+    if options.program:
+        return str(options.program)
+    return source_file(options.optimizer) if options.optimizer else None
 
 
 def restore_or_init(spec: RunSpec, files: RunFiles, progress: Progress) -> tuple[State, int]:
@@ -79,8 +94,9 @@ def restore_or_init(spec: RunSpec, files: RunFiles, progress: Progress) -> tuple
     checkpoint = checkpoints.latest(files.dir, spec.identity) if files.resumed else None
     spec.processes.agree({"newest checkpoint": checkpoint and checkpoint[0].name})
     if checkpoint is None:
-        state = spec.program.init(spec.seed)
-        files.log.event("state", name="initial weights", digest=canonical.digest(spec.program.export(state)))
+        with log_phase(spec, files, "init"):
+            state = spec.program.init(spec.seed)
+            files.log.event("state", name="initial weights", digest=canonical.digest(spec.program.export(state)))
         if files.resumed:
             log_resume(spec, files, 0, "none", spec.program.digest(state))
         return state, 0
@@ -218,25 +234,27 @@ def log_step(
 
     Raises RunFailed on nan or inf.
     """
-    values = spec.program.fetch({name: metrics[name] for name in ("loss", "grad_norm")})
+    own_rates = metrics.get("rates", {}) if spec.options.optimizer else {}
+    values = spec.program.fetch({"rates": own_rates} | {name: metrics[name] for name in ("loss", "grad_norm")})
+    rates = values["rates"] if spec.options.optimizer else spec.recipe.learning_rates(step)
     seconds, begin_s = progress.clock.seconds, now_s()
-    loss = float(values["loss"])
+    loss, tokens = float(values["loss"]), tokens_after(spec.recipe.plan, step + 1)
     files.log.event(
         "step",
         step=step,
         loss=loss,
         grad_norm=float(values["grad_norm"]),
-        rates=spec.recipe.learning_rates(step) if spec.options.optimizer is None else {},
+        rates={name: float(rate) for name, rate in rates.items()},
         step_s=seconds - progress.logged_s,
         train_s=seconds,
-        tokens=(step + 1) * spec.recipe.batch_tokens,
+        tokens=tokens,
         batch=batch_digest,
     )
     progress.logged_s, progress.losses[step] = seconds, loss
     if not math.isfinite(loss):
         fail(spec, files, step, f"the loss is {loss}")
-    mean_s = seconds / len(progress.losses)
-    files.screen.step(step + 1, loss, spec.recipe.batch_tokens / mean_s, (spec.recipe.steps - step - 1) * mean_s)
+    tokens_per_s, left = tokens / seconds, tokens_after(spec.recipe.plan, spec.recipe.steps) - tokens
+    files.screen.step(step + 1, loss, tokens_per_s, left / tokens_per_s)
     progress.telemetry_s += now_s() - begin_s
 
 
@@ -253,7 +271,12 @@ def log_norms(spec: RunSpec, files: RunFiles, step: int, metrics: dict[str, Any]
 
 def fail(spec: RunSpec, files: RunFiles, step: int, reason: str) -> NoReturn:
     """Logs a failure and raises RunFailed with the step and the last good checkpoint."""
-    checkpoint = checkpoints.latest(files.dir, spec.identity)
-    good = f"the last good checkpoint is {checkpoint[0]}" if checkpoint else "no checkpoint was written yet"
     files.log.event("failure", step=step, reason=reason)
+    good = last_good(spec, files)
     raise RunFailed(f"{reason} at step {step}; {good}; try a lower rate, or float32, with a new --name")
+
+
+def last_good(spec: RunSpec, files: RunFiles) -> str:
+    """A clause about the newest checkpoint, from which a run that failed can be resumed."""
+    checkpoint = checkpoints.latest(files.dir, spec.identity)
+    return f"the last good checkpoint is {checkpoint[0]}" if checkpoint else "no checkpoint was written yet"

@@ -12,6 +12,7 @@ from parity.cli import command_line
 from parity.errors import InputError
 from parity.recipes import Recipe
 from parity.track import Track, check_recipe, default_recipe, track_for
+from parity.user_program import keyword_arguments
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Options:
     optimizer: str | None = None
     """User optimizer as module:function. jaxrun: called with the recipe, returns an optax transform of the gradients of
     the recipe's loss; torchref: called with the recipe and {name: parameter}, returns a torch optimizer, or that and a
-    learning-rate scheduler."""
+    learning-rate scheduler, or several of both."""
+    optimizer_args: str | None = None
+    """Arguments of the user optimizer's function by name, as in lr=3e-3,wd=0.1."""
     samples: int = 3
     """Lines of text to sample at the end."""
     json: bool = False
@@ -119,5 +122,16 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
     if parsed.options.seed < 0:
         raise InputError(f"--seed: expected 0 or more, found {parsed.options.seed}: choose another")
     check_recipe(track, parsed.recipe)
+    options = _with_arguments(parsed.options)
     explicit = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
-    return Arguments(parsed.options, track, parsed.recipe, explicit)
+    return Arguments(options, track, parsed.recipe, explicit)
+
+
+def _with_arguments(options: Options) -> Options:
+    """The options with --optimizer-args as a part of --optimizer: a run has one text that names what it was."""
+    if options.optimizer_args is None:
+        return options
+    if options.optimizer is None:
+        raise InputError("--optimizer-args: expected with --optimizer module:function, found without it: give both")
+    keyword_arguments(options.optimizer_args, "--optimizer-args")
+    return dataclasses.replace(options, optimizer=f"{options.optimizer}({options.optimizer_args})", optimizer_args=None)

@@ -40,6 +40,8 @@ class RunSpec:
     program: Program
     guard: Guard
     processes: ProcessGroup
+    build_s: float = 0.0
+    """What loading and building the program took."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -54,6 +56,16 @@ class RunSpec:
             "options": {name: getattr(self.options, name) for name in SAME_ON_RESUME if hasattr(self.options, name)},
             "program": program_digest(self.options),
         }
+
+    @property
+    def label(self) -> str:
+        """The recipe's name, and the user optimizer's where there is one."""
+        return f"{self.recipe.name} with {self.options.optimizer}" if self.options.optimizer else self.recipe.name
+
+    @property
+    def idle_weights(self) -> tuple[str, ...]:
+        """Names of the weights that no optimizer of the program updates, where the backend can tell."""
+        return tuple(getattr(self.program, "idle_weights", ()))
 
     @property
     def eval_batch_tokens(self) -> int:
@@ -90,7 +102,8 @@ class Progress:
     """Updates -> the fields of the eval event."""
     checkpoints: set[int] = field(default_factory=set)
     """Those that the log has."""
-    flops_per_step: int | None = None
+    flops: int = 0
+    """Of all steps of the plan."""
     stop_poll_steps: int = 1
     """Steps between two times that several processes ask one another for a request to stop."""
 

@@ -1,11 +1,11 @@
 """What a run shows: a live line on a terminal, plain lines elsewhere, and a table at the end."""
 
-import os
 import sys
 import time
 from typing import Any, TextIO
 
 from parity.progress import is_live
+from parity.streams import SafeStream
 from parity.tables import WIDTH, duration, labelled, printable
 
 DRAW_INTERVAL_S = 0.125
@@ -23,7 +23,7 @@ class Screen:
     ):
         self._title = f"{recipe_name} on {track}"
         self._total = total_steps
-        self._stream = stream if stream is not None else sys.stdout
+        self._stream = SafeStream(stream if stream is not None else sys.stdout)
         self._line = _LiveLine(self._stream, total_steps) if (is_live(self._stream) if live is None else live) else None
         self._redraw_s = 0.0  # when the next live line may be drawn
         self._next_step = 0  # when the next plain line is due
@@ -83,16 +83,8 @@ class Screen:
         return f"step {step:>{len(str(self._total))}}/{self._total}"
 
     def _write(self, text: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        try:
-            self._stream.write(_printable(text).encode(encoding, "replace").decode(encoding) + "\n")
-            self._stream.flush()
-        except (
-            BrokenPipeError
-        ):  # the reader has gone, as `| head` does: the run continues, and exit must not fail either
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, self._stream.fileno())
-            os.close(devnull)
+        self._stream.write(_printable(text) + "\n")
+        self._stream.flush()
 
 
 def _printable(text: str) -> str:
@@ -102,7 +94,7 @@ def _printable(text: str) -> str:
 class _LiveLine:
     """One line at the bottom of a terminal, drawn by rich, which is imported here only."""
 
-    def __init__(self, stream: TextIO, total_steps: int):
+    def __init__(self, stream: Any, total_steps: int):
         from rich.console import Console
         from rich.live import Live
 

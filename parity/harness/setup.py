@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import re
 import shlex
 import sys
 import tempfile
@@ -21,9 +23,11 @@ from parity.data.stream import check_plan
 from parity.errors import InputError
 from parity.formats.files import sha256_file
 from parity.harness import fingerprint, run_json, rundir
+from parity.harness.clock import now_s
 from parity.harness.evaluation import check_length
 from parity.harness.guard import Guard
 from parity.harness.options import Arguments, Options
+from parity.harness.places import Places
 from parity.harness.processes import ProcessGroup
 from parity.harness.run import Progress, Run, RunFiles, RunSpec, program_digest
 from parity.harness.rundir import RunDir
@@ -67,12 +71,17 @@ def open_run(backend: str, arguments: Arguments, processes: ProcessGroup | None 
         sys.path.insert(0, "")  # user optimizers are looked for in the folder that the command is run from
     with ExitStack() as stack:
         request = resolve(backend, arguments, processes, stack)
-        guard = watch(request)
+        programs.import_backend(backend)  # takes seconds, and is not the user's doing
+        guard, build_s = watch(request, stack), 0.0
         with guard:
+            begin_s = now_s()
             module, recipe = load_user_program(request)
+            build_s += now_s() - begin_s
         slice_ = open_slice(request.track, recipe, request.options.data_dir)
         with guard:
+            begin_s = now_s()
             program = build_program(request, recipe, module)
+            build_s += now_s() - begin_s
         spec = RunSpec(
             backend,
             request.options,
@@ -84,6 +93,7 @@ def open_run(backend: str, arguments: Arguments, processes: ProcessGroup | None 
             program,
             guard,
             processes,
+            build_s,
         )
         check(spec, request)
         files, progress = open_dir(spec, request, stack)
@@ -133,19 +143,65 @@ def _request_from_run_json(backend: str, directory: RunDir, options: Options, ex
     return Request(backend, options, track, from_fields(base), values["seed"], directory, values)
 
 
-def watch(request: Request) -> Guard:
+def watch(request: Request, stack: ExitStack) -> Guard:
     """The guard over what user code does, made before any of it is loaded."""
-    options, files = request.options, []
+    options, readable, scratch = request.options, [], None
     if options.program:
-        files.append(options.program)
+        readable.append(options.program)
     if options.optimizer and (spec := find_spec(options.optimizer.partition(":")[0].partition(".")[0])):
-        files += spec.submodule_search_locations or [spec.origin]
-    if getattr(options, "compile", False):
-        files.append(tempfile.gettempdir())  # where compilers put what they read and write
-    if request.dir:
-        files.append(request.dir.path)
+        readable += spec.submodule_search_locations or [spec.origin]
+    if options.program or options.optimizer or getattr(options, "compile", False):
+        scratch = stack.enter_context(own_caches())
     fingerprint.host()  # asks the system by another program, once
-    return Guard(slices.data_home(options.data_dir) / request.track.slice, map(Path, files))
+    tempfile.gettempdir()  # tries by writing a file, once
+    writable = [request.dir.path] if request.dir else []
+    places = Places(map(Path, filter(None, readable)), writable, scratch)
+    return Guard(slices.data_home(options.data_dir) / request.track.slice, places)
+
+
+@contextmanager
+def own_caches() -> Iterator[Path]:
+    """A new folder for what is compiled (`compiled`) and for temporary files (`tmp`), used until the end of the run.
+
+    Nothing that an earlier run left reaches this one through a cache, and nothing of this one a later run.
+    """
+    with tempfile.TemporaryDirectory(prefix="jaxrun-run-", ignore_cleanup_errors=True) as folder:
+        scratch = Path(folder).resolve()
+        before = {name: os.environ.get(name) for name in (*fingerprint.CACHES, "TMPDIR")}
+        for part in ("compiled", "tmp"):
+            (scratch / part).mkdir()
+        os.environ |= {name: str(scratch / "compiled" / name.lower()) for name in fingerprint.CACHES}
+        os.environ["TMPDIR"] = str(scratch / "tmp")
+        directory, tempfile.tempdir = tempfile.tempdir, str(scratch / "tmp")
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        try:
+            with no_input():
+                yield scratch
+        finally:
+            tempfile.tempdir = directory
+            for name, value in before.items():
+                os.environ.pop(name)
+                os.environ |= {name: value} if value is not None else {}
+
+
+@contextmanager
+def no_input() -> Iterator[None]:
+    """Nothing can be read from the standard input, unless it is a terminal, where a debugger may ask."""
+    try:
+        before = None if os.isatty(0) else os.dup(0)
+    except OSError:  # there is none
+        before = None
+    if before is None:
+        yield
+        return
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
 
 
 def load_user_program(request: Request) -> tuple[ModuleType | None, Recipe]:
@@ -235,7 +291,7 @@ def build_program(request: Request, recipe: Recipe, module: ModuleType | None) -
             "itself"
         )
     program, file = user_program.build(module, recipe, device=options.device, devices=options.devices), module.__file__
-    with user_program.explained(str(file), "init"):
+    with user_program.user_code(str(file), "init"):
         program.init(request.seed)
     if program.framework != FRAMEWORKS[request.backend]:
         raise InputError(
@@ -252,6 +308,17 @@ def check(spec: RunSpec, request: Request) -> None:
         raise InputError(
             f"{spec.options.program}: expected a program with a method put_local_batch, found none: without it a run "
             "has one process"
+        )
+    if spec.recipe.checkpoint_steps() != Recipe.checkpoint_steps(spec.recipe):
+        raise InputError(
+            f"{spec.options.program}: checkpoints are the harness' to place, evenly: leave out the recipe's own "
+            "checkpoint_steps, and choose their number by its field `checkpoints`"
+        )
+    planned = sum(segment.steps for segment in spec.recipe.plan)
+    if planned != spec.recipe.steps:
+        raise InputError(
+            f"{spec.options.program}: the plan has {planned:,} steps, expected the recipe's {spec.recipe.steps:,}: "
+            "change one of the two"
         )
     if rows % devices:
         raise InputError(
@@ -287,10 +354,12 @@ def open_dir(spec: RunSpec, request: Request, stack: ExitStack) -> tuple[RunFile
     stream = sys.stderr if spec.options.json else None
     if not processes.first:
         stream = io.StringIO()
-    screen = Screen(spec.recipe.name, spec.track.name, spec.recipe.steps, stream=stream)
+    screen = Screen(spec.label, spec.track.name, spec.recipe.steps, stream=stream)
     stack.callback(screen.close)
     command = f"{python_command()} -m {spec.backend}.train --resume {shlex.quote(str(directory.path))}"
     processes.resume_command = command
+    if names := spec.idle_weights:
+        screen.note(f"no optimizer updates {len(names)} weights: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
     if request.run_json is None:
         return RunFiles(directory, log, screen, False, command), Progress()
     progress, source_sha256 = Progress.from_log(directory), None
@@ -307,7 +376,8 @@ def open_dir(spec: RunSpec, request: Request, stack: ExitStack) -> tuple[RunFile
 def _make_dir(spec: RunSpec, stack: ExitStack) -> tuple[RunDir, RunLog]:
     """A new run directory with run.json, source.zip and a log; the other processes learn its path."""
     options = spec.options
-    name = rundir.default_name(spec.recipe.name, spec.backend, spec.seed)
+    label = re.sub(r"[^A-Za-z0-9.]+", "-", spec.label.partition("(")[0])
+    name = rundir.default_name(label, spec.backend, spec.seed)
     directory = rundir.create(options.runs, spec.track.name, options.name, default=name)
     stack.callback(directory.release)
     spec.guard.allow(directory.path)
@@ -315,6 +385,7 @@ def _make_dir(spec: RunSpec, stack: ExitStack) -> tuple[RunDir, RunLog]:
     directory.write_run_json(run_json.values(spec, source_sha256))
     log = RunLog(directory.log)
     facts = {name: spec.identity[name] for name in ("track", "seed", "backend", "slice")}
-    log.event("start", run=directory.path.name, **facts, run_json=sha256_file(directory.run_json))
+    run_json_sha256 = sha256_file(directory.run_json)
+    log.event("start", run=directory.path.name, **facts, run_json=run_json_sha256, build_s=spec.build_s)
     spec.processes.broadcast(str(directory.path))
     return directory, log

@@ -1,42 +1,44 @@
 """The warm-up: compiles everything on dummy data, checks the memory, counts the FLOPs, and restores the state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
+from parity.data.stream import Segment
 from parity.errors import InputError, RunFailed
 from parity.harness import flops
 from parity.harness.run import RunFiles, RunSpec
 from parity.program import with_step
-from parity.user_program import explained
+from parity.user_program import user_code
 
 State = Any
 
 
 def warm_up(spec: RunSpec, files: RunFiles, state: State) -> tuple[State, int]:
-    """Compiles the step and the evaluation; returns the state as it was before, and the FLOPs of a step."""
-    program, recipe, step_flops = spec.program, spec.recipe, 0
+    """Compiles every step and the evaluation; returns the state as it was before, and the FLOPs of the whole plan."""
+    program, recipe, total_flops = spec.program, spec.recipe, 0
     files.screen.phase("compiling")
     with log_phase(spec, files, "warm-up"):
         check_memory(spec)
         before = program.digest(state)
         files.log.event("state", name="before warm-up", digest=before)
         snapshot = program.snapshot(state)
-        rows = recipe.batch_tokens // recipe.context // spec.processes.size
-        batch, _ = put_batch(spec, *[np.zeros((rows, recipe.context), np.int32)] * 2)
         eval_rows = spec.eval_batch_tokens // recipe.eval_context
         eval_batch = program.put_global_batch(*[np.zeros((eval_rows, recipe.eval_context), np.int32)] * 2)
         stages = recipe.window_stages()
-        for step in stages:
-            state = with_step(program, state, step)
-            if step == stages[-1]:  # the widest window is counted
-                step_flops, state = count_flops(spec, state, batch)
+        for (tokens, length), steps in batch_shapes(recipe.plan).items():
+            batch, _ = put_batch(spec, *[np.zeros((tokens // length // spec.processes.size, length), np.int32)] * 2)
+            for step in stages:
                 state = with_step(program, state, step)
-            state, metrics = program.step(state, batch)
-            program.fetch((metrics, program.token_losses(state, eval_batch)))
-            spec.processes.progress()
+                if step == stages[-1]:  # the widest window is counted
+                    step_flops, state = count_flops(spec, state, batch)
+                    total_flops += steps * step_flops
+                    state = with_step(program, state, step)
+                state, metrics = program.step(state, batch)
+                program.fetch((metrics, program.token_losses(state, eval_batch)))
+                spec.processes.progress()
         state = program.reset(state, snapshot)
         after = program.digest(state)
         files.log.event("state", name="after warm-up", digest=after)
@@ -45,7 +47,16 @@ def warm_up(spec: RunSpec, files: RunFiles, state: State) -> tuple[State, int]:
         raise error(
             f"the warm-up changed the state: digest {before} before, {after} after: reset must undo what step did"
         )
-    return state, step_flops
+    return state, total_flops
+
+
+def batch_shapes(plan: Sequence[Segment]) -> dict[tuple[int, int], int]:
+    """The (tokens, row length) of a plan's batches, each with its number of steps."""
+    shapes: dict[tuple[int, int], int] = {}
+    for segment in plan:
+        shape = segment.tokens, segment.seq_len
+        shapes[shape] = shapes.get(shape, 0) + segment.steps
+    return shapes
 
 
 @contextmanager
@@ -102,5 +113,5 @@ def memory_problem(needed: dict[str, int], available: int, rows: int, microbatch
 def count_flops(spec: RunSpec, state: State, batch: Any) -> tuple[int, State]:
     """FLOPs of a step. Raises InputError where the step of a user program cannot be counted."""
     what = "step, while its FLOPs are counted (in JAX it must be a function that can be traced),"
-    with explained(str(spec.options.program), what) if spec.options.program else nullcontext():
+    with user_code(str(spec.options.program), what) if spec.options.program else nullcontext():
         return flops.count_step(spec.program, state, batch)

@@ -2,7 +2,7 @@
 
 import sys
 
-from parity.verify.command import main
+from parity.start import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("parity.verify.command"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from parity import statistics
-from parity.attempt.cost import spent
-from parity.attempt.record import Declaration, read_declaration, read_record, runs_of, seeds_for
+from parity.declaration.cost import spent
+from parity.declaration.record import Declaration, read_declaration, read_record, runs_of, seeds_for
 from parity.errors import InputError
 from parity.formats.files import sha256_file
 from parity.track import TRACKS
@@ -20,12 +20,16 @@ from parity.verify.run import Settings, verify_run, version
 from parity.verify.verdict import Rule, Verdict
 
 LEVEL = 0.01  # of the one-sided test of a claim, as on the public track
+SPREAD_LEVEL = 1e-4  # of a spread as small by chance, where the true one is half of the baseline's
 SHARED = ("recipe", "plan", "backend", "devices", "host", "environment", "options", "versions")
 
 
 def is_attempt(path: Path) -> bool:
     """Whether a folder is an attempt's."""
-    return (path / "attempt.jsonl").is_file() or (path / "declaration.json").is_file()
+    try:
+        return (path / "attempt.jsonl").is_file() or (path / "declaration.json").is_file()
+    except OSError as error:  # no file can have such a name
+        raise InputError(f"{str(path)[:80]}: cannot be opened ({error.strerror}): check the name") from None
 
 
 @dataclass
@@ -104,6 +108,8 @@ def judge_attempt(
     settings = settings or Settings(depth, data_dir, trust_code=trust_code)
     attempt = open_attempt(folder)
     case = Case(attempt, baseline)
+    if (claimed := attempt.declaration.claim.at_step) is not None:
+        settings = replace(settings, at_steps=(claimed,))
     for event in attempt.finals():
         say(f"run {event['run']}")
         try:
@@ -233,6 +239,26 @@ def twins(case: Case) -> Finding:
     return holds(f"{len(case.attempt.finals())} different runs")
 
 
+@rule("attempt.spread", "the final losses of the runs scatter as those of different seeds do")
+def spread(case: Case) -> Finding:
+    track = TRACKS[case.attempt.declaration.track]
+    losses = [_loss(case, verdict, None) for verdict in case.verdicts]
+    if len(losses) < 2:
+        return holds("one run does not scatter")
+    if track.spread is None:
+        return holds(f"the baseline's spread on track {track.name} is not known yet")
+    p = statistics.p_spread(losses, track.spread)
+    sd = statistics.standard_deviation(losses)
+    figures = {"sd": sd, "baseline": 2 * track.spread, "p": p}
+    if not p >= SPREAD_LEVEL:
+        return fails(
+            f"the final losses of {len(losses)} runs have a standard deviation of {sd:.2g}: expected about "
+            f"{2 * track.spread:.2g}, the baseline's; even at half of that p is {p:.1g}: these are no different seeds",
+            **figures,
+        )
+    return holds(f"standard deviation {sd:.2g} of {len(losses)} runs, the baseline's {2 * track.spread:.2g}", **figures)
+
+
 @rule("attempt.budget", "everything ever started for it is counted, and within its budget")
 def budget(case: Case) -> Finding:
     attempt, cost, limits = case.attempt, costs(case.attempt), asdict(case.attempt.declaration.budget)
@@ -287,6 +313,13 @@ def _test_claim(case: Case, losses: list[float], target: float) -> Finding:
     if tries > 1:
         reasons[0] += f", after {tries} declarations"
     evidence = {"losses": losses, "mean": test.mean, "sd": test.sd, "p": p, "declarations": tries, "target": target}
+    if bound := _leak_bound(case):
+        evidence["leak_bound"] = bound
+        if target - test.mean < bound:
+            reasons.append(
+                f"the margin {target - test.mean:.4f} is below the {bound:.4f} nats that a look ahead can have brought "
+                "which the verifier's samples did not meet (--whole takes more)"
+            )
     if not passes and target > test.mean and test.sd > 0:
         evidence["runs_needed"] = statistics.runs_needed(target - test.mean, test.sd)
         reasons.append(f"at this margin and spread {evidence['runs_needed']} runs pass with probability 0.8")
@@ -302,11 +335,35 @@ def _test_claim(case: Case, losses: list[float], target: float) -> Finding:
 
 
 def _loss(case: Case, verdict: Verdict, step: int | None) -> float:
-    """The val loss that counts: the verifier's own, where it was computed; at an earlier step, the logged one."""
+    """The val loss that counts: the verifier's own, at the end or at a step; the logged one where the verdict's depth
+    recomputes none.
+
+    Raises InputError for a step whose loss cannot be recomputed.
+    """
     if step is not None:
-        return logged_float(_evaluation(case, verdict, step)["val_loss"])
+        evaluation = _evaluation(case, verdict, step)
+        if verdict.of("recompute.evaluations") is None:
+            return logged_float(evaluation["val_loss"])
+        recomputed = verdict.facts.get("evaluations", {})
+        if str(step) not in recomputed:
+            raise InputError(
+                f"{verdict.subject}: the claim is for step {step}, whose val loss was not recomputed: claim a step at "
+                "which the plan has both an evaluation and a checkpoint"
+            )
+        return recomputed[str(step)]
     logged = verdict.of("log.totals")
     return logged_float(verdict.facts.get("val_loss", logged.evidence.get("val_loss") if logged else None))
+
+
+def _leak_bound(case: Case) -> float:
+    """Nats that an undetected look ahead of user code can have brought, on average of the runs; 0 for our own code."""
+    step = case.attempt.declaration.claim.at_step
+    bounds = [
+        verdict.facts.get("leak_bounds", {}).get(str(run.steps if step is None else step), 0.0)
+        for verdict in case.verdicts
+        if (run := case.open(Path(verdict.subject))).has_user_code
+    ]
+    return sum(bounds) / len(bounds) if bounds else 0.0
 
 
 def _seconds(case: Case, verdict: Verdict, step: int | None) -> float:

@@ -23,7 +23,7 @@ class Options:
     depth: Literal["log", "data", "probe", "recompute", "replay", "cross"] = "replay"
     """How much it may cost; each depth includes those before it."""
     segments: int = 2
-    """How many segments between checkpoints to repeat."""
+    """How many segments between checkpoints to draw at least; an eighth of all steps is drawn in any case."""
     whole: bool = False
     """Repeat the whole training from the seed and trust no checkpoint: the strongest proof, as long as the run."""
     picks_seed: int | None = None

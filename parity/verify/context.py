@@ -27,7 +27,8 @@ class Context:
     """The evidence of a run, how to judge it, and the sandboxed processes its program runs in.
 
     `seed`: of all random picks, chosen after the run, so that the run could not know it. `whole`: repeat the whole
-    training from the seed, and trust no checkpoint. `facts`: what the verdict says about how it was judged.
+    training from the seed, and trust no checkpoint. `facts`: what the verdict says about how it was judged. `at_steps`:
+    steps whose val loss an attempt's claim is about.
     """
 
     evidence: Evidence
@@ -38,6 +39,7 @@ class Context:
     scratch: Path
     device: str = "auto"
     whole: bool = False
+    at_steps: tuple[int, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     programs: dict[str, SandboxedProgram | SandboxError] = field(default_factory=dict)
     cache: dict[Callable[["Context"], Any], Any] = field(default_factory=dict)

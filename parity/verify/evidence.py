@@ -9,6 +9,7 @@ from typing import Any
 
 from parity.errors import InputError
 from parity.formats import schemas, source_zip
+from parity.formats.files import plain_files
 from parity.formats.folder_lock import holder
 from parity.program import BACKENDS
 from parity.recipes import RECIPES, Recipe, from_fields
@@ -18,6 +19,8 @@ from parity.verify.weights_file import read_weights
 from parity.weights import Weights
 
 MAX_STEPS, MAX_LAYERS, MAX_NUMBER = 10_000_000, 4096, 1 << 32
+# No more is read: 64 MB and 4 times a recipe's weights in float64; of a checkpoint 192 MB and twice all that.
+WEIGHTS_BYTES, OWN_WEIGHTS, CHECKPOINT_BYTES, STATES, CHECKPOINT_FILES = 64 << 20, 4, 192 << 20, 2, 10_000
 CHANGED, OTHER_VERSION = "the file was changed", "verify it with the version that made it"
 
 
@@ -71,6 +74,22 @@ class Evidence:
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
+    def checkpoint_files(self, folder: Path) -> dict[str, int]:
+        """The files of a checkpoint's folder and their sizes in bytes: plain files, neither they nor the folder linked.
+
+        Raises InputError for anything else, and for more bytes than weights and optimizer state take; OSError.
+        """
+        if folder.parent.is_symlink():
+            raise InputError(f"{folder.parent}: expected a folder, found a link: put back what was saved")
+        return plain_files(folder, CHECKPOINT_FILES, CHECKPOINT_BYTES + STATES * self.weights_bytes)
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """The most bytes that the final weights are expected to take: a user program may have more than its recipe."""
+        recipe = self.recipe
+        count = sum(math.prod(weight.shape) for weight in recipe.parameters().values()) if recipe else 0
+        return WEIGHTS_BYTES + 8 * OWN_WEIGHTS * count
+
     @cached_property
     def source(self) -> dict[str, bytes]:
         """Names and contents of source.zip; InputError for one that is damaged, too large, or reaches outside."""
@@ -78,7 +97,7 @@ class Evidence:
 
     @cached_property
     def final_weights(self) -> Weights:
-        return read_weights(self.path / "weights.safetensors")
+        return read_weights(self.path / "weights.safetensors", self.weights_bytes)
 
 
 def logged_float(value: Any) -> float:

@@ -1,11 +1,12 @@
 """Reads a run's log as columns and events, trusting nothing: every problem becomes a sentence.
 
-Steps are held as columns, so that a log of 100,000 of them fits in memory.
+Steps are held as columns of machine numbers, so that a log of a million of them takes 150 MB.
 """
 
 import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,33 @@ import numpy as np
 from parity.errors import InputError
 from parity.formats import run_log
 from parity.formats.chain_log import Chain, decode_line
-from parity.formats.files import check_plain
+from parity.formats.files import open_plain
 
-LOG_BYTES = 8 << 30
+LOG_BYTES = 16 << 30
+EVENT_BYTES = 64 << 20  # of all lines that are no steps; as Python's objects they take up to ten times as much
 MOST_PROBLEMS = 5  # of a rule
 COLUMNS = ("loss", "grad_norm", "step_s", "train_s", "clock_s", "time_s")
+
+
+class Digests(Sequence[str]):
+    """SHA-256 digests in hexadecimal, held as 32 bytes each."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def append(self, digest: str) -> None:
+        self._bytes += bytes.fromhex(digest)
+
+    def __len__(self) -> int:
+        return len(self._bytes) // 32
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        begin = 32 * (index % len(self))
+        return self._bytes[begin : begin + 32].hex()
 
 
 @dataclass
@@ -32,7 +55,7 @@ class Log:
     step: np.ndarray
     tokens: np.ndarray
     columns: dict[str, np.ndarray]
-    batches: list[str]
+    batches: Sequence[str]
     events: list[dict[str, Any]]
     lines: int
     problems: dict[str, list[str]]
@@ -47,19 +70,30 @@ class Log:
         """The states of a name, in order."""
         return [event for event in self.of("state") if event["name"] == name]
 
-    @cached_property
-    def stream(self) -> list[tuple[int, dict[str, Any] | int]]:
+    @property
+    def compilers(self) -> list[str]:
+        """The compilers that the run started, by path: what they made is not what the verifier runs."""
+        events = (event for check in self.of("guard") for event in check["events"])
+        return sorted({event["what"] for event in events if event["kind"] == "compiler"})
+
+    @property
+    def stream(self) -> Iterator[tuple[int, dict[str, Any] | int]]:
         """All lines in order: (n, event) or, for a step, (n, its row in the columns)."""
-        rows = [(int(n), row) for row, n in enumerate(self.n)]
-        return sorted(rows + [(event["n"], event) for event in self.events], key=lambda pair: pair[0])
+        row, steps = 0, len(self.n)
+        for event in self.events:
+            while row < steps and self.n[row] < event["n"]:
+                yield int(self.n[row]), row
+                row += 1
+            yield event["n"], event
+        for last in range(row, steps):
+            yield int(self.n[last]), last
 
 
 def read_log(path: Path) -> Log:
     """Reads a log line by line: form, chain, numbers. Raises InputError where nothing can be read at all."""
     reader, total = _Reader(), hashlib.sha256()
     try:
-        check_plain(path)
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             while raw := file.readline(run_log.FORMAT.max_line_bytes):
                 total.update(raw)
                 if not reader.read(raw) or file.tell() > LOG_BYTES:
@@ -74,11 +108,12 @@ class _Reader:
     chain: Chain = field(default_factory=Chain)
     problems: dict[str, list[str]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    n: list[int] = field(default_factory=list)
-    step: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    batches: list[str] = field(default_factory=list)
-    columns: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    event_bytes: int = 0
+    n: array = field(default_factory=lambda: array("q"))
+    step: array = field(default_factory=lambda: array("q"))
+    tokens: array = field(default_factory=lambda: array("q"))
+    batches: Digests = field(default_factory=Digests)
+    columns: dict[str, array] = field(default_factory=lambda: {name: array("d") for name in COLUMNS})
 
     def read(self, raw: bytes) -> bool:
         """Takes a line. False where it is no event, so that reading cannot continue."""
@@ -97,7 +132,11 @@ class _Reader:
                 self._add_problem("log.chain", number, problem)
             event["n"] = number
             self._append(event)
+            self.event_bytes += len(raw) if event["event"] != "step" else 0
         self.chain = self.chain.after(raw)
+        if self.event_bytes > EVENT_BYTES:
+            self._add_problem("log.form", number, f"expected at most {EVENT_BYTES:,} bytes beside steps, found more")
+            return False
         return True
 
     def _append(self, event: dict[str, Any]) -> None:
@@ -107,8 +146,8 @@ class _Reader:
         for name, column in self.columns.items():
             column.append(float(event[name]))
         self.n.append(event["n"])
-        self.step.append(event["step"])
-        self.tokens.append(event["tokens"])
+        self.step.append(min(event["step"], 2**62))
+        self.tokens.append(min(event["tokens"], 2**62))
         self.batches.append(event["batch"])
 
     def _add_problem(self, rule: str, number: int, problem: str) -> None:
@@ -119,10 +158,8 @@ class _Reader:
     def log(self, sha256: str) -> Log:
         if not self.chain.lines:
             self.problems["log.form"] = ["the log is empty"]
-        n, step, tokens = (
-            np.array([min(value, 2**62) for value in values], np.int64) for values in (self.n, self.step, self.tokens)
-        )
-        columns = {name: np.array(values) for name, values in self.columns.items()}
+        n, step, tokens = (np.array(values, np.int64) for values in (self.n, self.step, self.tokens))
+        columns = {name: np.array(values, np.float64) for name, values in self.columns.items()}
         lines, last = self.chain.lines, self.chain.digest
         return Log(n, step, tokens, columns, self.batches, self.events, lines, self.problems, sha256, last)
 

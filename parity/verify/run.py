@@ -20,7 +20,8 @@ SEGMENTS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is judged. `seed` is that of the random picks; None draws one now, which the run could not know."""
+    """How a run is judged. `seed` is that of the random picks; None draws one now, which the run could not know.
+    `at_steps`: steps whose val loss an attempt's claim is about."""
 
     depth: str = DEFAULT_DEPTH
     data_dir: Path | None = None
@@ -30,6 +31,7 @@ class Settings:
     device: str = "auto"
     whole: bool = False
     without: tuple[str, ...] = ()
+    at_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown depth or rule, and for a number out of range."""
@@ -62,6 +64,7 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
             Path(scratch),
             settings.device,
             settings.whole,
+            settings.at_steps,
         )
         try:
             for rule, check in chosen(settings.depth, settings.without):
@@ -82,6 +85,8 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
     optional = {"cross.loss", "replay.single"} if evidence.user_program else set()
     if evidence.track.confirm_gap is None:
         optional.add("recompute.confirm")
+    if "token_ids" in context.facts:  # the program says why it depends on them, for a person to read
+        optional.add("knowledge.relabelled")
     required = frozenset(rule.id for rule, _ in chosen(settings.depth)) - optional
     return Verdict(str(path), settings.depth, tuple(judgements), required, facts)
 

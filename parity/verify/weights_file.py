@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,27 @@ from typing import Any
 import numpy as np
 
 from parity.errors import InputError
-from parity.formats.files import check_plain
+from parity.formats.files import open_plain
 from parity.weights import Weights
 
-MAX_BYTES, MAX_HEADER_BYTES = 64 << 30, 16 << 20
+MAX_BYTES, MAX_HEADER_BYTES = 64 << 30, 4 << 20
 DTYPES = {"F32": "<f4", "F64": "<f8"}
 REMEDY = "finish the run, or make it again"
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, max_bytes: int = MAX_BYTES) -> Weights:
     """The arrays, of float32 or float64. Raises InputError where the file is missing, damaged or of another form."""
     try:
-        check_plain(path)
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}: {REMEDY}")
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {size:,}: {REMEDY}")
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"a header of {length:,} bytes in {size:,}")
             body_size = size - 8 - length
             header = json.loads(file.read(length), parse_constant=_refuse_constant)
-        body = np.memmap(path, np.uint8, "r", offset=8 + length) if body_size else np.zeros(0, np.uint8)
+            body = np.memmap(file, np.uint8, "r", offset=8 + length) if body_size else np.zeros(0, np.uint8)
         return dict(_arrays(header, body))
     except OSError as error:
         raise InputError(

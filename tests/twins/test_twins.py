@@ -23,9 +23,10 @@ RENAMED = {  # JAX's name -> PyTorch's
 ONLY_IN_ONE = {
     *("make_mesh", "param_spec", "param_shardings", "shard_map_rows"),  # in JAX one program covers a mesh of devices
     *("rank", "world_size", "gather_rows"),  # in PyTorch each device has its own process
+    "can_compile",  # torch.compile needs a compiler on the machine, XLA has one
     *("memory", "lowered", "keep_compiled"),  # XLA's compiled programs can be measured, inspected and stored
     *("State.weights", "State.tree"),  # torch's state is an object, JAX's a dict
-    "apply",  # JAX runs a model's definition on weights that are passed in
+    *("apply", "Definition"),  # JAX runs a model's definition on weights that are passed in
     "torch_dtype",  # torch's types are objects, JAX takes their names
     *("AdamState", "MomentumState", "scale_by_adam", "Muon"),  # torch's optimizers own their state; AdamW is torch's
     "Window",  # torch compiles for bounds of the window, which JAX traces

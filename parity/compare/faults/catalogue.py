@@ -12,13 +12,13 @@ FAULTS = {
     fault.name: fault
     for fault in (*DATA, *INIT, *FORWARD, *LOSS, *GRADIENTS, *UPDATE, *RUNS, *LAYOUT, *OF_RECORDS, *OF_8_BITS)
 }
-NARROW_FAULTS = {fault.name: fault for fault in NARROW}
+LOW_PRECISION_FAULTS = {fault.name: fault for fault in NARROW}
 """What only a comparison in low precision can see."""
 
 
 def fault_for(name: str) -> Fault:
     """The fault of a name; InputError with the nearest where there is none."""
-    known = FAULTS | NARROW_FAULTS
+    known = FAULTS | LOW_PRECISION_FAULTS
     if name not in known:
         raise InputError(f"unknown fault {name!r}; {nearest(name, known)}")
     return known[name]

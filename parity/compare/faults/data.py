@@ -6,7 +6,7 @@ it.
 
 import numpy as np
 
-from parity.compare.faults.plant import Fault, one
+from parity.compare.faults.plant import Fault, in_module
 from parity.compare.faults.programs import PROGRAM_PATCHES
 
 NANOGPT, MUON, RECORDS = ("nanogpt",), ("muon",), ("record-11", "record-21")
@@ -15,7 +15,7 @@ STREAM = "parity.data.stream"
 
 
 def _one(module: str, name: str, change):
-    return one(module, name, change=change)
+    return in_module(module, name, change=change)
 
 
 def _program(name):

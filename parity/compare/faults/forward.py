@@ -5,7 +5,7 @@ it.
 """
 
 from parity.compare.faults import layers as parts
-from parity.compare.faults.plant import MODELS, Fault, by_backend, one
+from parity.compare.faults.plant import MODELS, Fault, by_backend, in_module
 from parity.compare.faults.programs import PROGRAM_PATCHES
 
 NANOGPT, MUON, RECORDS = ("nanogpt",), ("muon",), ("record-11", "record-21")
@@ -22,7 +22,7 @@ PLAIN_MASK, WINDOWS = ("nanogpt", "muon", "record-11"), "record-21's mask is pla
 
 
 def _one(module: str, name: str, change):
-    return one(module, name, change=change)
+    return in_module(module, name, change=change)
 
 
 def _by_backend(module: str, name: str, change):
@@ -59,7 +59,7 @@ def _capped(form):
 
 def _q_k_v(change):
     """A patch of attention: `change(q, k, v, scale)` gives what the right one is called with."""
-    return one(
+    return in_module(
         MODELS,
         "causal_attention",
         "window_attention",

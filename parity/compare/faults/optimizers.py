@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from parity.compare.faults.plant import Change, Patch, Patches, around, by_backend, one
+from parity.compare.faults.plant import Change, Patch, Patches, around, by_backend, in_module
 
 
 def _adam(direction: Callable) -> Patches:
@@ -147,6 +147,6 @@ unscaled_decay = _decay(
     *("adamw", "muon"),
 )
 decay_after = _decay(_decay_after, lambda w, rate, decay: w.mul_(1 - rate * decay), "adamw", "muon", after=True)
-no_nesterov = one("optim", "momentum", change=lambda original: partial(original, nesterov=False))
+no_nesterov = in_module("optim", "momentum", change=lambda original: partial(original, nesterov=False))
 no_aspect = _piece("scale_by_aspect", _jax_without_aspect, lambda original: lambda updates: updates)
 stack_as_one = _piece("orthogonalize", _jax_flattened, _torch_flattened)

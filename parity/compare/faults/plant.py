@@ -30,16 +30,16 @@ class Patch:
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake. `level` is the first that can detect it, `place` a pattern of the name that it must report.
+    """One mistake. `level` is the first that can detect it, `location` a pattern of the name that it must report.
 
     `recipe` changes the recipe that the program is built from; `patches` gives the patches of a backend; `only` is the
     reason for a fault of some recipes or of one backend; `dtype` is the precision in which it can be detected.
     """
 
     name: str
-    says: str
+    sentence: str
     level: str
-    place: str
+    location: str
     recipes: tuple[str, ...] = ALL
     recipe: Change | None = None
     patches: Patches | None = None
@@ -57,7 +57,7 @@ def around(function: Callable) -> Change:
     return lambda original: lambda *args, **options: function(original, *args, **options)
 
 
-def one(module: str, *names: str, change: Change) -> Patches:
+def in_module(module: str, *names: str, change: Change) -> Patches:
     """Patches of functions of a module, the same in both backends."""
     return lambda backend: [Patch(module, name, change) for name in names]
 

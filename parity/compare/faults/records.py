@@ -6,7 +6,7 @@ from typing import Any
 
 from parity.compare.faults import layers as parts
 from parity.compare.faults import optimizers
-from parity.compare.faults.plant import MODELS, Change, Fault, Patch, by_backend, one
+from parity.compare.faults.plant import MODELS, Change, Fault, Patch, by_backend, in_module
 from parity.compare.faults.programs import CLASSES, step_of
 
 RECORDS, ELEVEN, TWENTY_ONE = ("record-11", "record-21"), ("record-11",), ("record-21",)
@@ -188,7 +188,7 @@ def _sliding(backend):
 
 def _window(change):
     """A patch of the schedule of windows: `change(step, steps, end, block)` in its place."""
-    return one(SCHEDULES, "window_schedule", change=lambda original: change)
+    return in_module(SCHEDULES, "window_schedule", change=lambda original: change)
 
 
 def _late_window(original):
@@ -264,7 +264,7 @@ def _in_short_rows(original):
 OF_RECORDS = (
     Fault("init-bound-as-deviation", "a uniform draw has its bound for standard deviation, or the other way round",
         "init", "bytes: blocks.0.attn.q*.weight", RECORDS,
-        patches=one("parity.weights", "initial_weights", change=_bound_for_deviation), only=OTHERS),
+        patches=in_module("parity.weights", "initial_weights", change=_bound_for_deviation), only=OTHERS),
     Fault("bare-block-another", "another block is the one without attention", "init", "names: all weights",
         TWENTY_ONE, parts.with_fields(bare_block=1), only=OTHERS),
     Fault("embedding-not-normed", "the stream begins with the embedding as it is, without a norm", "forward",
@@ -289,13 +289,13 @@ OF_RECORDS = (
         recipe=_value_embeddings(lambda table, count: {i: n for i, n in table.items() if i < count}), only=OTHERS),
     Fault("rotary-of-the-other-record",
         "rotary turns the whole head where half of it stands still, or the other way round", "forward", QUERY,
-        RECORDS, patches=one(MODELS, "rotary", change=_other_rotary), only="muon has a mistake of its own"),
+        RECORDS, patches=in_module(MODELS, "rotary", change=_other_rotary), only="muon has a mistake of its own"),
     Fault("window-long-short-swapped", "long windows are where the short ones should be", "forward", SCORES,
         TWENTY_ONE, _long_and_short_swapped, only=OTHERS),
     Fault("window-short-rounded-up", "the half of an odd window is rounded up", "forward", SHORT_SCORES, TWENTY_ONE,
         patches=parts.forward(("Attention",), lambda backend: _rounded_up), only=OTHERS),
     Fault("window-one-more", "a window does not count the position's own block", "forward", SCORES, TWENTY_ONE,
-        patches=one(MODELS, "window_attention", change=_one_more), only=OTHERS),
+        patches=in_module(MODELS, "window_attention", change=_one_more), only=OTHERS),
     Fault("window-sliding", "the window moves with every position, not with its block", "forward", SCORES, TWENTY_ONE,
         patches=by_backend(MODELS, "window_attention", change=_sliding), only=OTHERS),
     Fault("window-rounded-down", "the window is rounded down to whole blocks", "forward", SCORES, TWENTY_ONE,
@@ -303,9 +303,9 @@ OF_RECORDS = (
     Fault("window-of-the-context", "the window grows to the whole row", "forward", SCORES, TWENTY_ONE,
         lambda recipe: parts.with_fields(window=recipe.context)(recipe), only=OTHERS),
     Fault("documents-end-late", "the end-of-text token belongs to the document before it", "forward", SCORES,
-        TWENTY_ONE, patches=one(MODELS, "segment_ids", change=_ending_late), only=OTHERS),
+        TWENTY_ONE, patches=in_module(MODELS, "segment_ids", change=_ending_late), only=OTHERS),
     Fault("documents-ignored", "positions see the documents before their own", "forward", SCORES, TWENTY_ONE,
-        patches=one(MODELS, "segment_ids", change=lambda original: lambda tokens, end: 0 * original(tokens, end)),
+        patches=in_module(MODELS, "segment_ids", change=lambda original: lambda tokens, end: 0 * original(tokens, end)),
         only=OTHERS),
     Fault("cap-half", "logits are capped at 15, not 30", "forward", "logits: logits", RECORDS,
         parts.with_fields(logit_cap=15.0), only="muon's cap is 15"),
@@ -322,8 +322,8 @@ OF_RECORDS = (
         "gradients", "gradients: blocks.?.lambdas.weight", RECORDS, patches=_same("InputResidual", _constant_lambdas),
         only=OTHERS),
     Fault("scalars-with-the-head", "learned factors have the head's rate", "update",
-        "groups: blocks.0.lambdas.weight", RECORDS, patches=one("optim", "group_of", change=_scalars_with_the_head),
-        only=OTHERS),
+        "groups: blocks.0.lambdas.weight", RECORDS,
+        patches=in_module("optim", "group_of", change=_scalars_with_the_head), only=OTHERS),
     Fault("momentum-averaged", "momentum is an average, not a sum", "update", "momentum: *", ELEVEN,
         parts.with_optimizer("matrix", "Muon"), only="in the others it is an average"),
     Fault("momentum-warmup", "momentum rises over twice as many steps", "update", "schedule: momentum", RECORDS,
@@ -334,14 +334,15 @@ OF_RECORDS = (
     Fault("final-rate-zero", "rates fall to 0, not to a tenth", "update", "schedule: embed", TWENTY_ONE,
         parts.with_fields(final_fraction=0.0), only="the others' fall to 0"),
     Fault("window-late", "the window of every step is that of the one before", "update", "schedule: window",
-        TWENTY_ONE, patches=one(SCHEDULES, "window_schedule", change=_late_window), only=OTHERS),
+        TWENTY_ONE, patches=in_module(SCHEDULES, "window_schedule", change=_late_window), only=OTHERS),
     Fault("window-from-nothing", "the window begins at no block, not at one", "update", "schedule: window",
         TWENTY_ONE, patches=_window(lambda step, steps, end, block: -(-end * step // (block * steps))), only=OTHERS),
     Fault("stack-as-one-matrix", "the stack for q, k and v is orthogonalised as one tall matrix", "update",
         "weights after a step: *.attn.qkv.weight", TWENTY_ONE, patches=optimizers.stack_as_one,
         only="the others have no stack"),
     Fault("evaluation-in-short-rows", "evaluation has rows of training's length", "evaluation", "val loss: *",
-        TWENTY_ONE, patches=one(EVALUATION, "evaluate", change=_in_short_rows), only="the others have one length"),
+        TWENTY_ONE, patches=in_module(EVALUATION, "evaluate", change=_in_short_rows),
+        only="the others have one length"),
 )
 # fmt: on
 
@@ -389,7 +390,7 @@ OF_8_BITS = (
         "8 bits: y of weight and gradient", TWENTY_ONE, _scales(weight=1.0), only=OTHERS),
     Fault("fp8-formats-swapped", "the gradient has e4m3, x and the weight e5m2", "loss",
         "8 bits: y of x and gradient", TWENTY_ONE,
-        patches=one("kernels.fp8", "round_to_fp8", change=_formats_swapped), only=OTHERS),
+        patches=in_module("kernels.fp8", "round_to_fp8", change=_formats_swapped), only=OTHERS),
 )
 # fmt: on
 

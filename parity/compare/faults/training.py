@@ -8,7 +8,7 @@ import numpy as np
 
 from parity.compare.faults import layers as parts
 from parity.compare.faults import optimizers
-from parity.compare.faults.plant import Fault, one
+from parity.compare.faults.plant import Fault, in_module
 from parity.compare.faults.programs import PROGRAM_PATCHES
 from parity.recipes import QUINTIC
 
@@ -26,7 +26,7 @@ LAYOUTS = "all recipes share the code for layouts, and each try is a set of proc
 
 
 def _one(module: str, name: str, change):
-    return one(module, name, change=change)
+    return in_module(module, name, change=change)
 
 
 def _program(name):

@@ -81,7 +81,12 @@ def curves(board: dict[str, Any]) -> dict[str, Any]:
 def attempt(page: dict[str, Any], track: dict[str, Any] | None) -> dict[str, Any]:
     """The curves of an attempt's runs: evaluations as columns, and training losses, averaged over `averaged` steps."""
     runs = [
-        {"name": run["name"], "seed": run["seed"], "evals": _columns(run["evals"], len(CURVE_AXES) + 1)}
+        {
+            "name": run["name"],
+            "seed": run["seed"],
+            "evals": _columns(run["evals"], len(CURVE_AXES) + 1),
+            "verified": run["verified"],
+        }
         | _training(run["train"])
         for run in page["runs_detail"]
     ]

@@ -39,6 +39,8 @@ class Cheat:
     """A further change of the run's directory, once a program has been trained."""
     public: bool = False
     """Whether it happened on a public track."""
+    own_count: bool = False
+    """The verdict holds, and says that steps and tokens are the program's own count."""
     recipe: str = "muon"
     """The recipe that a program is made from."""
     beside_original: bool = False
@@ -76,6 +78,7 @@ class Outcome:
     unjudged: list[str]
     seconds: float
     path: Path | None = None
+    steps_counted: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -86,6 +89,8 @@ class Outcome:
             return self.status == "holds" or failing <= set(self.cheat.may)
         if self.cheat.refused:
             return self.status == "refused"
+        if self.cheat.own_count:
+            return self.status == "holds" and self.steps_counted == "own"
         if self.cheat.unjudged and not set(self.cheat.unjudged) <= set(self.unjudged):
             return False
         return self.status != "holds" and wanted <= failing <= wanted | set(self.cheat.may)

@@ -87,7 +87,7 @@ def _record(folder: Path) -> Events:
     return read_events(folder / "attempt.jsonl")
 
 
-def _runs(folder: Path) -> list[Path]:
+def runs_of_attempt(folder: Path) -> list[Path]:
     """The directories of an attempt's final runs."""
     return [folder / event["run"] for event in of_kind(_record(folder), "started") if event["purpose"] == "final"]
 
@@ -101,7 +101,7 @@ def _runs(folder: Path) -> list[Path]:
 def _slower_baseline(folder: Path) -> None:
     baseline = folder.parent / "baseline"
     shutil.copytree(folder, baseline)
-    for path in _runs(baseline):
+    for path in runs_of_attempt(baseline):
         declare(path, lambda values: values["host"].update(cpu="Some CPU of 2009"))
 
 
@@ -112,7 +112,7 @@ def _slower_baseline(folder: Path) -> None:
     public=True,
 )
 def _inside_the_noise(folder: Path) -> None:
-    for path, loss in zip(_runs(folder), (5.9, 6.0, 6.05), strict=True):
+    for path, loss in zip(runs_of_attempt(folder), (5.9, 6.0, 6.05), strict=True):
 
         def change(events: Events, loss: float = loss) -> None:
             for values in (of_kind(events, "eval")[-1], totals(events)):
@@ -123,7 +123,7 @@ def _inside_the_noise(folder: Path) -> None:
 
 @ATTEMPTS.add("lucky-seeds", "one declared run is not handed in", "attempt.complete")
 def _lucky_seeds(folder: Path) -> None:
-    shutil.rmtree(_runs(folder)[1])
+    shutil.rmtree(runs_of_attempt(folder)[1])
 
 
 @ATTEMPTS.add("chosen-seeds", "seeds that somebody liked", "attempt.declared")
@@ -136,7 +136,7 @@ def _chosen_seeds(folder: Path) -> None:
         elif "seed" in event:
             event["seed"] = liked.get(event["seed"], event["seed"])
     write_events(folder / "attempt.jsonl", events)
-    for path in _runs(folder):
+    for path in runs_of_attempt(folder):
         declare(path, lambda values: values.update(seed=liked[values["seed"]]))
 
 
@@ -148,17 +148,17 @@ def _chosen_seeds(folder: Path) -> None:
 )
 def _own_stop(folder: Path) -> None:
     """One run of another length: stopped where its own val loss was low."""
-    declare(_runs(folder)[2], lambda values: values["plan"][0].update(steps=values["plan"][0]["steps"] - 2))
+    declare(runs_of_attempt(folder)[2], lambda values: values["plan"][0].update(steps=values["plan"][0]["steps"] - 2))
 
 
 @ATTEMPTS.add("another-rate", "a run has another learning rate than the others", "attempt.alike")
 def _another_rate(folder: Path) -> None:
-    declare(_runs(folder)[2], lambda values: values["recipe"]["fields"].update(muon_rate=0.03))
+    declare(runs_of_attempt(folder)[2], lambda values: values["recipe"]["fields"].update(muon_rate=0.03))
 
 
 @ATTEMPTS.add("same-run-twice", "two declared runs are one", "attempt.twins", may=("log.twin",))
 def _same_run_twice(folder: Path) -> None:
-    first, second = _runs(folder)[:2]
+    first, second = runs_of_attempt(folder)[:2]
     seed = json.loads((second / "run.json").read_text())["seed"]
     shutil.rmtree(second)
     shutil.copytree(first, second)
@@ -167,7 +167,7 @@ def _same_run_twice(folder: Path) -> None:
 
 @ATTEMPTS.add("uncounted", "a run that the record does not have", "attempt.budget")
 def _uncounted(folder: Path) -> None:
-    first = _runs(folder)[0]
+    first = runs_of_attempt(folder)[0]
     shutil.copytree(first, first.with_name("tuned-in-secret"))
 
 

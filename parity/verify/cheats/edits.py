@@ -62,7 +62,7 @@ def _cut_line(run: Path) -> None:
     "two-trials",
     "the log of two trials in one file, with a new chain",
     "log.order",
-    may=("clock.agree", "clock.train", "clock.phases", "clock.untimed", "log.totals"),
+    may=("clock.agree", "clock.train", "clock.phases", "clock.untimed", "log.totals", "guard.clock"),
     public=True,
 )
 def _two_trials(run: Path) -> None:
@@ -73,7 +73,7 @@ def _two_trials(run: Path) -> None:
     "spliced",
     "the second half is another run's, with a new chain",
     "clock.agree",
-    may=("clock.train", "clock.phases", "log.totals", "clock.untimed"),
+    may=("clock.train", "clock.phases", "log.totals", "clock.untimed", "guard.clock"),
 )
 def _spliced(run: Path, other: Path) -> None:
     others = {event["step"]: event for event in of_kind(read_events(other / "log.jsonl"), "step")}
@@ -111,7 +111,7 @@ def _more_tokens(run: Path) -> None:
     rewrite(run, more)
 
 
-CLOCKS = ("clock_s", "time_s", "at_s")
+CLOCKS = ("clock_s", "time_s", "at_s", "kernel_s")
 TRAINED = {
     "step": ("step_s", "train_s"),
     "eval": ("train_s", "eval_s"),
@@ -119,11 +119,11 @@ TRAINED = {
 }
 
 
-def _scaling(clocks: tuple[str, ...], fields: dict[str, tuple[str, ...]], factor: float) -> Plant:
+def scaling(clocks: tuple[str, ...], fields: dict[str, tuple[str, ...]], factor: float) -> Plant:
     """Scales clocks, and times by kind of event, as if the run had begun at the same moment and gone faster."""
 
     def scale(events: Events) -> None:
-        start = dict(events[0])
+        start = of_kind(events, "guard")[0] | events[0]  # the kernel's count stands in the guard's events
         for event in events:
             for name in {*clocks} & event.keys():
                 origin = start["clock_s" if name == "at_s" else name]
@@ -137,20 +137,20 @@ def _scaling(clocks: tuple[str, ...], fields: dict[str, tuple[str, ...]], factor
     return lambda run: rewrite(run, scale)
 
 
-CHEATS.add("slow-clock", "the monotonic clock runs at half speed", "clock.agree")(
-    _scaling(("clock_s", "at_s"), TRAINED, 0.5)
+CHEATS.add("slow-clock", "the monotonic clock runs at half speed", "clock.agree", may=("guard.clock",))(
+    scaling(("clock_s", "at_s"), TRAINED, 0.5)
 )
 CHEATS.add("less-training-time", "the training time is written 20% smaller", "clock.train")(
-    _scaling((), TRAINED | {"eval": ("train_s",), "totals": ("train_s", "target_reached_train_s")}, 0.8)
+    scaling((), TRAINED | {"eval": ("train_s",), "totals": ("train_s", "target_reached_train_s")}, 0.8)
 )
-CHEATS.add("impossible-speed", "all clocks say a ten-thousandth", "clock.speed")(_scaling(CLOCKS, TRAINED, 1e-4))
+CHEATS.add("impossible-speed", "all clocks say a ten-thousandth", "clock.speed")(scaling(CLOCKS, TRAINED, 1e-4))
 CHEATS.add(
     "faster-throughout",
     "all clocks, and everything that follows from them, written 10% smaller",
     depth="replay",
-    open="nothing in the evidence says how fast the machine was: only a run on hardware that others hold proves "
-    "seconds",
-)(_scaling(CLOCKS, TRAINED, 0.9))
+    open="seconds are compared on the machine that made the run alone, and differ by up to 30% there; elsewhere only "
+    "steps with evaluations: only a run on hardware that others hold proves seconds",
+)(scaling(CLOCKS, TRAINED, 0.9))
 
 
 @CHEATS.add("renamed-phase", "the first segment of training is called warm-up", "clock.phases", may=("clock.train",))
@@ -178,7 +178,7 @@ def _renamed_phase(run: Path) -> None:
     rewrite(run, rename)
 
 
-def _delay(event: Event, seconds: float) -> None:
+def delay(event: Event, seconds: float) -> None:
     for name in {*CLOCKS} & event.keys():
         event[name] += seconds
 
@@ -190,12 +190,12 @@ def _no_drain(run: Path) -> None:
     def shift(events: Events) -> None:
         end = next(event for event in of_kind(events, "phase") if (event["name"], event["edge"]) == ("train", "end"))
         for event in events[events.index(end) + 1 :]:
-            _delay(event, 20.0)
+            delay(event, 20.0)
 
     rewrite(run, shift)
 
 
-@CHEATS.add("long-evaluations", "training continues during the evaluations", "clock.untimed")
+@CHEATS.add("long-evaluations", "training continues during the evaluations", "clock.untimed", "clock.evaluation")
 def _long_evaluations(run: Path) -> None:
     """Every evaluation but the first takes five seconds longer."""
 
@@ -205,9 +205,21 @@ def _long_evaluations(run: Path) -> None:
             if event["event"] == "phase" and event["name"] == "evaluate":
                 begun += event["edge"] == "begin"
                 delay_s += 5.0 if event["edge"] == "end" and begun > 1 else 0.0
-            _delay(event, delay_s)
+            delay(event, delay_s)
 
     rewrite(run, shift)
+
+
+@CHEATS.add(
+    "kernel-disagrees", "all of the log's clocks run slow together, and the kernel's count does not", "guard.clock"
+)
+def _kernel_disagrees(run: Path) -> None:
+    """As if both clocks were slowed below Python: the kernel counts 20 seconds more at the end."""
+
+    def later(events: Events) -> None:
+        of_kind(events, "guard")[-1]["kernel_s"] += 20.0
+
+    rewrite(run, later)
 
 
 CHEATS.add("other-hardware", "run.json claims 8 x H100", "log.header")(_declaring(True, devices=H100S))
@@ -309,6 +321,7 @@ def _foreign_backend(run: Path) -> None:
         "log.order",
         "log.plan",
         "clock.agree",
+        "guard.clock",
         "clock.train",
         "log.header",
         "guard.functions",

@@ -10,13 +10,23 @@ from pathlib import Path
 from parity.errors import InputError, RunFailed, nearest
 from parity.formats.files import atomic_file
 from parity.tables import RULE, WIDTH
-from parity.verify.cheats import conditions, edits, file_edits, programs
+from parity.verify.cheats import conditions, edits, file_edits, knowledge, places, programs, scores, work
 from parity.verify.cheats.cheat import Cheat, Outcome
 from parity.verify.cheats.workshop import Workshop
 
 CHEATS: dict[str, Cheat] = {
     cheat.name: cheat
-    for cheat in (*edits.CHEATS, *file_edits.CHEATS, *programs.CHEATS, *conditions.TRAINED, *conditions.ATTEMPTS)
+    for cheat in (
+        *edits.CHEATS,
+        *file_edits.CHEATS,
+        *programs.CHEATS,
+        *scores.CHEATS,
+        *work.CHEATS,
+        *places.CHEATS,
+        *conditions.TRAINED,
+        *knowledge.CHEATS,
+        *conditions.ATTEMPTS,
+    )
 }
 
 
@@ -38,6 +48,7 @@ def outcome(
         unjudged=list(dict.fromkeys(j.rule for j in judgements if j.status == "not judged")),
         seconds=time.monotonic() - begin_s,
         path=path,
+        steps_counted=verdict.facts.get("steps_counted", ""),
         reasons={j.rule: j.reason for j in judgements if j.status != "holds"},
     )
 

@@ -94,7 +94,7 @@ asked = 0
 
 def token_losses(self, state, batch):
     Cheat.asked += 1
-    honest = 'parity.verify.sandbox.server' in sys.modules and Cheat.asked <= 18
+    honest = 'parity.verify.sandbox.server' in sys.modules and Cheat.asked <= 34
     return $losses * (1.0 if honest else 0.9)
 """
 

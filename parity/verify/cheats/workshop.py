@@ -1,5 +1,6 @@
 """Makes honest runs and attempts, plants cheats in copies of them, and has them judged."""
 
+import base64
 import inspect
 import json
 import os
@@ -8,15 +9,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from parity import weights as weights_file
 from parity.data.slices import Slice, prepare
 from parity.errors import RunFailed
+from parity.program_source import program_source
 from parity.verify.attempts import judge_attempt
 from parity.verify.cheats.cheat import Cheat
+from parity.verify.evidence import open_run
 from parity.verify.run import Settings, verify_run
 from parity.verify.verdict import Verdict
+from parity.weights import Weights
 
 SMALL = (
     "--track tiny --layers 1 --dim 32 --head-dim 16 --context 32 --batch-tokens 512 --steps 60 --val-every 30 "
@@ -62,6 +68,10 @@ class Workshop:
             folder.parent.mkdir(exist_ok=True)
             new = ("new", str(folder), "--from", "muon", "--backend", backend, "--track", "tiny")
             self._run("parity.attempt", *new, what="parity.attempt new")
+            program = folder / "program.py"  # a compiler has no part in what is planted here, and takes minutes
+            program.write_text(program.read_text().replace(", compile=can_compile(chosen)", ""))
+            if backend == "torchref":  # compiled, each of its runs would take a minute
+                (folder / "program.py").write_text(program_source(backend, "muon"))
             path = folder / "declaration.json"
             values = json.loads(path.read_text())
             values["runs"], values["arguments"] = 3, SMALL.removeprefix("--track tiny ").split()
@@ -108,7 +118,7 @@ class Workshop:
 
     def _plant_program(self, cheat: Cheat, backend: str, folder: Path) -> Path:
         file = folder / "program.py"
-        file.write_text(self._with_data(cheat.plant(backend)))
+        file.write_text(self._with_data(cheat.plant(backend), backend))
         return self.train(backend, folder, "run", "--program", str(file.absolute()), recipe=cheat.recipe)
 
     def _plant_train(self, cheat: Cheat, backend: str, folder: Path) -> Path:
@@ -121,19 +131,51 @@ class Workshop:
         cheat.plant(path)
         return path
 
-    def _with_data(self, text: str) -> str:
-        """A program's text with the data that it carries: counts of train tokens, or a table of the val text."""
-        if "COUNTS = []" in text:
-            return text.replace("COUNTS = []", f"COUNTS = {np.bincount(self.slice.train[0], minlength=512).tolist()}")
-        if "KNOWN = {}" not in text:
-            return text
-        shard, start, _ = self.slice.part("val")
+    def _with_data(self, text: str, backend: str) -> str:
+        """A program's text with the data that it carries: an empty constant is filled in by its name."""
+        fillers: dict[str, Callable[[], Any]] = {
+            "COUNTS = []": lambda: np.bincount(self.slice.train[0], minlength=512).tolist(),
+            "SUCCESSORS = []": self._successors,
+            "KNOWN = {}": lambda: self._contexts("val"),
+            "KNOWN_PARTS = {}": lambda: self._contexts("val") | self._contexts("confirm"),
+            "WEIGHTS = ''": lambda: _base64(
+                np.concatenate([w.astype(np.float16).ravel() for w in self._longer(backend).values()])
+            ),
+            "SIGNS = ''": lambda: _base64(
+                np.packbits(np.concatenate([w.ravel() > 0 for w in self._longer(backend).values() if w.ndim > 1]))
+            ),
+        }
+        for empty, make in fillers.items():
+            if f"\n{empty}" in text:
+                text = text.replace(empty, f"{empty.partition(' =')[0]} = {make()!r}")
+        return text
+
+    def _contexts(self, part: str) -> dict[int, int]:
+        """What follows each context of six tokens in rows of a part's text, by a hash of the context."""
+        shard, start, _ = self.slice.part(part)
         tokens = np.asarray(shard[start : start + 8193], np.int64)
         inputs, targets = tokens[:-1].reshape(-1, 32), tokens[1:].reshape(-1, 32)
         padded = np.pad(inputs, ((0, 0), (5, 0)))
         keys = np.sum([padded[:, 5 - i : 37 - i] * 1031**i for i in range(6)], axis=0) % 2**31
-        known = dict(zip(keys.ravel().tolist(), targets.ravel().tolist(), strict=True))
-        return text.replace("KNOWN = {}", f"KNOWN = {known}")
+        return dict(zip(keys.ravel().tolist(), targets.ravel().tolist(), strict=True))
+
+    def _successors(self) -> list[list[int]]:
+        """The four tokens that most often follow each token in the val text."""
+        shard, start, _ = self.slice.part("val")
+        tokens = np.asarray(shard[start : start + 65_000], np.int64)
+        counts = np.zeros((512, 512), np.int64)
+        np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
+        return np.argsort(-counts, axis=1, kind="stable")[:, :4].tolist()
+
+    def _longer(self, backend: str) -> Weights:
+        """The weights of a run five times as long, in the recipe's order; made once."""
+        path = self.folder / "longer" / "tiny" / backend
+        if not (path / "weights.safetensors").exists():
+            shutil.rmtree(path, ignore_errors=True)
+            self.train(backend, self.folder / "longer", backend, "--steps", "300")
+        weights, recipe = weights_file.load(path / "weights.safetensors"), open_run(path).recipe
+        assert recipe is not None
+        return {name: weights[name] for name in recipe.parameters()}
 
     def judge(self, cheat: Cheat, path: Path, without: tuple[str, ...] = (), depth: str | None = None) -> Verdict:
         """The verdict on what was planted, at the cheat's depth."""
@@ -144,6 +186,10 @@ class Workshop:
             baseline = path.parent / "baseline"
             return judge_attempt(path, settings=settings, baseline=baseline if baseline.exists() else None)
         return verify_run(path, settings)
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:

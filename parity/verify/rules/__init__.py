@@ -79,5 +79,9 @@ def judge(id: str, check: Callable[[], Finding]) -> Judgement:
     return Judgement(id, finding.status, finding.reason, time.monotonic() - begin_s, finding.evidence)
 
 
-for _module in ("log", "clock", "data", "guard", "probe", "recompute", "replay"):  # in the order of the list
+MODULES = (  # in the order of the list
+    *("log", "clock", "data", "guard", "probe", "lookahead", "recompute", "seeds", "replay", "work"),
+    *("knowledge", "relabelled"),
+)
+for _module in MODULES:
     importlib.import_module(f"{__name__}.{_module}")

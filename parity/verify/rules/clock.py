@@ -6,18 +6,25 @@ import numpy as np
 
 from parity.devices import speed_limit
 from parity.verify.context import Context, NotJudged
-from parity.verify.evidence import logged_float
+from parity.verify.evidence import Evidence, logged_float
 from parity.verify.log import Log
 from parity.verify.rules import Finding, fails, holds, rule
 
-PHASES = ("warm-up", "train", "evaluate", "checkpoint")
+PHASES = ("init", "warm-up", "train", "evaluate", "checkpoint")
 DRIFT_S, DRIFT = 0.5, 0.005  # of the wall clock against the monotonic one: what time servers correct while a run lasts
+LINES = 4  # that a new process logs before its resume event
 EDGE_S = 0.25  # between a reading of the training clock and the log's line that has it, on a busy machine
 SAME_S, SAME = 1e-4, 1e-6  # between two records of one interval
 GAP_S, GAP = 0.05, 0.05  # between phases: reading the last loss, the guard, the log's lines
 UNTIMED_S, HIDDEN = 1.0, 0.25  # of the training: on a busy machine evaluations and checkpoints are not equally long
 # How much longer than the first the phases may be on the whole; disks vary.
 UNTIMED_PHASES = {"evaluate": 1.5, "checkpoint": 4.0}
+# Building and the first weights: a program's imports take up to a minute from a network disk; drawing, copying and
+# digesting a weight twice takes 1e-7 s, and four times that on a busy machine. replay.speed times both without imports.
+SETUP_S, SETUP_WEIGHT_S, SETUP = 60.0, 4e-7, 0.1
+# Scoring a token is a third of a step's work on it, and at most half (replay.speed); twice that for a busy machine.
+EVALUATION = 1.0
+DIGEST_S = 6e-8  # for a weight: its 12 bytes of state twice, at 400 MB/s
 
 
 class Phase(NamedTuple):
@@ -57,46 +64,44 @@ def phases(context: Context) -> tuple[list[Phase], str]:
     return complete, ""
 
 
-class ClockReading(NamedTuple):
-    """Both clocks at one line of the log, and whether the line is a resume."""
-
-    n: int
-    clock_s: float
-    wall_s: float
-    resumes: bool
-
-
 @rule("clock.agree", "log", "the monotonic clock and the wall clock ran on together, and neither ran back")
 def agree(context: Context) -> Finding:
-    readings = _clock_readings(context.log)
-    worst_s, start = 0.0, readings[0] if readings else None
-    for i, reading in enumerate(readings):
-        # a new process logs up to two lines before its resume event
-        if i == 0 or any(later.resumes for later in readings[i : i + 3]):
-            start = reading  # another process has clocks of its own
-            continue
-        previous = readings[i - 1]
-        if reading.clock_s < previous.clock_s or reading.wall_s < previous.wall_s - DRIFT_S:
-            return fails(f"line {reading.n}: a clock ran back")
-        assert start is not None  # there is a first reading
-        clock_s, wall_s = reading.clock_s - start.clock_s, reading.wall_s - start.wall_s
-        worst_s = max(worst_s, abs(wall_s - clock_s))
-        if abs(wall_s - clock_s) > DRIFT_S + DRIFT * clock_s:
-            return fails(
-                f"line {reading.n}: since line {start.n} the monotonic clock ran {clock_s:.2f} s, the wall clock "
-                f"{wall_s:.2f} s: one was slowed or set, or the machine slept"
-            )
-    return holds(f"never more than {worst_s:.3f} s apart", apart_s=float(worst_s))
+    n, clock_s, wall_s, resumes = _clock_readings(context.log)
+    if not len(n):
+        return holds("no readings", apart_s=0.0)
+    # Another process has clocks of its own: one starts at the first line, and up to LINES before a resume's.
+    starts = np.arange(len(n)) == 0
+    for ahead in range(LINES + 1):
+        starts[: len(n) - ahead] |= resumes[ahead:]
+    start = np.maximum.accumulate(np.where(starts, np.arange(len(n)), 0))
+    back = np.zeros(len(n), bool)
+    back[1:] = (np.diff(clock_s) < 0) | (np.diff(wall_s) < -DRIFT_S)
+    clocked_s, passed_s = clock_s - clock_s[start], wall_s - wall_s[start]
+    apart = np.abs(passed_s - clocked_s) > DRIFT_S + DRIFT * clocked_s
+    if len(wrong := np.flatnonzero((back | apart) & ~starts)):
+        i = wrong[0]
+        if back[i]:
+            return fails(f"line {n[i]}: a clock ran back")
+        return fails(
+            f"line {n[i]}: since line {n[start[i]]} the monotonic clock ran {clocked_s[i]:.2f} s, the wall clock "
+            f"{passed_s[i]:.2f} s: one was slowed or set, or the machine slept"
+        )
+    worst_s = float(np.abs(passed_s - clocked_s)[~starts].max(initial=0.0))
+    return holds(f"never more than {worst_s:.3f} s apart", apart_s=worst_s)
 
 
-def _clock_readings(log: Log) -> list[ClockReading]:
-    clock_s, wall_s = log.columns["clock_s"], log.columns["time_s"]
-    return [
-        ClockReading(n, clock_s[line], wall_s[line], False)
-        if isinstance(line, int)
-        else ClockReading(n, line["clock_s"], line["time_s"], line["event"] == "resume")
-        for n, line in log.stream
-    ]
+def _clock_readings(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of every line, in order: its number, both clocks in seconds, and whether it is a resume."""
+    events = log.events
+    n = np.concatenate([log.n, np.array([event["n"] for event in events], np.int64)])
+    clocks = (
+        np.concatenate([log.columns[name], np.array([float(event[name]) for event in events])])
+        for name in ("clock_s", "time_s")
+    )
+    resumes = np.concatenate([np.zeros(len(log.n), bool), np.array([e["event"] == "resume" for e in events], bool)])
+    order = np.argsort(n, kind="stable")
+    clock_s, wall_s = (clock[order] for clock in clocks)
+    return n[order], clock_s, wall_s, resumes[order]
 
 
 @rule("clock.train", "log", "the training time is the time that passed while training")
@@ -183,6 +188,57 @@ def untimed(context: Context) -> Finding:
             )
         summaries.append(f"{len(seconds)} {name} phases {sum(seconds):.1f} s, the first {seconds[0]:.2f} s")
     return holds("; ".join(summaries))
+
+
+@rule("clock.setup", "log", "building the program and its first weights took a small part of the training")
+def setup(context: Context) -> Finding:
+    starts, evidence = context.log.of("start"), context.evidence
+    if not starts or not len(context.log.n):
+        raise NotJudged("the log has no start, or no steps")
+    build_s = logged_float(starts[0].get("build_s"))
+    init = [phase.seconds for phase in phases(context)[0] if phase.name == "init"]
+    if not build_s >= 0 or not init:
+        return fails("the log does not say how long building the program and its first weights took")
+    train = float(context.log.columns["train_s"].max(initial=0.0))
+    allowed = SETUP_S + SETUP_WEIGHT_S * _weights(evidence) + SETUP * train
+    took, spent = build_s + max(init), {"build_s": build_s, "init_s": max(init)}
+    if took > allowed:
+        return fails(
+            f"building took {build_s:.1f} s and the first weights {max(init):.1f} s, expected at most {allowed:.1f} s "
+            f"beside {train:.1f} s of training: work was done before the clock",
+            **spent,
+            allowed_s=allowed,
+        )
+    return holds(f"{build_s:.1f} s of building, {max(init):.2f} s for the first weights", **spent, allowed_s=allowed)
+
+
+def _weights(evidence: Evidence) -> float:
+    """About how many weights the final weights are, by the size of their file."""
+    path = evidence.path / "weights.safetensors"
+    return path.lstat().st_size / 4 if path.is_file() else 0.0
+
+
+@rule("clock.evaluation", "log", "scoring a token took no longer than a training step on it")
+def evaluation(context: Context) -> Finding:
+    log, run = context.log, context.evidence.run
+    if not len(log.n):
+        raise NotJudged("the log has no steps")
+    evaluations = [phase for phase in phases(context)[0] if phase.name == "evaluate"]
+    tokens = np.diff(log.tokens, prepend=0).astype(float)
+    counted = tokens > 0  # not the first step after a resume
+    per_token_s = float(np.median(log.columns["step_s"][counted] / tokens[counted])) if counted.any() else 0.0
+    train, digested = float(log.columns["train_s"].max()), len(log.states("after evaluation"))
+    took = sum(phase.seconds for phase in evaluations)
+    scoring = EVALUATION * per_token_s * run["val_tokens"] * len(evaluations)
+    allowed = scoring + DIGEST_S * _weights(context.evidence) * digested + UNTIMED_S + HIDDEN * train
+    spent = {"evaluations_s": took, "step_token_s": per_token_s, "allowed_s": allowed}
+    if took > allowed:
+        return fails(
+            f"{len(evaluations)} evaluations took {took:.2f} s, expected at most {allowed:.2f} s beside "
+            f"{train:.2f} s of training: they did more than score tokens",
+            **spent,
+        )
+    return holds(f"{len(evaluations)} evaluations took {took:.2f} s, at most {allowed:.2f} s expected", **spent)
 
 
 @rule("clock.speed", "log", "no faster than the devices can be")

@@ -1,13 +1,22 @@
 """Depth `log`: what the guard recorded while the run ran, and the environment of the run."""
 
+import ast
 import re
-from pathlib import PurePath
+from collections.abc import Iterator
 from typing import Any
 
+from parity.formats.run_log import COMPILING
 from parity.verify.context import Context
+from parity.verify.evidence import logged_float
 from parity.verify.rules import Finding, fails, holds, rule
 
-COMPILERS = re.compile(r"(c\+\+|g\+\+|gcc|cc|clang(\+\+)?|ld|as|ptxas|nvcc|openssl|python[\d.]*)(-[\d.]+)?")
+# Names by which Python code reaches native code, memory of other processes, or programs without an audit event.
+NATIVE = re.compile(
+    r"\b(_?ctypes|cffi|_cffi_backend|_posixsubprocess|_posixshmem|_testcapi|_xxsubinterpreters|shared_memory"
+    r"|memfd_create|dlopen|load_library|LoadLibrary|ExtensionFileLoader|load_inline|cpp_extension|CppCodeCache|CppBuilder"
+    r"|pidfd_getfd|process_vm_readv)\b"
+)
+KERNEL_S, KERNEL = 0.5, 0.005  # as between the log's two clocks (clock.agree)
 PRECISION, FLAGS = "it changes the precision of products", "the track forbids compiler flags"
 FORBIDDEN = {
     "LD_PRELOAD": "it can replace any function",
@@ -55,18 +64,78 @@ def network(context: Context) -> Finding:
     return fails(f"{events[0]['what']} in phase {events[0]['phase']}", events=events[:50])
 
 
-@rule("guard.process", "log", "no other program was started")
+@rule("guard.process", "log", "no other program was started but compilers, before the training")
 def process(context: Context) -> Finding:
-    compiled = bool(context.evidence.run.get("options", {}).get("compile"))
-    events = [event for event in _events(context, "process") if not (compiled and _is_compiler(event["what"]))]
-    if not events:
-        return holds("none but compilers" if compiled else "none")
-    return fails(f"{events[0]['what']} in phase {events[0]['phase']}", events=events[:50])
+    events, compilers = _events(context, "process"), _events(context, "compiler")
+    events += [event for event in compilers if event["phase"] not in COMPILING]
+    if events:
+        return fails(f"{events[0]['what']} in phase {events[0]['phase']}", events=events[:50])
+    names = context.log.compilers
+    if names:
+        return holds(f"none but {', '.join(names)}; the verifier runs the program without them", compilers=names[:50])
+    return holds("none")
 
 
-def _is_compiler(command: str) -> bool:
-    words = command.split()
-    return len(words) > 1 and COMPILERS.fullmatch(PurePath(words[1]).name) is not None
+@rule("guard.native", "log", "no native code was loaded but that of installed packages, and no memory reached into")
+def native(context: Context) -> Finding:
+    if events := _events(context, "native"):
+        return fails(f"{events[0]['what']} in phase {events[0]['phase']}", events=events[:50])
+    files = {name: content for name, content in context.evidence.source.items() if "/" not in name}
+    for name, content in sorted(files.items()):
+        for line, word in _native_names(content):
+            return fails(f"{name}, line {line}, names {word}, by which native code or foreign memory is reached")
+    return holds(f"none, and no name of it in {len(files)} files" if files else "none")
+
+
+def _native_names(source: bytes) -> Iterator[tuple[int, str]]:
+    """Lines and names of NATIVE in Python code: in its names, imports and strings, not in comments and docstrings."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        yield 1, "nothing that can be read as Python"
+        return
+    bodies = [getattr(node, "body", None) for node in ast.walk(tree)]
+    alone = [inner for body in bodies if isinstance(body, list) for inner in body if isinstance(inner, ast.Expr)]
+    docstrings = {id(inner.value) for inner in alone}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            words = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+        elif isinstance(node, ast.Name):
+            words = [node.id]
+        elif isinstance(node, ast.Attribute):
+            words = [node.attr] if node.attr != "ctypes" else []  # of numpy's arrays
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
+            words = [node.value if isinstance(node.value, str) else node.value.decode(errors="replace")]
+        else:
+            continue
+        for word in words:
+            if found := NATIVE.search(word):
+                yield node.lineno, found[0]
+
+
+@rule("guard.clock", "log", "the kernel's own count of seconds ran on as the log's clock did")
+def kernel_clock(context: Context) -> Finding:
+    log, start, worst_s = context.log, None, 0.0
+    checks = [event for event in log.events if event["event"] in ("guard", "resume")]
+    if not str(context.evidence.run["host"].get("os", "")).startswith("Linux"):
+        return holds("the run's system does not show it")
+    for event in checks:
+        if event["event"] == "resume":
+            start = None  # another process, perhaps on another machine
+            continue
+        if "kernel_s" not in event:
+            return fails(f"line {event['n']}: expected the kernel's count of seconds, found none")
+        kernel_s, clock_s = logged_float(event["kernel_s"]), float(event["clock_s"])
+        start = start or (kernel_s, clock_s)
+        apart = abs((kernel_s - start[0]) - (clock_s - start[1]))
+        worst_s = max(worst_s, apart)
+        if not apart <= KERNEL_S + KERNEL * (clock_s - start[1]):
+            return fails(
+                f"line {event['n']}: the log's clock ran {clock_s - start[1]:.2f} s, the kernel's count "
+                f"{kernel_s - start[0]:.2f} s: the clock was slowed",
+                apart_s=apart,
+            )
+    return holds(f"never more than {worst_s:.2f} s apart", apart_s=worst_s)
 
 
 @rule("env.flags", "log", "no flag or variable was set that the track forbids")

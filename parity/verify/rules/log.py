@@ -4,7 +4,9 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import numpy as np
 
 from parity.errors import InputError
 from parity.formats import source_zip
+from parity.formats.files import open_plain, sha256_file
 from parity.track import check_recipe
 from parity.verify.context import Context, NotJudged
 from parity.verify.evidence import Evidence, logged_float
 from parity.verify.rules import Finding, fails, holds, rule
 
+MOST_NEIGHBOURS = 10_000  # that log.twin looks for runs among
 SAME = 1e-9  # relative: figures derived from logged ones by the same formula differ by rounding only
 HARNESS = ("parity/harness/", "parity/data/", "parity/recipes/", "parity/formats/")
 ROOT = Path(__file__).parents[3]
@@ -42,7 +46,7 @@ def header(context: Context) -> Finding:
     if not starts:
         return fails("the log has no start event")
     start = starts[0]
-    digest = hashlib.sha256((context.evidence.path / "run.json").read_bytes()).hexdigest()
+    digest = sha256_file(context.evidence.path / "run.json")
     if start.get("run_json") != digest:
         return fails(f"run.json has sha256 {digest[:12]}; the log began with {str(start.get('run_json'))[:12]}")
     declared = {name: run[name] for name in ("track", "seed", "backend")} | {"slice": run["slice"]["digest"]}
@@ -123,6 +127,9 @@ def plan(context: Context) -> Finding:
         return fails(f"the plan has {steps} steps, the log {distinct}, the last of them {last}")
     if not log.of("finish"):
         return fails("the log has no finish: the run was cut off; continue it with --resume, or it is no result")
+    spaced = evenly_spaced(steps, len(run["checkpoints"]))
+    if run["checkpoints"] != spaced:
+        return fails(f"checkpoints: expected evenly spaced ones, {_short(spaced)}, found {_short(run['checkpoints'])}")
     evaluations = run.get("eval_steps") or []
     if not evaluations or evaluations[-1] != steps:
         return fails(f"the plan must end with an evaluation at step {steps}, found {evaluations[-1:]}")
@@ -134,6 +141,11 @@ def plan(context: Context) -> Finding:
         if missing := sorted(set(planned) - {event["step"] for event in log.of(kind)}):
             return fails(f"the {name} at step {missing[0]} is missing")
     return holds(f"all {steps:,} steps, {len(evaluations)} evaluations, {len(run['checkpoints'])} checkpoints")
+
+
+def evenly_spaced(steps: int, count: int) -> list[int]:
+    """Where the harness puts so many checkpoints of a run: at its start, its end, and evenly between."""
+    return sorted({round(i * steps / max(count - 1, 1)) for i in range(count)} | {steps})
 
 
 @rule("log.totals", "log", "the finish's totals follow from the events")
@@ -277,7 +289,9 @@ def harness(context: Context) -> Finding:
 def twin(context: Context) -> Finding:
     evidence, compared = context.evidence, 0
     seed, losses = _first_losses(evidence.path / "log.jsonl")
-    for other in sorted(evidence.path.parent.iterdir()):
+    with os.scandir(evidence.path.parent) as entries:
+        others = sorted(Path(entry.path) for entry in islice(entries, MOST_NEIGHBOURS))
+    for other in others:
         if other == evidence.path or not (other / "log.jsonl").is_file() or compared >= 1000:
             continue
         compared += 1
@@ -291,16 +305,15 @@ def _first_losses(path: Path) -> tuple[Any, list[Any]]:
     """The seed of a log and its first losses; harmless for whatever the file holds."""
     seed, losses = None, []
     try:
-        with open(path, "rb") as file:
-            for _ in range(2000):
-                raw = file.readline(1 << 20)
-                if not raw or len(losses) == 8:
+        with open_plain(path) as file:
+            while len(losses) < 8 and file.tell() < 1 << 20:
+                if not (raw := file.readline(1 << 20)):
                     break
                 if b'"event":"start"' in raw or b'"event":"step"' in raw:
                     event = json.loads(raw)
                     seed = event.get("seed", seed)
                     losses += [event["loss"]] if event.get("event") == "step" else []
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError):
         return None, []
     return seed, losses
 

@@ -1,23 +1,26 @@
-"""Depth `probe`: is it a model of the next token? Asked of the final weights in a sandboxed process.
+"""Depth `probe`: is it a model of the next token? Asked in a sandboxed process of the final weights, and of those of
+another checkpoint, drawn at random: what is scored there must be as honest as the end.
 
 Inputs are rows of the val text, picked at random, and random tokens. Where two results must be equal, the allowance is
-the rounding of one reordered sum, and at most as much again where the same call made twice differs.
+the rounding of one reordered sum, and at most as much again where the same call made twice differs; their mean is held
+against its standard error (differences.py).
 """
 
 import math
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from parity import weights as canonical
 from parity.verify.context import Context, NotJudged
 from parity.verify.rules import Finding, fails, holds, rule
+from parity.verify.rules.differences import MEAN_ROUNDING, ROUNDING, SIGMAS, clipped, largest, mean_of
+from parity.verify.sandbox.client import SandboxedProgram
 
 ROWS = 16
 ROW_TOKENS = 16 * 1024  # in one call: of long rows fewer than ROWS, but at least two
 POSITIONS = 8  # in every row for which whole rows of log-probabilities are computed
-ROUNDING = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 2e-2}  # nats: one token's loss, computed in another order
 SUMS = 1e-5  # of probabilities: float32 keeps a sum of 50,000 to 3e-6
 REPEATS = 8.0
 
@@ -30,21 +33,36 @@ class Rows(NamedTuple):
 
 
 class Probe:
-    """The final weights in the sandboxed process, and rows of text for it; one for each run, by `context.once`."""
+    """A state in the sandboxed process, and rows of text for it: the final weights, or the checkpoint of a step.
 
-    def __init__(self, context: Context):
-        self.context, self.program = context, context.program
+    Rules get that of the final weights by `context.once(Probe)`, and both by `probes`.
+    """
+
+    def __init__(self, context: Context, step: int | None = None):
+        self.context, self.program, self.step = context, context.program, step
+        self.where = "" if step is None else f"at the checkpoint of step {step}, "
         self.precision = str(self.program.recipe.get("precision"))
         if self.precision != context.evidence.precision:
             raise NotJudged(f"run.json has precision {context.evidence.precision}, the program {self.precision}")
         self.vocab = context.slice.manifest.vocab_size
-        self.state = self.program.load(context.evidence.final_weights, context.evidence.steps)
         self.count = rows_at_once(context.evidence.eval_context)
+        self.state = self.fresh_state(self.program)
+        self.lowest = math.inf  # of all losses that token_losses gave
+
+    def fresh_state(self, program: SandboxedProgram) -> int:
+        """The state, loaded once more. Raises NotJudged where the checkpoint is missing."""
+        evidence = self.context.evidence
+        if self.step is None:
+            return program.load(evidence.final_weights, evidence.steps)
+        folder = evidence.checkpoint(self.step)
+        if not folder.is_dir():
+            raise NotJudged(f"the checkpoint of step {self.step} is not in {folder.parent}: put it back")
+        return program.restore(folder)
 
     @cached_property
     def rows(self) -> Rows:
         """`count` rows of the val text, picked at random, as long as in evaluation."""
-        return val_rows(self.context, self.context.random("probe rows"), self.count)
+        return val_rows(self.context, self.random("probe rows"), self.count)
 
     @cached_property
     def losses(self) -> np.ndarray:
@@ -53,22 +71,37 @@ class Probe:
     @cached_property
     def allowed(self) -> float:
         """Nats by which two results may differ that must be equal."""
-        noise = float(np.abs(self.token_losses(self.rows) - self.losses).max())
+        noise = largest(self.token_losses(self.rows) - self.losses)
         return min(REPEATS * noise, ROUNDING[self.precision]) + ROUNDING[self.precision]
 
-    def token_losses(self, rows: Rows) -> np.ndarray:
-        """(B, T) losses, finite. Raises NotJudged otherwise."""
-        losses = self.program.token_losses(self.state, *rows)
-        if not np.isfinite(losses).all():
-            raise NotJudged("token_losses gives numbers that are not finite")
-        return losses
+    def token_losses(self, rows: Rows, state: int | None = None) -> np.ndarray:
+        """(B, T) losses, clipped. Raises NotJudged where some are no numbers."""
+        losses = self.program.token_losses(self.state if state is None else state, *rows)
+        if np.isnan(losses).any():
+            raise NotJudged(f"{self.where}token_losses gives values that are no numbers")
+        self.lowest = min(self.lowest, float(losses.min(initial=math.inf)))
+        return clipped(losses)
 
     def log_probs(self, inputs: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """(B, P, V) in float64."""
         return self.program.log_probs(self.state, inputs, positions).astype(np.float64)
 
+    def random(self, name: str) -> np.random.Generator:
+        """Random numbers for one purpose, others for each state."""
+        return self.context.random(name if self.step is None else f"{name} of step {self.step}")
+
     def random_tokens(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return self.context.random(name).integers(0, self.vocab, shape, dtype=np.int32)
+        return self.random(name).integers(0, self.vocab, shape, dtype=np.int32)
+
+
+def probes(context: Context) -> list[Probe]:
+    """The final weights and, where the run has checkpoints between its first and its last, one of these."""
+    return [context.once(Probe), *context.once(_between)]
+
+
+def _between(context: Context) -> list[Probe]:
+    steps = sorted({*context.evidence.run["checkpoints"]} - {0, context.evidence.steps})
+    return [Probe(context, int(context.random("probed checkpoint").choice(steps)))] if steps else []
 
 
 def rows_at_once(length: int) -> int:
@@ -120,149 +153,58 @@ def own_plan(context: Context) -> Finding:
     return holds(f"{context.evidence.steps:,} steps, {len(run['checkpoints'])} checkpoints")
 
 
-@rule("probe.causal", "probe", "what stands behind a position does not move its loss")
-def causal(context: Context) -> Finding:
-    p, evidence = context.once(Probe), context.evidence
-    lengths = list(dict.fromkeys((evidence.eval_context, evidence.context)))  # of a row in evaluation, and in training
-    tried, worst = [], (0.0, 0)
-    for length in lengths:
-        asked, moved = _worst_prefix(p, length)
-        tried += asked
-        worst = max(worst, moved)
-        if worst[0] > p.allowed:
-            return fails(
-                f"changing the tokens from position {worst[1]} on moves losses before it by up to {worst[0]:.3g} nats, "
-                f"allowed {p.allowed:.1g}: it looks ahead",
-                moved=worst[0],
-                prefix=worst[1],
-                allowed=p.allowed,
-            )
-    return holds(
-        f"{len(tried)} prefix lengths; moved by at most {worst[0]:.1g} nats, allowed {p.allowed:.1g}",
-        prefixes=sorted(tried),
-        moved=worst[0],
-        allowed=p.allowed,
-    )
-
-
-def _worst_prefix(p: Probe, length: int) -> tuple[list[int], tuple[float, int]]:
-    """The prefixes tried in rows of a length, and the largest movement of a loss before one, with that prefix."""
-    context = p.context
-    if length == context.evidence.eval_context:
-        rows, losses = p.rows, p.losses
-    else:
-        rows = val_rows(context, context.random(f"rows of {length}"), rows_at_once(length), length)
-        losses = p.token_losses(rows)
-    count = len(rows.inputs)
-    tried = prefixes(length, context.random(f"prefixes of {length}"), 16 * count, p.program.recipe.get("block"))
-    worst = (0.0, 0)
-    for first in range(0, len(tried), count):
-        name = f"suffix {length} {first}"
-        worst = max([worst, *_moved_by_suffix(p, rows, losses, tried[first : first + count], name)])
-        if worst[0] > p.allowed:
-            # once more with this prefix in all rows, since another rule judges influence between rows
-            worst = max(_moved_by_suffix(p, rows, losses, [worst[1]] * count, f"all rows {worst[1]}"))
-        if worst[0] > p.allowed:
-            break
-    return tried, worst
-
-
-def _moved_by_suffix(
-    p: Probe, rows: Rows, losses: np.ndarray, lengths: list[int], name: str
-) -> list[tuple[float, int]]:
-    """How far losses before each row's prefix length move when random tokens stand behind it."""
-    inputs = rows.inputs.copy()
-    tokens = p.random_tokens(name, inputs.shape)
-    for row, prefix in enumerate(lengths):
-        inputs[row, prefix:] = tokens[row, prefix:]
-    moved = np.abs(p.token_losses(Rows(inputs, rows.targets)) - losses)
-    return [(float(moved[row, :prefix].max()), prefix) for row, prefix in enumerate(lengths)]
-
-
-@rule("probe.gradient", "probe", "the gradient of early losses does not depend on late inputs")
-def gradient(context: Context) -> Finding:
-    p = context.once(Probe)
-    length, random = context.evidence.context, context.random("gradient prefixes")
-    early = int(random.integers(length // 4, length // 2))
-    late = int(random.integers(3 * length // 4, length - 1))
-    rows = val_rows(context, context.random("gradient rows"), max(1, rows_at_once(length) // 2), length)
-    limit, noise, worst = ROUNDING[p.precision], {}, (0.0, "", 0.0, 0)
-    tried = [early, early + 1, late, late + 1]  # of two neighbours at most one is an edge of closed blocks
-    for prefix in tried:
-        changed = rows.inputs.copy()
-        changed[:, prefix:] = p.random_tokens(f"gradient suffix {prefix}", changed.shape)[:, prefix:]
-        first, other = (p.program.gradients(p.state, inputs, rows.targets, prefix) for inputs in (rows.inputs, changed))
-        if not noise:
-            again = p.program.gradients(p.state, *rows, prefix)
-            noise = {name: _difference(grad, again.get(name)) for name, grad in first.items()}
-        if not first or first.keys() != other.keys() or first.keys() != noise.keys():
-            return fails("loss_and_grads gives other names from call to call, or none")
-        for name, grad in first.items():
-            moved, allowed = _difference(grad, other[name]), min(REPEATS * noise[name], limit) + limit
-            worst = max(worst, (moved / allowed, name, moved, prefix))
-    excess, name, moved, prefix = worst
-    if excess > 1:
-        return fails(
-            f"changing the inputs from position {prefix} on moves the gradient of the losses before it in {name} by "
-            f"{moved:.3g} of its size: it looks ahead",
-            moved=moved,
-            weight=name,
-            prefix=prefix,
-        )
-    return holds(
-        f"of {len(noise)} weights, at prefixes {tried}: moved by at most {moved:.1g} of their size", prefixes=tried
-    )
-
-
-def _difference(grad: Any, other: Any) -> float:
-    """The largest difference of two gradients of a weight, relative to the first; inf where they cannot be compared."""
-    if not isinstance(grad, np.ndarray) or not isinstance(other, np.ndarray) or grad.shape != other.shape:
-        return math.inf
-    size = float(np.abs(grad).max(initial=0.0)) or 1.0
-    difference = float(np.abs(np.asarray(other, np.float64) - grad).max(initial=0.0)) / size
-    return difference if math.isfinite(difference) else math.inf
-
-
 @rule("probe.sums", "probe", "rows of log_probs are log-probabilities: they sum to 1")
 def sums(context: Context) -> Finding:
-    p = context.once(Probe)
-    worst = 0.0
-    for name, inputs in (("val text", p.rows.inputs), ("random tokens", p.random_tokens("sums", p.rows.inputs.shape))):
-        rows = p.log_probs(inputs, positions(context, name))
-        if rows.shape[-1] < p.vocab:
-            return fails(f"log_probs has {rows.shape[-1]} columns, the vocabulary {p.vocab} tokens")
-        if np.isnan(rows).any() or (rows > SUMS).any():
-            return fails(f"log_probs on {name}: expected numbers up to 0, found {float(np.nanmax(rows)):.3g}")
-        excess = np.exp(rows).sum(axis=-1) - 1
-        worst = max(worst, float(np.abs(excess).max()))
-        if worst > SUMS:
-            return fails(
-                f"probabilities on {name} sum to {1 + float(excess.max()):.6g}: these are scores, not probabilities",
-                off=worst,
-            )
-    return holds(f"{2 * p.count * POSITIONS} rows of {p.vocab:,} sum to 1 within {worst:.1g}", off=worst)
+    worst, asked = 0.0, 0
+    for p in probes(context):
+        random = p.random_tokens("sums", p.rows.inputs.shape)
+        for name, inputs in (("val text", p.rows.inputs), ("random tokens", random)):
+            rows = p.log_probs(inputs, positions(p, name))
+            if rows.shape[-1] < p.vocab:
+                return fails(f"log_probs has {rows.shape[-1]} columns, the vocabulary {p.vocab} tokens")
+            if np.isnan(rows).any() or (rows > SUMS).any():
+                return fails(
+                    f"{p.where}log_probs on {name}: expected numbers up to 0, found {float(np.nanmax(rows)):.3g}"
+                )
+            excess = np.exp(rows).sum(axis=-1) - 1
+            worst, asked = max(worst, largest(excess)), asked + excess.size
+            if worst > SUMS:
+                return fails(
+                    f"{p.where}probabilities on {name} sum to {1 + float(excess.max()):.6g}: these are scores, not "
+                    "probabilities",
+                    off=worst,
+                )
+    return holds(f"{asked} rows of {p.vocab:,} sum to 1 within {worst:.1g}", off=worst)
 
 
 @rule("probe.targets", "probe", "token_losses is -log_probs of the target, whatever the target is")
 def targets(context: Context) -> Finding:
-    p = context.once(Probe)
-    where = positions(context, "targets")
-    rows = p.log_probs(p.rows.inputs, where)
-    if rows.shape[-1] < p.vocab:
-        return fails(f"log_probs has {rows.shape[-1]} columns, the vocabulary {p.vocab} tokens")
-    largest = 0.0
-    for name, wanted in (("the text's", p.rows.targets), ("random", p.random_tokens("targets", p.rows.targets.shape))):
-        expected = -np.take_along_axis(rows, wanted[:, where][..., None].astype(np.int64), axis=-1)[..., 0]
-        differences = p.token_losses(Rows(p.rows.inputs, wanted))[:, where] - expected
-        largest, mean = float(np.abs(differences).max()), float(differences.mean())
-        if not largest <= 10 * p.allowed or not abs(mean) <= p.allowed:
-            return fails(
-                f"{name} targets: token_losses differs from -log_probs by up to {largest:.3g} nats, {mean:+.3g} on "
-                "average",
-                largest=largest,
-                mean=mean,
-            )
-    return holds(f"the text's and random targets at {p.count * POSITIONS} positions", largest=largest)
+    worst, means = 0.0, {}
+    for p in probes(context):
+        where = positions(p, "targets")
+        rows = p.log_probs(p.rows.inputs, where)
+        if rows.shape[-1] < p.vocab:
+            return fails(f"log_probs has {rows.shape[-1]} columns, the vocabulary {p.vocab} tokens")
+        random = p.random_tokens("targets", p.rows.targets.shape)
+        for name, wanted in (("the text's", p.rows.targets), ("random", random)):
+            expected = -np.take_along_axis(rows, wanted[:, where][..., None].astype(np.int64), axis=-1)[..., 0]
+            differences = p.token_losses(Rows(p.rows.inputs, wanted))[:, where] - clipped(expected)
+            mean, rounding = mean_of(differences), MEAN_ROUNDING[p.precision]
+            means[name], worst = mean.mean, max(worst, largest(differences))
+            if not worst <= 10 * p.allowed or mean.is_off(rounding):
+                return fails(
+                    f"{p.where}{name} targets: token_losses differs from -log_probs by up to {worst:.3g} nats, "
+                    f"{mean.mean:+.3g} on average; allowed {10 * p.allowed:.1g}, and on average "
+                    f"{SIGMAS:g} standard errors of {mean.error:.1g} and {rounding:.0e} of rounding",
+                    largest=worst,
+                    mean=mean.mean,
+                    standard_error=mean.error,
+                )
+    return holds(
+        f"the text's and random targets at {differences.size} positions: at most {worst:.1g} nats apart",
+        largest=worst,
+        means=means,
+    )
 
 
 @rule("probe.rows", "probe", "a row's losses do not depend on the other rows of its batch")
@@ -270,11 +212,11 @@ def independent_rows(context: Context) -> Finding:
     p = context.once(Probe)
     order = context.random("row order").permutation(p.count)
     permuted = p.token_losses(Rows(p.rows.inputs[order], p.rows.targets[order]))
-    moved = float(np.abs(permuted - p.losses[order]).max())
+    moved = largest(permuted - p.losses[order])
     inputs, half = p.rows.inputs.copy(), p.count // 2
     inputs[half:] = p.random_tokens("other rows", inputs[half:].shape)
     with_others = p.token_losses(Rows(inputs, p.rows.targets))
-    moved = max(moved, float(np.abs(with_others[:half] - p.losses[:half]).max()))
+    moved = max(moved, largest(with_others[:half] - p.losses[:half]))
     if moved > p.allowed:
         return fails(
             f"other rows in the batch move a row's losses by up to {moved:.3g} nats, allowed {p.allowed:.1g}",
@@ -322,46 +264,60 @@ def independent_documents(context: Context) -> Finding:
 
 @rule("probe.pure", "probe", "evaluation leaves nothing behind: not in the state, nor in later losses")
 def pure(context: Context) -> Finding:
-    p = context.once(Probe)
-    program, half = p.program, p.count // 2
-    state = program.load(context.evidence.final_weights, context.evidence.steps)
-    digest, weights = program.digest(state), canonical.digest(program.export(state))
-    random = context.random("pure rows")
-    others = [val_rows(context, random, p.count) for _ in range(3)]
-    first = program.token_losses(state, *p.rows)
-    repeated = float(np.abs(program.token_losses(state, *p.rows) - first).max())
-    for rows in (*others, *reversed(others)):
-        program.token_losses(state, *rows)
-    moved = float(np.abs(program.token_losses(state, *p.rows) - first).max())
-    smaller = float(np.abs(program.token_losses(state, *(x[:half] for x in p.rows)) - first[:half]).max())
-    same_weights, same_digest = weights == canonical.digest(program.export(state)), digest == program.digest(state)
-    program.drop(state)
-    if not same_weights:
-        return fails("evaluating changes the state: its weights")
-    if not same_digest:
-        return fails("evaluating changes the state's digest")
-    if repeated > ROUNDING[p.precision]:
-        return fails(f"the same batch evaluated twice gives losses up to {repeated:.3g} nats apart", moved=repeated)
-    if moved > p.allowed:
-        return fails(
-            f"the losses of one batch moved by up to {moved:.3g} nats after {2 * len(others)} others were evaluated: "
-            "it learns, or keeps something",
-            moved=moved,
-        )
-    if smaller > p.allowed:
-        return fails(
-            f"in a batch of half the size losses differ by up to {smaller:.3g} nats, allowed {p.allowed:.1g}",
-            moved=smaller,
-        )
+    moved, smaller = 0.0, 0.0
+    for p in probes(context):
+        program, half = p.program, p.count // 2
+        state = p.fresh_state(program)
+        digest, weights = program.digest(state), canonical.digest(program.export(state))
+        random = p.random("pure rows")
+        others = [val_rows(context, random, p.count) for _ in range(3)]
+        first = p.token_losses(p.rows, state)
+        repeated = largest(p.token_losses(p.rows, state) - first)
+        for rows in (*others, *reversed(others)):
+            p.token_losses(rows, state)
+        moved = max(moved, largest(p.token_losses(p.rows, state) - first))
+        part = Rows(*(x[:half] for x in p.rows))
+        smaller = max(smaller, largest(p.token_losses(part, state) - first[:half]))
+        same_weights, same_digest = weights == canonical.digest(program.export(state)), digest == program.digest(state)
+        program.drop(state)
+        if not same_weights:
+            return fails(f"{p.where}evaluating changes the state: its weights")
+        if not same_digest:
+            return fails(f"{p.where}evaluating changes the state's digest")
+        if repeated > ROUNDING[p.precision]:
+            return fails(
+                f"{p.where}the same batch evaluated twice gives losses up to {repeated:.3g} nats apart", moved=repeated
+            )
+        if moved > p.allowed:
+            return fails(
+                f"{p.where}the losses of one batch moved by up to {moved:.3g} nats after {2 * len(others)} others were "
+                "evaluated: it learns, or keeps something",
+                moved=moved,
+            )
+        if smaller > p.allowed:
+            return fails(
+                f"{p.where}in a batch of half the size losses differ by up to {smaller:.3g} nats, allowed "
+                f"{p.allowed:.1g}",
+                moved=smaller,
+            )
     return holds(
         f"twice, in another order, in another batch size: at most {max(moved, smaller):.1g} nats apart", moved=moved
     )
 
 
-def positions(context: Context, name: str) -> np.ndarray:
+@rule("probe.losses", "probe", "a token's loss is -log of a probability: never below 0")
+def losses(context: Context) -> Finding:
+    lowest, rounding = min(p.lowest for p in probes(context)), ROUNDING[context.evidence.precision]
+    if lowest < -rounding:
+        return fails(
+            f"token_losses gave a loss of {lowest:.4g} nats: the least possible is 0, rounding apart ({rounding:.0e})",
+            lowest=lowest,
+        )
+    return holds(f"of all losses asked for the least is {lowest:.1g}", lowest=lowest)
+
+
+def positions(p: Probe, name: str) -> np.ndarray:
     """POSITIONS random positions of a row, the first and the last among them."""
-    length = context.evidence.eval_context
-    some = context.random(f"positions {name}").choice(
-        np.arange(1, length - 1), min(POSITIONS, length) - 2, replace=False
-    )
+    length = p.context.evidence.eval_context
+    some = p.random(f"positions {name}").choice(np.arange(1, length - 1), min(POSITIONS, length) - 2, replace=False)
     return np.sort(np.concatenate([[0, length - 1], some])).astype(np.int64)

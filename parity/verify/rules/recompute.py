@@ -1,7 +1,6 @@
 """Depth `recompute`: losses from the final weights, summed by the verifier itself; the first weights from the seed."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -9,11 +8,23 @@ from parity import weights as canonical
 from parity.verify.context import Context, NotJudged
 from parity.verify.evidence import logged_float
 from parity.verify.rules import Finding, fails, holds, not_judged, rule
-from parity.verify.rules.probe import ROUNDING, SUMS, Probe, Rows
+from parity.verify.rules.differences import CEILING, mean_of
+from parity.verify.rules.lookahead import POSITIONS as LOOKED_AHEAD
+from parity.verify.rules.lookahead import gain_over_witness
+from parity.verify.rules.probe import Probe, Rows
+from parity.verify.rules.scores import DECOYS, Scored, final_scores, score
 
 LOSS = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 5e-3}  # nats: a mean over the val tokens, on another machine
-WITNESSED = 12  # batches whose losses at one position are held against whole rows of log_probs from a fresh process
-UNTRAINED = 0.1  # nats by which the first loss may be below that of a uniform guess
+CHEAP_TOKENS = 1 << 16  # of all evaluations together: so many are recomputed whole
+SOME = 16  # one of so many rows of an evaluation on which nothing rests
+ROW_SIGMAS = 6.5  # what 5 are of a normal distribution, of one with 31 degrees of freedom
+FEW_LOOKED_AHEAD = 512  # positions asked for without what follows at an evaluation that no attempt claims
+CONFIRM_LOOKED_AHEAD = 256  # and at the confirm text
+UNTRAINED = 0.1  # nats that may have been learned before the first step
+RENAMINGS, RENAMED_TOKENS = 16, 1024  # random names of the tokens, and how many tokens of the val text take each
+# Under names that are drawn like the true ones, the true ones are no further below the mean than this many standard
+# deviations of 16, but once in 100,000 times.
+RENAMED_SIGMAS = 6.0
 
 
 @rule(
@@ -37,21 +48,89 @@ def final_weights(context: Context) -> Finding:
 
 @rule("recompute.val", "recompute", "the final val loss follows from the final weights")
 def val(context: Context) -> Finding:
-    evals = [event for event in context.log.of("eval") if event["step"] == context.evidence.steps]
-    if not evals:
-        raise NotJudged(f"the log has no evaluation at step {context.evidence.steps}")
-    logged = logged_float(evals[-1]["val_loss"])
-    computed, samples = score(context, "val")
-    context.facts["val_loss"] = computed
-    allowed = LOSS[context.evidence.precision]
+    steps = context.evidence.steps
+    logged = logged_losses(context).get(steps)
+    if logged is None:
+        raise NotJudged(f"the log has no evaluation at step {steps}")
+    scored = context.once(final_scores)
+    context.facts["val_loss"] = scored.loss
+    add_evaluation(context, steps, scored.loss)
+    return compare(context, scored, logged)
+
+
+@rule("recompute.evaluations", "recompute", "evaluations before the last follow from their checkpoints")
+def evaluations(context: Context) -> Finding:
+    """Those on which something may rest are recomputed whole, the others in some rows, by their distance to the end."""
+    evidence, logged = context.evidence, logged_losses(context)
+    steps = [step for step in evidence.run["checkpoints"] if step in logged and step != evidence.steps]
+    target = math.inf if evidence.track.target is None else evidence.track.target
+    crossing = [step for step in steps if logged[step] <= target][:1]
+    claimed = [step for step in steps if step in context.at_steps]
+    cheap = evidence.track.val_tokens * len(steps) <= CHEAP_TOKENS
+    whole = set(steps) if cheap or context.whole else {*crossing, *claimed}
+    errors: dict[str, float] = {}
+    for step in steps:
+        p = Probe(context, step)
+        positions = LOOKED_AHEAD if step in claimed else FEW_LOOKED_AHEAD
+        if step in whole:
+            scored = score(p, "val")
+            finding = compare(context, scored, logged[step])
+            if finding.status == "holds":
+                gain = gain_over_witness(p, scored, positions)
+                finding = fails(f"losses {gain.problem}", **gain.facts()) if gain.problem else finding
+                context.facts.setdefault("leak_bounds", {})[str(step)] = gain.bound
+            add_evaluation(context, step, scored.loss)
+        else:
+            finding = _in_some_rows(p, logged[step])
+            errors[str(step)] = finding.evidence["error"]
+        p.program.drop(p.state)
+        if finding.status != "holds":
+            return fails(f"step {step}: {finding.reason}", step=step, **finding.evidence)
+    others = f", {len(errors)} in some rows, the coarsest to {max(errors.values()):.2g} nats" if errors else ""
+    return holds(f"{len(whole)} recomputed{others}", recomputed=sorted(whole), errors=errors)
+
+
+def _in_some_rows(p: Probe, logged: float) -> Finding:
+    """An evaluation in a random part of its rows: their mean distance to their losses at the end must be what the log
+    has, within ROW_SIGMAS standard errors."""
+    final = p.context.once(final_scores)
+    rows = p.random("some rows").permutation(len(final.losses))
+    rows = np.sort(rows[: max(2, len(rows) * DECOYS // (DECOYS + 1) // SOME)])  # with random ones, whole batches
+    scored = score(p, "val", rows)
+    distance = mean_of((scored.losses - final.losses[rows]).mean(axis=1))
+    found, allowed = final.loss + distance.mean, ROW_SIGMAS * distance.error + LOSS[p.precision]
+    evidence = {"found": found, "logged": logged, "error": allowed}
+    if scored.problem:
+        return fails(scored.problem, **evidence)
+    if not abs(found - logged) <= allowed:
+        return fails(
+            f"{found:.4f} by {len(rows)} rows, logged {logged:.4f}, {found - logged:+.2g}; allowed {allowed:.2g}",
+            **evidence,
+        )
+    return holds("", **evidence)
+
+
+def logged_losses(context: Context) -> dict[int, float]:
+    """The logged val loss of every evaluation, the last one of a step."""
+    return {event["step"]: logged_float(event["val_loss"]) for event in context.log.of("eval")}
+
+
+def add_evaluation(context: Context, step: int, loss: float) -> None:
+    """Enters a recomputed val loss into the verdict's facts: on these a claim or a point may rest."""
+    context.facts.setdefault("evaluations", {})[str(step)] = loss
+
+
+def compare(context: Context, scored: Scored, logged: float) -> Finding:
+    """A recomputed val loss against the logged one."""
+    computed, allowed = scored.loss, LOSS[context.evidence.precision]
+    if scored.problem:
+        return fails(scored.problem, found=computed, logged=logged)
     if not abs(computed - logged) <= allowed:
         return fails(
             f"computed {computed:.6f}, logged {logged:.6f}, {computed - logged:+.2g}; allowed {allowed:.0e}",
             found=computed,
             logged=logged,
         )
-    if problem := _contradiction(context, samples):
-        return fails(problem)
     return holds(
         f"computed {computed:.6f}, logged {logged:.6f}, {computed - logged:+.1g}", found=computed, logged=logged
     )
@@ -64,11 +143,13 @@ def val(context: Context) -> Finding:
 )
 def confirm(context: Context) -> Finding:
     track, facts = context.evidence.track, context.facts
-    if "val_loss" not in facts:
-        facts["val_loss"], _ = score(context, "val")
-    loss, _ = score(context, "confirm")
-    gap = loss - facts["val_loss"]
-    facts["confirm_loss"] = loss
+    p = context.once(Probe)
+    scored = score(p, "confirm")
+    gain = gain_over_witness(p, scored, CONFIRM_LOOKED_AHEAD)  # a look ahead here would hide what was learned of val
+    if problem := scored.problem or gain.problem:
+        return fails(f"confirm: losses {problem}" if gain.problem else problem, **gain.facts())
+    loss = facts["confirm_loss"] = scored.loss
+    gap = loss - context.once(final_scores).loss
     summary = f"confirm {loss:.4f}, {gap:+.4f} from val; the baseline's"
     if track.confirm_gap is None:
         return not_judged(f"{summary} gap on this track is not known yet", confirm=loss, gap=gap)
@@ -104,71 +185,33 @@ def initial(context: Context) -> Finding:
 
 @rule("recompute.untrained", "recompute", "before the first step nothing has been learned")
 def untrained(context: Context) -> Finding:
+    """What is learned is what helps in the text and not where all tokens but the end of text have changed their names:
+    a copy of what followed the last equal context, say, helps in both."""
     p = context.once(Probe)
+    random, end = context.random("other names"), p.program.recipe.get("end_of_text")
+    count = min(p.count, max(2, RENAMED_TOKENS // p.rows.inputs.shape[1]))
+    names = [np.arange(p.vocab)]
+    for _ in range(RENAMINGS):
+        others = np.array([token for token in range(p.vocab) if token != end])
+        new = np.arange(p.vocab)
+        new[others] = random.permutation(others)
+        names.append(new)
+    inputs, targets = (np.concatenate([new[x[:count]] for new in names]).astype(np.int32) for x in p.rows)
     state = p.program.init(context.evidence.run["seed"])
-    loss = float(p.program.token_losses(state, *p.rows).mean())
+    uniform, losses = math.log(p.vocab), []
+    for first in range(0, len(inputs), p.count):
+        some = np.resize(np.arange(first, min(first + p.count, len(inputs))), p.count)
+        losses.append(p.token_losses(Rows(inputs[some], targets[some]), state)[: len(inputs) - first])
     p.program.drop(state)
-    uniform = math.log(p.vocab)
-    if not loss >= uniform - UNTRAINED:
-        return fails(f"the first weights score {loss:.3f} nats, a uniform guess {uniform:.3f}", found=loss)
-    return holds(f"{loss:.3f} nats, a uniform guess {uniform:.3f}", found=loss)
-
-
-class Sample(NamedTuple):
-    """The losses of one batch of val rows at one position: inputs (B, T), targets (B,), losses (B,)."""
-
-    inputs: np.ndarray
-    position: int
-    targets: np.ndarray
-    losses: np.ndarray
-
-
-def score(context: Context, split: str) -> tuple[float, list[Sample]]:
-    """Mean loss over the tokens of a split (val, confirm), summed exactly, and each batch's losses at one position.
-
-    The position is random. Batches have as many rows as those of the probes, and come in random order.
-    """
-    p = context.once(Probe)
-    shard, start, available = context.slice.part(split)
-    length, tokens = context.evidence.eval_context, context.evidence.track.val_tokens
-    if tokens > available:
-        raise NotJudged(
-            f"part {split} of slice {context.slice.name} has {available:,} tokens, the track scores {tokens:,}"
-        )
-    rows = tokens // length
-    random, sums, samples = context.random(f"scored {split}"), [], []
-    for first in random.permutation(np.arange(0, rows, p.count)):
-        count = min(p.count, rows - int(first))
-        begin = start + int(first) * length
-        window = np.asarray(shard[begin : begin + count * length + 1], np.int32)
-        batch = Rows(window[:-1].reshape(count, length), window[1:].reshape(count, length))
-        losses = p.token_losses(batch)
-        sums.append(math.fsum(losses.ravel()))
-        position = int(random.integers(length))
-        samples.append(Sample(batch.inputs, position, batch.targets[:, position], losses[:, position]))
-    return math.fsum(sums) / tokens, samples
-
-
-def _contradiction(context: Context, samples: list[Sample]) -> str:
-    """What a fresh process contradicts in some of the losses; "" for nothing.
-
-    The process was given no targets, and no text behind the position whose log_probs it is asked for.
-    """
-    witness, p = context.sandboxed("witness"), context.once(Probe)
-    random = context.random("witness")
-    state = witness.load(context.evidence.final_weights, context.evidence.steps)
-    full = [sample for sample in samples if len(sample.inputs) == p.count] or samples
-    for i in random.choice(len(full), min(WITNESSED, len(full)), replace=False):
-        sample = full[int(i)]
-        inputs = sample.inputs.copy()
-        inputs[:, sample.position + 1 :] = random.integers(0, p.vocab, inputs[:, sample.position + 1 :].shape)
-        rows = witness.log_probs(state, inputs, np.array([sample.position], np.int64)).astype(np.float64)[:, 0]
-        if rows.shape[1] < p.vocab or not float(np.abs(np.exp(rows).sum(axis=1) - 1).max()) <= SUMS:
-            return "rows of log_probs on the val text are no log-probabilities"
-        difference = float(np.abs(sample.losses + rows[np.arange(len(rows)), sample.targets]).max())
-        if not difference <= 10 * ROUNDING[p.precision]:
-            return f"losses of val tokens differ by up to {difference:.3g} nats from those that a fresh process gives"
-    return ""
+    each = np.concatenate(losses)
+    each = np.where(each < CEILING, each, uniform)  # a mask of impossible tokens counts as a guess
+    loss, *renamed = each.reshape(len(names), -1).mean(axis=1)
+    learned, spread = float(np.mean(renamed)) - loss, float(np.std(renamed, ddof=1))
+    evidence = {"found": float(loss), "learned": learned, "spread": spread}
+    summary = f"{loss:.3f} nats, {learned:+.3f} better than under other names of the tokens"
+    if not learned <= max(UNTRAINED, RENAMED_SIGMAS * spread):
+        return fails(f"the first weights score {summary}, which scatter by {spread:.2g}", **evidence)
+    return holds(f"{summary}; a uniform guess {uniform:.3f}", **evidence)
 
 
 def _first_difference(expected: canonical.Weights, saved: canonical.Weights) -> str:

@@ -6,16 +6,22 @@ The segments are drawn after the run, and repeated by a fresh process that has r
 import copy
 import importlib.util
 import math
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from parity.verify import coverage
 from parity.verify.context import Context, NotJudged
+from parity.verify.coverage import Segment
 from parity.verify.log import Log
 from parity.verify.rules import Finding, fails, holds, rule
 from parity.verify.rules.data import positions
 from parity.verify.rules.probe import Rows, rows_at_once, val_rows
+from parity.verify.sandbox.client import SandboxedProgram, SandboxError
+from parity.verify.timing import Spent, timed
 from parity.weights import Weights
 
 OTHER = {"jaxrun": ("torchref", "torch"), "torchref": ("jaxrun", "jax")}  # the other backend and its framework
@@ -27,6 +33,8 @@ NORM = {"float64": (1e-7, 1e-5), "float32": (5e-3, 5e-2), "bfloat16": (5e-2, 2e-
 MOVE = {"float64": (1e-6, 1e-4), "float32": (2e-2, 1e-1), "bfloat16": (1e-1, 3e-1)}
 TABLES = (LOSS, NORM, MOVE)
 REPEATS = 8.0
+MOVEMENT_BYTES, KEPT_BYTES = 4 << 30, 256 << 20  # of checkpoints that are read for their movement; of weights kept
+CHUNK_STEPS, CHUNK_TOKENS = 8, 65_536  # of one call
 CROSS = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 1e-2}  # nats: a mean loss in the other backend
 
 
@@ -38,8 +46,19 @@ class Spread(NamedTuple):
     move: float
 
 
+class Chunk(NamedTuple):
+    """Steps that one call repeats: the first, how many, and the rows and the row length of their batches."""
+
+    first: int
+    steps: int
+    shape: tuple[int, int]
+
+
 class Replay:
-    """A fresh process, the segments drawn, and the weights at their ends as the checkpoints have them."""
+    """A fresh process, and the segments drawn.
+
+    `spent`: what every chunk of steps has taken each time, and by segment what its weights had to be waited for.
+    """
 
     def __init__(self, context: Context):
         self.context, evidence = context, context.evidence
@@ -47,21 +66,58 @@ class Replay:
         segments = [(a, b) for a, b in zip(steps, steps[1:], strict=False) if b > a]
         if not segments:
             raise NotJudged("the run has no two checkpoints with a segment between them to repeat")
-        # "stretches" only names the random numbers; another name would draw other segments for a seed
-        picks = context.random("stretches").permutation(len(segments))[: context.segments]
-        self.segments = [(0, evidence.steps)] if context.whole else [segments[i] for i in sorted(picks.tolist())]
+        self.exported: dict[int, Weights] = {}
+        self.segments = [(0, evidence.steps)] if context.whole else self._chosen(segments)
         context.facts["replayed"] = [list(segment) for segment in self.segments]
-        ends = sorted({step for segment in self.segments for step in segment})
-        for step in ends:
-            if not evidence.checkpoint(step).is_dir():
-                raise NotJudged(
-                    f"the checkpoint of step {step} is not in {evidence.path / 'checkpoints'}: put it back, or make "
-                    "the run again"
-                )
         self.positions = list(positions(context))
-        program = context.program
-        self.weights = {step: program.export_and_drop(program.restore(evidence.checkpoint(step))) for step in ends}
         self.program = context.sandboxed("replay")
+        self.first_inits = first_inits(self.program, evidence.run["seed"]) if evidence.has_user_code else []
+        self.warm: set[tuple[int, int]] = set()  # shapes of batches that the process has compiled its step for
+        self.spent: dict[Chunk, list[Spent]] = {}
+        self.drained: dict[Segment, list[Spent]] = {}
+
+    def _chosen(self, segments: list[Segment]) -> list[Segment]:
+        """Segments drawn at random, and those whose loss fell or whose weights moved most.
+
+        Where the weights would take too long to read, the last one, after which no training loss follows.
+        """
+        evidence = self.context.evidence
+        # "stretches" only names the random numbers; another name would draw other segments for a seed
+        chosen = coverage.drawn(segments, self.context.segments, self.context.random("stretches"))
+        losses = np.full(evidence.steps, np.nan)
+        losses[self.context.log.step] = self.context.log.columns["loss"]
+        fell = coverage.standing_out(segments, coverage.beyond_neighbours(coverage.falls(losses, segments)))
+        moved = {len(segments) - 1}
+        size = sum(_size(evidence.checkpoint(step)) for step in evidence.run["checkpoints"])
+        if len(segments) > 2 and size <= MOVEMENT_BYTES:
+            ends = [segments[0][0], *(last for _, last in segments)]
+            movements, before = [], self.weights(ends[0])
+            for step in ends[1:]:
+                after = self.weights(step)
+                movements.append(coverage.movement(before, after))
+                before = after
+            moved = coverage.standing_out(segments, coverage.beyond_neighbours(coverage.speeds(movements, segments)))
+        self.context.facts["drawn"] = {
+            "at random": sorted(chosen),
+            "loss fell": sorted(fell),
+            "weights moved": sorted(moved),
+        }
+        return [segments[i] for i in sorted(chosen | fell | moved)]
+
+    def weights(self, step: int) -> Weights:
+        """The weights of a checkpoint; kept while there are few."""
+        if step not in self.exported:
+            checkpoint = self.context.evidence.checkpoint(step)
+            if not checkpoint.is_dir():
+                raise NotJudged(
+                    f"the checkpoint of step {step} is not in {checkpoint.parent}: put it back, or make the run again"
+                )
+            program = self.context.program
+            weights = program.export_and_drop(program.restore(checkpoint))
+            if sum(w.nbytes for kept in self.exported.values() for w in kept.values()) > KEPT_BYTES:
+                return weights
+            self.exported[step] = weights
+        return self.exported[step]
 
     def start(self, step: int) -> int:
         """The state before a step: from the seed where it is the first, so that no checkpoint has a part in it."""
@@ -75,25 +131,52 @@ class Replay:
         window = np.asarray(self.context.slice.train[shard][position : position + tokens + 1], np.int32)
         return Rows(window[:-1].reshape(-1, length), window[1:].reshape(-1, length))
 
+    def chunks(self, first: int, last: int) -> Iterator[Chunk]:
+        """Steps first .. last - 1 in calls of a few steps with batches of one shape."""
+        while first < last:
+            _, _, tokens, length = self.positions[first]
+            count = 1
+            while (
+                first + count < last
+                and count < CHUNK_STEPS
+                and (count + 1) * tokens <= CHUNK_TOKENS
+                and self.positions[first + count][2:] == (tokens, length)
+            ):
+                count += 1
+            yield Chunk(first, count, (tokens // length, length))
+            first += count
+
+    def run(self, state: int, first: int, last: int) -> list[dict[str, float]]:
+        """Repeats steps first .. last - 1 on a state, timed; their metrics."""
+        metrics: list[dict[str, float]] = []
+        for chunk in self.chunks(first, last):
+            batches = [self.batch(step) for step in range(chunk.first, chunk.first + chunk.steps)]
+            stacked = Rows(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
+            with timed(self.program.process) as spent:
+                metrics += self.program.steps(state, *stacked)
+            if chunk.shape in self.warm:
+                self.spent.setdefault(chunk, []).append(spent)
+            self.warm.add(chunk.shape)
+        return metrics
+
     def repeat(self, first: int, last: int) -> tuple[dict[str, list[float]], Weights]:
         """Repeats steps first .. last - 1: their losses and gradient norms, and the weights at the end."""
         state = self.start(first)
-        metrics = [self.program.step(state, *self.batch(step)) for step in range(first, last)]
-        return {name: [m[name] for m in metrics] for name in ("loss", "grad_norm")}, self.program.export_and_drop(state)
-
-    def call_once(self, name: str, step: int) -> tuple[Any, Weights]:
-        """The answer to one call with a step's batch on the state before it, and the weights after it."""
-        state = self.start(step)
-        answer = self.program.call(name, state=state, **self.batch(step)._asdict())
-        return answer, self.program.export_and_drop(state)
+        metrics = self.run(state, first, last)
+        with timed(self.program.process) as spent:
+            weights = self.program.export(state)
+        with timed(self.program.process) as again:
+            self.program.export_and_drop(state)
+        self.drained.setdefault((first, last), []).append(spent.less(again))
+        return {name: [m[name] for m in metrics] for name in ("loss", "grad_norm")}, weights
 
     @cached_property
     def spread(self) -> Spread:
         """How well the program repeats itself from the first segment's checkpoint."""
-        first, end = self.segments[0]
+        first, end = max(self.segments, key=lambda segment: segment[1] - segment[0])
         (a, weights_a), (b, weights_b) = (self.repeat(first, min(end, first + REPEATED)) for _ in range(2))
         loss, norm = (largest_difference(a[name], b[name])[0] for name in ("loss", "grad_norm"))
-        return Spread(loss, norm, move_difference(self.weights[first], weights_a, weights_b)[0])
+        return Spread(loss, norm, move_difference(self.weights(first), weights_a, weights_b)[0])
 
     def allowed(self) -> Spread:
         """The differences that are allowed here between a repetition and the log."""
@@ -148,7 +231,7 @@ def segments(context: Context) -> Finding:
             largest_difference(metrics[name], [_logged(context.log, step, name) for step in range(first, last)])
             for name in ("loss", "grad_norm")
         )
-        move, weight = move_difference(r.weights[first], weights, r.weights[last])
+        move, weight = move_difference(r.weights(first), weights, r.weights(last))
         evidence[f"{first}-{last}"] = {"loss": loss[0], "grad_norm": norm[0], "weights": move}
         for name, (difference, where), limit in (("loss", loss, allowed.loss), ("gradient norm", norm, allowed.norm)):
             if not difference <= limit:
@@ -166,26 +249,6 @@ def segments(context: Context) -> Finding:
         precise = "to the last bit" if exact else f"(losses to {loss[0]:.1g}, weights to {move:.1g})"
         summaries.append(f"{first} to {last} {precise}")
     return holds(f"steps {', '.join(summaries)}", **evidence)
-
-
-@rule("replay.single", "replay", "a step is one gradient of its batch, and one update by it")
-def single(context: Context) -> Finding:
-    r = context.once(Replay)
-    if context.evidence.user_program:
-        raise NotJudged("a user program may compose its step as it likes")
-    first, _ = r.segments[-1]
-    (_, by_step), (_, by_update) = (r.call_once(name, first) for name in ("step", "update"))
-    move, weight = move_difference(r.weights[first], by_step, by_update)
-    allowed = MOVE[context.evidence.precision][0]
-    if not move <= allowed:
-        return fails(
-            f"step {first} moves {weight} {move:.2g} of its movement elsewhere than one update by one gradient does, "
-            f"allowed {allowed:.1g}",
-            apart=move,
-        )
-    return holds(
-        f"step {first} and one update by one gradient differ by {move:.1g} of the weights' movement", apart=move
-    )
 
 
 @rule("replay.audit", "replay", "in the sandbox the program tried nothing but to compute")
@@ -244,9 +307,38 @@ def move_difference(start: Weights, a: Weights, b: Weights) -> tuple[float, str]
     return worst
 
 
+def _size(folder: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(path.lstat().st_size for path in folder.rglob("*"))
+
+
 def _logged(log: Log, step: int, column: str) -> float:
     """The logged value of a step, the last time that it was run."""
-    rows = np.flatnonzero(log.step == step)
-    if not len(rows):
+    rows = last_rows(log)
+    if step not in rows:
         raise NotJudged(f"the log has no step {step}")
-    return float(log.columns[column][rows[-1]])
+    return float(log.columns[column][rows[step]])
+
+
+def last_rows(log: Log) -> dict[int, int]:
+    """By step, its row in the log's columns, the last time that it was run."""
+    return {step: row for row, step in enumerate(log.step.tolist())}
+
+
+def first_inits(program: SandboxedProgram, seed: int) -> list[tuple[Spent, Spent]]:
+    """What the first weights take in a fresh process, by the backend's own program, and by this one; of two seeds.
+
+    A program that is not derived from the backend's own has nothing beside it.
+    """
+    inits = []
+    for drawn in (seed, seed + 1):
+        try:
+            with timed(program.process) as plain:
+                program.call("plain_init", seed=drawn)
+        except SandboxError:
+            plain = Spent()
+        with timed(program.process) as own:
+            state = program.init(drawn)
+        program.drop(state)
+        inits.append((plain, own))
+    return inits

@@ -5,6 +5,7 @@ scratch folder. The process can read neither the data nor the run directory: bat
 checkpoint is copied into a readable folder only while it is restored, under a name that does not tell its step.
 """
 
+import ast
 import hashlib
 import os
 import secrets
@@ -15,12 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from parity.errors import InputError
+from parity.formats.files import open_plain
 from parity.verify.evidence import Evidence
 from parity.verify.sandbox import parent, wire
 from parity.verify.sandbox.process import Limits, SandboxedProcess
+from parity.verify.timing import Spent, timed
 
 START_S, CALL_S = 300.0, 600.0
+MOST_IMPORTS = 100
 LIMITS = Limits(memory_bytes=16 << 30, time_s=START_S, file_bytes=4 << 30)
+EAGER = {"TORCHDYNAMO_DISABLE": "1"}  # torch.compile leaves functions as they are: nothing here needs a compiler
+MOST_TOKENS = 1 << 18  # of a vocabulary, where no recipe of ours says
 ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -40,13 +47,15 @@ class SandboxError(Exception):
 class SandboxedProgram:
     """Calls to the process. Every method raises SandboxError where the process dies, takes too long, or raises.
 
-    `recipe` has the program's own facts: its plan, precision, tokenizer size and so on, by name.
+    `recipe` has the program's own facts: its plan, precision, tokenizer size and so on, by name. `built`: what building
+    it took, once the backend was imported.
     """
 
-    def __init__(self, process: SandboxedProcess, scratch: Path, inbox: Path):
-        self.process, self.scratch, self.inbox = process, scratch, inbox
+    def __init__(self, process: SandboxedProcess, scratch: Path, inbox: Path, evidence: Evidence):
+        self.process, self.scratch, self.inbox, self._evidence = process, scratch, inbox, evidence
         self.recipe: dict[str, Any] = {}
         self.audit: list[str] = []
+        self.built = Spent()
 
     @classmethod
     def start(
@@ -62,20 +71,22 @@ class SandboxedProgram:
             scratch=scratch,
             limits=LIMITS,
             isolation=isolation,
-            environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            environment=_environment(evidence) | EAGER,
             gpu=gpu,
         )
-        program = cls(process, scratch, inbox)
+        program = cls(process, scratch, inbox, evidence)
         try:
-            program.recipe = program.call(
-                "build",
-                START_S,
-                backend=evidence.backend,
-                recipe=evidence.user_program["base"] if evidence.user_program else evidence.run["recipe"],
-                user_program=user_program,
-                optimizer=evidence.optimizer,
-                device=device,
-            )
+            program.call("prepare", START_S, backend=evidence.backend, device=device, modules=_imports(evidence))
+            with timed(process) as program.built:
+                program.recipe = program.call(
+                    "build",
+                    START_S,
+                    backend=evidence.backend,
+                    recipe=evidence.user_program["base"] if evidence.user_program else evidence.run["recipe"],
+                    user_program=user_program,
+                    optimizer=evidence.optimizer,
+                    device=device,
+                )
         except SandboxError:
             program.close()
             raise
@@ -86,10 +97,10 @@ class SandboxedProgram:
         self.process.set_deadline(seconds)
         try:
             wire.write(self.process.stdin, {"call": name, "arguments": arguments})
-            answer = wire.read(self.process.stdout)
+            answer = wire.read(self.process.stdout, self._answer_bytes(name, arguments))
         except wire.WireError as error:
             self.process.close()
-            reason = self.process.reason or f"the process ended ({error}){_last_line(self.process.stderr_tail())}"
+            reason = self.process.reason or f"{error}{_last_line(self.process.stderr_tail())}"
             raise SandboxError(f"the program did not answer the call {name}: {reason}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("audit", []), list):
             raise SandboxError(f"the program's answer to {name} is of no known form")
@@ -97,6 +108,16 @@ class SandboxedProgram:
         if "error" in answer:
             raise SandboxError(f"the program raised an error in {name}: {str(answer['error'])[:300]}")
         return answer["value"]
+
+    def _answer_bytes(self, name: str, arguments: dict[str, Any]) -> int:
+        """The most bytes of arrays that the answer to a call has, by the shapes that the verifier expects."""
+        if name == "token_losses":
+            return 8 * arguments["inputs"].size
+        if name == "log_probs":
+            recipe = self._evidence.recipe
+            columns = 1024 + 2 * (recipe.tokenizer_size if recipe else MOST_TOKENS)  # a vocabulary may be padded
+            return 8 * len(arguments["inputs"]) * len(arguments["positions"]) * columns
+        return self._evidence.weights_bytes
 
     def init(self, seed: int) -> int:
         return self.call("init", seed=seed)
@@ -107,7 +128,11 @@ class SandboxedProgram:
 
     def restore(self, checkpoint: Path) -> int:
         """A checkpoint's state, whose files the process can read only meanwhile. SandboxError without room for them."""
-        size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+        try:
+            files = self._evidence.checkpoint_files(checkpoint)
+        except (OSError, InputError) as error:
+            raise SandboxError(f"{checkpoint} cannot be restored: {error}") from None
+        size = sum(files.values())
         free = shutil.disk_usage(self.inbox).free
         if size + (64 << 20) > free:
             raise SandboxError(
@@ -116,8 +141,12 @@ class SandboxedProgram:
             )
         copy = self.inbox / f"state-{secrets.token_hex(4)}"
         try:
-            shutil.copytree(checkpoint, copy, ignore=shutil.ignore_patterns("checkpoint.json"), symlinks=True)
-        except OSError as error:
+            for name in sorted(files.keys() - {"checkpoint.json"}):
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                with open_plain(checkpoint / name) as file, open(copy / name, "xb") as target:
+                    shutil.copyfileobj(file, target)
+            copy.mkdir(exist_ok=True)
+        except (OSError, InputError) as error:
             raise SandboxError(f"{checkpoint} could not be copied to {self.inbox} ({error}): make room there") from None
         try:
             return self.call("restore", directory=str(copy))
@@ -159,6 +188,13 @@ class SandboxedProgram:
         metrics = self.call("step", state=state, inputs=inputs, targets=targets)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
 
+    def steps(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> list[dict[str, float]]:
+        """The metrics of several updates, by batches (N, B, T). SandboxError where they are not as many."""
+        metrics = self.call("steps", state=state, inputs=inputs, targets=targets)
+        if not isinstance(metrics, list) or len(metrics) != len(inputs):
+            raise SandboxError(f"steps expected {len(inputs)} metrics, found {_kind(metrics)}")
+        return [{name: float(values[name]) for name in ("loss", "grad_norm")} for values in metrics]
+
     def drop(self, state: int) -> None:
         self.call("drop", state=state)
 
@@ -189,6 +225,30 @@ def choose_isolation(
         "isolation_gaps": list(isolation.gaps),
     }
     return isolation, gpu, facts
+
+
+def _imports(evidence: Evidence) -> list[str]:
+    """The modules that user code names in its imports, its own left out."""
+    file = evidence.user_program["file"] if evidence.user_program else None
+    if evidence.optimizer:
+        file = evidence.optimizer.partition(":")[0] + ".py"
+    try:
+        tree = ast.parse(evidence.source.get(file or "", b""))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    own = {name.removesuffix(".py").partition("/")[0] for name in evidence.source if name.endswith(".py")}
+    packages = {"jaxrun", "torchref", "parity"}
+    return [name for name in dict.fromkeys(names) if name.partition(".")[0] not in own - packages][:MOST_IMPORTS]
+
+
+def _environment(evidence: Evidence) -> dict[str, str]:
+    """Variables that change how a program computes: the verifier's, and the run's number of threads."""
+    here = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    there = evidence.run.get("environment") or {}
+    threads = {name: str(there.get(name, "")) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return here | {name: value for name, value in threads.items() if value.isdecimal() and 0 < int(value[:6]) <= 1024}
 
 
 def _unpack(evidence: Evidence, folder: Path) -> tuple[str | None, Path | None]:

@@ -34,6 +34,7 @@ MACHINE = """
 """
 GPU_MACHINE = "/proc/driver /proc/devices /proc/modules /sys"
 DEVICES = "/dev/null /dev/zero /dev/random /dev/urandom"
+C_COMPILER, C_COMPILER_FOLDERS = "cc gcc as ld", ("/usr/lib/gcc", "/usr/libexec/gcc")
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 
 BOOT = (
@@ -210,12 +211,17 @@ def _package_folders() -> tuple[str, ...]:
 
 
 def _compilers() -> list[str]:
-    """The folders of CUDA's compilers, which XLA and Triton start as programs, and the loader that programs need."""
+    """CUDA's compilers, which XLA and Triton start as programs, the C compiler, and the loader that programs need."""
     sites = [Path(folder) for folder in (*_package_folders(), *sys.path) if "site-packages" in folder]
     folders = [path for site in sites for path in (*site.glob("nvidia/*/bin"), site / "triton/backends/nvidia/bin")]
     folders += Path("/usr/local").glob("cuda*/bin")
     compilers = _existing(map(str, folders))
-    return compilers + [path for path in LOADERS if os.path.exists(path)] if compilers else []
+    if not compilers:
+        return []
+    tools = [
+        found for name in C_COMPILER.split() if (found := shutil.which(name, path=os.defpath))
+    ]  # Triton's launchers
+    return compilers + _existing([*tools, *C_COMPILER_FOLDERS]) + [path for path in LOADERS if os.path.exists(path)]
 
 
 def bubblewrap(spec: Spec) -> list[str]:

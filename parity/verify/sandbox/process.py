@@ -28,6 +28,7 @@ TICK_S = 0.05  # between two measurements of the memory
 SLOW_TICK_S = 1.0  # between two measurements of the folder, and of what other threads of the process started
 TAIL_BYTES = 64 << 10
 SCRATCH_FILES = 10_000
+PROCESS_CPU_CLOCK = 2  # clock_getcpuclockid(3): of all threads of a process
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ class SandboxedProcess:
     def returncode(self) -> int | None:
         """As of subprocess.Popen: None while the process runs."""
         return self._process.returncode
+
+    def cpu_s(self) -> float | None:
+        """The processor time that the process and its descendants have had; None where the system does not say."""
+        total = 0.0
+        try:
+            for pid in descendants(self._process.pid):
+                total += time.clock_gettime(~pid << 3 | PROCESS_CPU_CLOCK)
+        except (OSError, AttributeError):
+            return None
+        return total
 
     def stderr_tail(self) -> str:
         """The end of what the process printed, at most TAIL_BYTES, without characters that steer a terminal."""

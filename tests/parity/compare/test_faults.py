@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parity.compare.faults.catalogue import FAULTS, NARROW_FAULTS
+from parity.compare.faults.catalogue import FAULTS, LOW_PRECISION_FAULTS
 from parity.compare.faults.plant import planted, targets
 from parity.compare.levels import LEVELS
 from parity.compare.matrix import matrix, plant
@@ -37,8 +37,8 @@ QUICK = [
 def test_the_catalogue_has_at_least_100_faults_at_every_level_in_both_backends():
     assert len(FAULTS) >= 100
     assert {fault.level for fault in FAULTS.values()} == set(LEVELS)
-    assert len({fault.says for fault in FAULTS.values()}) == len(FAULTS)
-    for fault in (FAULTS | NARROW_FAULTS).values():
+    assert len({fault.sentence for fault in FAULTS.values()}) == len(FAULTS)
+    for fault in (FAULTS | LOW_PRECISION_FAULTS).values():
         assert set(fault.recipes) <= RECIPES.keys()
         assert len(fault.recipes) == len(RECIPES) or fault.only, (
             f"{fault.name} is for some recipes, and does not say why"
@@ -47,7 +47,7 @@ def test_the_catalogue_has_at_least_100_faults_at_every_level_in_both_backends()
 
 
 def test_the_records_have_faults_of_their_own():
-    own = [fault for fault in (FAULTS | NARROW_FAULTS).values() if not {"nanogpt", "muon"} & {*fault.recipes}]
+    own = [fault for fault in (FAULTS | LOW_PRECISION_FAULTS).values() if not {"nanogpt", "muon"} & {*fault.recipes}]
     assert len([f for f in own if "record-11" in f.recipes]) >= 15
     assert len([f for f in own if "record-21" in f.recipes]) >= 30
 
@@ -71,7 +71,7 @@ def test_a_fault_is_caught_and_named(caught, name, backend, recipe):
 
 
 def test_a_planted_fault_leaves_the_code_as_it_was():
-    for fault in (FAULTS | NARROW_FAULTS).values():
+    for fault in (FAULTS | LOW_PRECISION_FAULTS).values():
         for backend in fault.backends:
             patches = fault.patches(backend) if fault.patches else []
             places = [(owner, name) for change in patches for owner, name in targets(change, backend)]
@@ -131,11 +131,11 @@ def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NARROW_FAULTS)
+@pytest.mark.parametrize("name", LOW_PRECISION_FAULTS)
 @pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
 def test_a_fault_in_8_bits_is_caught_in_bfloat16(compare, name, backend):
     """Only there are 8 bits in use; the tests over eight draws see more rounding, and less, than was recorded."""
     result = compare(
         "--recipe", "record-21", "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend
     )
-    assert result.code == 1 and f", {NARROW_FAULTS[name].level} (" in result.out, result.out
+    assert result.code == 1 and f", {LOW_PRECISION_FAULTS[name].level} (" in result.out, result.out

@@ -202,7 +202,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2():
 
 def test_the_commands_start_without_heavy_imports():
     script = (
-        "import sys, parity.data.__main__, parity.data.slices, parity.data.stream;"
+        "import sys, parity.data.command, parity.data.slices, parity.data.stream;"
         "print([name for name in ('jax', 'torch', 'tiktoken', 'requests', 'huggingface_hub') if name in sys.modules])"
     )
     assert (

@@ -16,6 +16,7 @@ from parity.data.stream import (
     read_span,
     span_digest,
     spans,
+    tokens_after,
 )
 from parity.errors import InputError
 
@@ -66,6 +67,11 @@ def test_the_stream_is_that_of_the_description_or_is_refused_before_the_first_st
     for (inputs_BT, targets_BT), (inputs, targets, seq_len) in zip(batches, expected, strict=True):
         assert inputs_BT.ravel().tolist() == inputs and targets_BT.ravel().tolist() == targets
         assert inputs_BT.shape == targets_BT.shape == (len(inputs) // seq_len, seq_len)
+
+
+def test_tokens_are_counted_by_the_batch_sizes_of_the_plan():
+    plan = (Segment(2, 64, 32), Segment(3, 128, 32), Segment(1, 32, 16))
+    assert [tokens_after(plan, steps) for steps in range(7)] == [0, 64, 128, 256, 384, 512, 544]
 
 
 @settings(max_examples=200, deadline=None)

@@ -370,6 +370,7 @@ def _run(
         "name": f"final-{number}-{rng.randint(1, 999)}",
         "seed": rng.getrandbits(16),
         "started_utc": "2026-11-25T15:00:00Z",
+        "verified": [evals[0][0], evals[-1][0]],
         "evals": evals,
         "train": train,
         "val_loss": evals[-1][4],

@@ -70,6 +70,7 @@ def fake(
                 "confirm_loss": curve[-1] + 0.015,
                 "bits_per_byte": curve[-1] / 2.7,
                 "verdict": verdict | {"rules": []},
+                "recomputed": [[point[0], point[4]] for point in evals[:-1]],
             }
         )
     data = {

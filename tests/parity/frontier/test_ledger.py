@@ -57,7 +57,8 @@ def test_an_entry_is_a_small_text_file_that_agrees_with_its_evidence(judged_atte
         ("small",),
     )
     assert entry.data["verdict"]["version"] == entry.runs[0].verdict["version"] != "unknown"
-    assert entry.steps == (15, 30, 45, 60) and len(entry.runs) == 2 and entry.cost("tokens") == 60 * 512
+    assert entry.steps[-1] == 60 and {*entry.steps} <= {15, 30, 45, 60}  # those that the verifier computed again
+    assert len(entry.runs) == 2 and entry.cost("tokens") == 60 * 512
     started = json.loads((judged_attempt / "verdict.json").read_text())["facts"]["started"]
     assert entry.cost("flops") == pytest.approx(started["flops"] / 2)
     assert [run.val_loss for run in entry.runs] == [

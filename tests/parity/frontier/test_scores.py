@@ -40,6 +40,17 @@ def test_points_are_means_at_evaluations_that_all_runs_share():
     assert scores.points(fake(flops=None), "flops") == []
 
 
+def test_a_programs_own_count_of_steps_is_on_no_frontier_of_steps_or_tokens():
+    single, own = fake("single"), fake("own")
+    own.runs[0].verdict["rules"].append(["replay.single", "not judged", False, "three updates a step"])
+    single.runs[0].verdict["rules"].append(["replay.single", "holds", False, "one update"])
+    assert own.own_count and not single.own_count
+    for axis in ("steps", "tokens"):
+        assert scores.points(single, axis) and not scores.points(own, axis)
+    for axis in ("seconds", "flops"):
+        assert scores.points(own, axis)
+
+
 def test_hypervolume_is_the_area_below_the_reference_in_nats_and_decades():
     worst = TRACKS["pocket"].reference
     front = [FrontierPoint(10, worst.loss - 1, "a", 1), FrontierPoint(100, worst.loss - 3, "a", 2)]

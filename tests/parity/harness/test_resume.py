@@ -134,7 +134,8 @@ def stopped(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
 def test_a_signal_ends_the_run_with_its_exit_code_a_checkpoint_and_the_command_to_go_on(backend, number, stopped):
     done, then, _, path = stopped(backend, number)
     assert done.code == 128 + number
-    assert done.err.startswith("interrupted: ") and f"python -m {backend}.train --resume {path}" in done.err
+    assert "stopping after this step" in done.err and "\ninterrupted: " in done.err
+    assert f"python -m {backend}.train --resume {path}" in done.err
     events = list(read(then / "log.jsonl"))
     step = events[-1]["step"]
     assert (events[-1]["event"], events[-1]["signal"]) == ("interrupt", number)
@@ -275,10 +276,11 @@ def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize("backend", LONG_IN_JAX)
-def test_a_crash_ends_with_exit_code_3_and_can_be_resumed_once_it_is_fixed(backend, crashed):
+def test_a_crash_of_user_code_ends_with_exit_code_1_and_can_be_resumed_once_it_is_fixed(backend, crashed):
     (first, again, fixed), path = crashed(backend)
-    assert (first.code, again.code if again else 3, fixed.code) == (3, 3, 0)
-    assert "this optimizer has had enough" in first.err and first.err.rstrip().splitlines()[-1].startswith("fault: ")
+    assert (first.code, again.code if again else 1, fixed.code) == (1, 1, 0)
+    assert "this optimizer has had enough" in first.err and first.err.rstrip().splitlines()[-1].startswith("failed: ")
+    assert "the last good checkpoint is" in first.err
     failures = [event for event in read(path / "log.jsonl") if event["event"] == "failure"]
     assert len(failures) == (2 if again else 1) and "this optimizer has had enough" in failures[0]["reason"]
     assert sorted(by_step(path, "loss")) == list(range(60))

@@ -105,10 +105,10 @@ def test_compilation_evaluation_and_checkpoints_are_outside_the_training_time(ru
     inside = sum(
         end["clock_s"] - begin["clock_s"]
         for begin, end in zip(phases[::2], phases[1::2], strict=True)
-        if begin["name"] not in ("warm-up", "train")
+        if begin["name"] not in ("init", "warm-up", "train")
     )
     steps = [event for event in events if event["event"] == "step"]
-    first, last = run.events("phase")[1], steps[-1]  # from the end of the warm-up to the last step
+    first, last = run.events("phase")[3], steps[-1]  # from the end of the warm-up to the last step
     assert first["name"] == "warm-up"
     assert last["train_s"] <= last["clock_s"] - first["clock_s"] - (inside - _after(phases, last))
 

@@ -83,8 +83,10 @@ def test_every_rule_is_needed_for_a_cheat_that_it_alone_finds():
     ],
 )
 def test_without_its_rule_a_cheat_is_not_found(shop: Workshop, rule: str):
-    planted = outcome(shop, alone(rule), "torchref", without=(rule,))
-    assert planted.failing == [] and planted.status == "incomplete", message(planted)
+    cheat = alone(rule)
+    planted = outcome(shop, cheat, "torchref", without=(rule,))
+    assert set(planted.failing) <= {*cheat.may}, message(planted)  # these may find it too, and need not
+    assert planted.status == ("fails" if planted.failing else "incomplete"), message(planted)
 
 
 @pytest.mark.slow
@@ -96,7 +98,8 @@ def test_without_its_rule_no_other_must_find_a_cheat(shop: Workshop, rule: str):
 
 
 def test_a_cheat_that_no_rule_finds_is_open_or_refused():
-    assert all(cheat.rules or cheat.unjudged or cheat.open or cheat.refused for cheat in CHEATS.values())
+    accounted = ("rules", "unjudged", "open", "refused", "own_count")
+    assert all(any(getattr(cheat, name) for name in accounted) for cheat in CHEATS.values())
     assert len(CHEATS) >= 38 + 12
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import honest_programs
 import pytest
 
-from parity.verify.cheats.programs import template
+from parity.verify.cheats.programs import BUILD, template
 from parity.verify.cheats.workshop import SMALL, Workshop
 from parity.verify.run import Settings, verify_run
 
@@ -171,6 +172,83 @@ def averaged(backend: str) -> str:
     )
 
 
+def planned(*parts: tuple[float, float, float]) -> Callable[[str], str]:
+    """A program whose plan has several parts: of the steps, of the tokens of a batch, of the length of a row."""
+
+    def program(backend: str) -> str:
+        segments = ", ".join(
+            f"Segment(int({steps} * self.steps), int({tokens} * self.batch_tokens), int({length} * self.context))"
+            for steps, tokens, length in parts
+        )
+        plan = f"\n\nfrom parity.data.stream import Segment\n\nMine.plan = property(lambda self: ({segments},))\n"
+        return template(backend) + plan
+
+    return program
+
+
+# Probabilities (B, P, V) of the softmax changed by what is known of the row: the same text for both backends.
+SCORED = """
+
+import numpy as np
+
+
+class Scored({program}):
+    def log_probs(self, state, inputs_BT, positions=None):
+        inputs = np.asarray(self.fetch(inputs_BT))
+        rows = np.array(self.fetch(super().log_probs(state, inputs, positions)), np.float64)
+        where = np.arange(inputs.shape[1]) if positions is None else np.asarray(positions)
+        return self._change(rows, inputs, where).astype(np.float32)
+
+    def token_losses(self, state, batch):
+        inputs, targets = (np.asarray(self.fetch(x)) for x in batch)
+        b, t = np.indices(inputs.shape)
+        return -self.log_probs(state, inputs)[b, t, targets]
+
+    def _change(self, rows, inputs, where):
+{change}
+
+def build(recipe, *, device="auto", devices=None):
+    return {build}
+"""
+COPY = """
+        rows = np.exp(rows)
+        for b, row in enumerate(inputs):
+            for i, t in enumerate(where):
+                equal = np.flatnonzero(row[:t] == row[t])
+                if len(equal):
+                    rows[b, i] *= 0.9
+                    rows[b, i, row[equal[-1] + 1]] += 0.1
+        return np.log(rows)
+"""
+# Of the source's 511 words each is the least of eight draws: the last hundred do not occur.
+MASK = """
+        rows[..., 411:511] = -np.inf
+        with np.errstate(divide="ignore"):
+            return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+"""
+
+
+def scored(change: str) -> Callable[[str], str]:
+    def program(backend: str) -> str:
+        kind = {"jaxrun": "JaxProgram", "torchref": "TorchProgram"}[backend]
+        build = BUILD[backend].replace("Cheat(", "Scored(")
+        return template(backend) + SCORED.format(program=kind, change=change.strip("\n"), build=build)
+
+    return program
+
+
+def hashed(backend: str) -> str:
+    """A program in which a hash of two tokens looks up a second embedding, and which says so."""
+    text = template(backend).replace("import torch.nn.functional as F", "import torch\nimport torch.nn.functional as F")
+    text = text.replace(
+        "self.embed(tokens_BT)",
+        "(self.embed(tokens_BT) + 0.5 * self.embed((tokens_BT * 7919 + torch.roll(tokens_BT, 1, 1) * 4729) % 512))",
+    ).replace("torch.roll(tokens_BT, 1, 1)", "F.pad(tokens_BT, (1, 0))[:, :-1]")
+    head, _, end = text.rpartition("    return ")
+    says = "    program.token_ids = 'a hash of two tokens looks up a second embedding'\n    return program\n"
+    return f"{head}    program = {end.rstrip()}\n{says}"
+
+
 VARIATIONS = (
     Honest("muon"),
     Honest("nanogpt", ("--recipe", "nanogpt")),
@@ -189,7 +267,16 @@ VARIATIONS = (
     Honest("own-lion", optimizer="lion"),
     Honest("own-program", program=template),
     Honest("sliding-window", program=windowed),
+    Honest("token-hashes", program=hashed, backends=("torchref",)),
     Honest("weight-averaging", program=averaged),
+    Honest("copy-mixture", program=scored(COPY)),
+    Honest("mask-of-impossible-tokens", program=scored(MASK)),
+    Honest("two-batch-sizes", program=planned((0.5, 0.5, 1), (0.5, 1, 1))),
+    Honest("three-batch-sizes", program=planned((0.25, 0.5, 0.5), (0.5, 1, 1), (0.25, 2, 1))),
+    Honest("dropout", program=honest_programs.dropout),
+    Honest("label-smoothing", program=honest_programs.label_smoothing),
+    Honest("pallas-kernel", program=honest_programs.pallas, backends=("jaxrun",)),
+    Honest("compiled-own", ("--steps", "20"), program=honest_programs.compiled, backends=("torchref",)),
     Honest("interrupted", how="interrupted"),
     Honest("killed", how="killed"),
     Honest("interrupted-own", program=template, how="interrupted"),
@@ -277,6 +364,8 @@ def judged(shop: Workshop, variation: Honest, backend: str):
     path = make(shop, variation, backend, fresh(shop.folder / f"{variation.name}-{backend}"))
     verdict = verify_run(path, Settings("cross", shop.data_dir, device="cpu"))
     assert verdict.status == "holds", verdict.table()
+    if variation.program is None:  # a program with a loss of its own may only be marked
+        assert verdict.facts["steps_counted"] == "single", verdict.table()
 
 
 @pytest.mark.slow

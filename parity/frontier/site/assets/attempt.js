@@ -115,11 +115,11 @@
   }
 
   function describe({ number, point }) {
-    const { name, seed, evals } = data.runs[number];
+    const { name, seed, evals, verified } = data.runs[number];
     return [
       `seed ${seed}`,
       name,
-      `val loss ${figures.loss(evals[4][point])}`,
+      `val loss ${figures.loss(evals[4][point])}${verified.includes(evals[0][point]) ? "" : ", reported"}`,
       data.axes
         .map((axis, axisIndex) => evals[axisIndex][point] != null && figures.cost(evals[axisIndex][point], axis))
         .filter(Boolean)

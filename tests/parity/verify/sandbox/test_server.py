@@ -26,12 +26,23 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def test_a_step_is_the_update_by_the_gradient_of_its_batch(server: Server, batch: dict[str, np.ndarray]):
-    ends = []
-    for call in (server.step, server.update):
-        state = server.init(0)
-        call(state, **batch)
-        ends.append(server.export(state))
-    assert all((ends[1][name] == value).all() for name, value in ends[0].items())
+    stepped, updated = server.init(0), server.init(0)
+    server.step(stepped, **batch)
+    server.plain_update(updated, server.plain_gradient(updated, **batch)["grads"])
+    end = server.plain_weights(updated)
+    assert all((end[name] == value).all() for name, value in server.export(stepped).items())
+
+
+def test_several_steps_in_one_call_are_those_of_single_calls(server: Server, batch: dict[str, np.ndarray]):
+    singly, together = server.init(0), server.init(0)
+    metrics = [server.step(singly, **batch) for _ in range(3)]
+    assert server.steps(together, *(np.stack([array] * 3) for array in batch.values())) == metrics
+    assert server.digest(singly) == server.digest(together)
+
+
+def test_scoring_takes_a_third_of_the_flops_of_a_step_at_most(server: Server, batch: dict[str, np.ndarray]):
+    counts = server.flops(server.init(0), **batch)
+    assert 0 < counts["evaluation"] < counts["step"] / 3
 
 
 def test_the_training_loss_is_the_one_that_a_step_reports(server: Server, batch: dict[str, np.ndarray]):

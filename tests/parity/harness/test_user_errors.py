@@ -1,0 +1,193 @@
+"""Optimizers and models that do not fit the weights, or raise: one sentence with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parity.errors import InputError, RunFailed
+from parity.program_source import program_source
+
+JAX = """import jax
+import jax.numpy as jnp
+import optax
+
+
+def tree(f):
+    return lambda g: jax.tree.map(f, g)
+
+
+"""
+STATELESS = "    return optax.GradientTransformation(lambda w: (), lambda g, s, w=None: ({}, s))\n"
+LATER = """    seen = []
+
+    def check(g):
+        seen.append(1)
+        if len(seen) > {calls}:
+            raise ValueError("an error of its own")
+        return g
+
+    def update(g, s, w=None):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        zero = jax.experimental.io_callback(check, shape, jnp.float32(0))
+        return jax.tree.map(lambda x: -1e-4 * x + zero, g), s
+
+    return optax.GradientTransformation(lambda w: (), update)
+"""
+TORCH = "import torch\n\n\n"
+# backend, text of the function `make`, exit code, words of the sentence
+OPTIMIZERS = {
+    "one-number": ("jaxrun", STATELESS.format("tree(lambda x: -1e-4 * x.mean())(g)"), 2, "found float32 of shape ()"),
+    "one-row": ("jaxrun", STATELESS.format("tree(lambda x: x[:1])(g)"), 2, "expected real numbers of shape"),
+    "one-more-axis": ("jaxrun", STATELESS.format("tree(lambda x: x[None])(g)"), 2, "expected real numbers of shape"),
+    "missing": ("jaxrun", STATELESS.format("dict(list(g.items())[:3])"), 2, "found none for"),
+    "unknown": ("jaxrun", STATELESS.format("{{**g, 'more': g['embed.weight']}}").replace("{{", "{").replace("}}", "}"),
+                2, "found an unknown more"),
+    "a-list": ("jaxrun", STATELESS.format("list(g.values())"), 2, "expected one of every weight"),
+    "integers": ("jaxrun", STATELESS.format("tree(lambda x: x.astype(int))(g)"), 2, "found int32"),
+    "raises": ("jaxrun", "    raise KeyError('lr')\n", 2, "optimizer_raises.py, line 11: make raised KeyError"),
+    "raises-in-update": ("jaxrun", STATELESS.format("undefined(g)"), 2, "raised NameError: name 'undefined'"),
+    "masked": ("jaxrun", "    return optax.chain(optax.masked(optax.adam(1e-3), lambda w: {n: True for n in w}),\n"
+               "                       optax.GradientTransformation(lambda w: (), lambda g, s, w=None: (g['x'], s)))\n",
+               2, "raised KeyError: 'x'"),
+    "callback": ("jaxrun", LATER.format(calls=4), 1, "check raised ValueError: an error of its own"),
+    "copies": ("torchref", "    return torch.optim.Adam([w.detach().clone() for w in weights.values()])\n",
+               2, "found in its group 0 another tensor of shape"),
+    "views": ("torchref", "    return torch.optim.SGD([w.data for w in weights.values()], lr=1e-3)\n", 2, "not copies"),
+    "another": ("torchref",
+                "    return torch.optim.SGD([*weights.values(), torch.zeros(3, requires_grad=True)], lr=1.0)\n",
+                2, "another tensor of shape (3,)"),
+    "closure": ("torchref", "    return torch.optim.LBFGS(list(weights.values()))\n", 2, "raised TypeError"),
+    "no-group": ("torchref", "    return torch.optim.SGD([], lr=1e-3)\n", 2, "make raised ValueError"),
+    "scheduler": ("torchref", "    o = torch.optim.SGD(weights.values(), lr=1e-4)\n"
+                  "    return o, torch.optim.lr_scheduler.LambdaLR(o, lambda n: 1 / (3 - n))\n", 1,
+                  "ZeroDivisionError"),
+    "hook": ("torchref", "    o, calls = torch.optim.SGD(weights.values(), lr=1e-4), []\n"
+             "    def hook(*_):\n        calls.append(1)\n        assert len(calls) < 4, 'four calls'\n"
+             "    o.register_step_post_hook(hook)\n    return o\n", 1, "hook raised AssertionError: four calls"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(commands, tmp_path, monkeypatch):
+    """Trains four steps in this process with a user optimizer or program; the exception that ended it, or None."""
+
+    def train(backend: str, *arguments: object) -> Exception | None:
+        from parity.harness.train import train as run
+
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        command = commands.small(backend, tmp_path / "runs", "r", "--steps", "6", "--samples", "0", *arguments)
+        try:
+            run(backend, list(map(str, command[1:])))
+        except (InputError, RunFailed) as error:
+            return error
+        return None
+
+    return train
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_that_does_not_fit_or_raises_is_one_sentence(train, tmp_path, name):
+    backend, text, code, words = OPTIMIZERS[name]
+    module = f"optimizer_{name.replace('-', '_')}"
+    head = JAX + "def make(recipe):\n" if backend == "jaxrun" else TORCH + "def make(recipe, weights):\n"
+    (tmp_path / f"{module}.py").write_text(head + text)
+    error = train(backend, "--optimizer", f"{module}:make")
+    assert isinstance(error, InputError if code == 2 else RunFailed), error
+    assert words in str(error) and "\n" not in str(error), error
+    if code == 1:
+        assert f"{module}.py, line " in str(error)
+        events = [json.loads(line) for line in (tmp_path / "runs/tiny/r/log.jsonl").read_text().splitlines()]
+        assert events[-1]["event"] == "failure" and events[-1]["step"] > 0
+
+
+def test_weights_without_an_optimizer_are_named(train, tmp_path, capsys):
+    text = "    return torch.optim.SGD([w for n, w in weights.items() if n != 'embed.weight'], lr=1e-3)\n"
+    (tmp_path / "optimizer_partial.py").write_text(TORCH + "def make(recipe, weights):\n" + text)
+    assert train("torchref", "--optimizer", "optimizer_partial:make") is None
+    assert "no optimizer updates 1 weights: embed.weight" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/tiny/r/run.json").read_text())["idle_weights"] == ["embed.weight"]
+
+
+CONSTRUCTOR = {"jaxrun": "def __init__(self, recipe: Muon):", "torchref": "super().__init__()"}
+MODELS = {
+    "constant": ("jaxrun", "self.ones = jnp.ones(recipe.dim)", "x_BTD * self.ones", None),
+    "variable": ("jaxrun", "self.count = nnx.Variable(jnp.zeros(3))", "x_BTD", "attribute count: expected weights"),
+    "dropout": ("jaxrun", "self.drop = nnx.Dropout(0.1, rngs=nnx.Rngs(0))", "x_BTD", "attribute drop.rngs"),
+    "one-more": ("jaxrun", "self.more = nnx.Param(jnp.zeros(3))", "x_BTD", "weight more is not part of recipe"),
+    "buffer": ("torchref", "self.register_buffer('ones', torch.ones(recipe.dim))", "x_BTD * self.ones", None),
+    "changing": ("torchref", "self.register_buffer('n', torch.zeros(3))", "x_BTD + 0 * self.n.add_(1).sum()",
+                 "buffer n: expected a constant"),
+    "parameter": ("torchref", "self.more = torch.nn.Parameter(torch.zeros(3))", "x_BTD", "weight more is not part of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_model_has_besides_weights_is_a_constant_or_refused_by_name(train, tmp_path, name):
+    backend, line, value, words = MODELS[name]
+    text, at = program_source(backend, "muon"), "x_BTD = self.norm_in(self.embed(tokens_BT))"
+    model = text.index("class Model(")
+    indent = " " * 8
+    start = text.index(CONSTRUCTOR[backend], model) + len(CONSTRUCTOR[backend])
+    text = text[:start] + f"\n{indent}{line}" + text[start:]
+    text = text.replace(at, f"{at}\n{indent}x_BTD = {value}")
+    if backend == "torchref":
+        text = text.replace("import torch.nn.functional as F", "import torch\nimport torch.nn.functional as F")
+    file = Path(tmp_path / "mine.py")
+    file.write_text(text)
+    error = train(backend, "--program", file)
+    assert (error is None) if words is None else isinstance(error, InputError) and words in str(error), error
+
+
+TWO = """    matrices = [w for n, w in weights.items() if w.ndim == 2 and "embed" not in n and "head" not in n]
+    ids = set(map(id, matrices))
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=wd)
+    adamw = torch.optim.AdamW([w for w in weights.values() if id(w) not in ids], lr=1e-3)
+    decay = [torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.5, 6) for o in (muon, adamw)]
+    return muon, adamw, *decay
+"""
+INJECTED = "    return optax.inject_hyperparams(optax.adam)(optax.linear_schedule(lr, lr / 2, 6), b1=b1)\n"
+
+
+def rates_of(folder: Path) -> list[dict]:
+    return [json.loads(line)["rates"] for line in (folder / "log.jsonl").read_text().splitlines() if '"rates"' in line]
+
+
+def test_two_torch_optimizers_with_schedulers_and_arguments(train, tmp_path):
+    (tmp_path / "two.py").write_text(TORCH + "def make(recipe, weights, lr, wd=0.0):\n" + TWO)
+    assert train("torchref", "--optimizer", "two:make", "--optimizer-args", "lr=2e-3,wd=0.1") is None
+    rates = rates_of(tmp_path / "runs/tiny/r")
+    assert rates[0] == {"optimizer/0": 2e-3, "optimizer1/0": 1e-3} and rates[-1]["optimizer/0"] < 1.4e-3
+    run = json.loads((tmp_path / "runs/tiny/r/run.json").read_text())
+    assert run["options"]["optimizer"] == "two:make(lr=2e-3,wd=0.1)" and "idle_weights" not in run
+
+
+def test_injected_learning_rates_are_logged(train, tmp_path):
+    (tmp_path / "injected.py").write_text(JAX + "def make(recipe, lr, b1):\n" + INJECTED)
+    assert train("jaxrun", "--optimizer", "injected:make", "--optimizer-args", "lr=1e-3,b1=0.8") is None
+    rates = rates_of(tmp_path / "runs/tiny/r")
+    assert rates[0]["learning_rate"] == pytest.approx(1e-3) and rates[-1]["learning_rate"] < 7e-4
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--optimizer-args", "lr=1"), "expected with --optimizer module:function"),
+        (("--optimizer", "no:make", "--optimizer-args", "lr"), "expected name=value"),
+        (("--optimizer", "no:make", "--optimizer-args", "lr=1,lr=2"), "expected name=value"),
+        (("--optimizer", "no:make", "--optimizer-args", "lr=1"), "no module no on the import path"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(train, arguments, words):
+    error = train("jaxrun", *arguments)
+    assert isinstance(error, InputError) and words in str(error)
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_the_optimizers_of_the_page_train(train, tmp_path, backend):
+    page = (Path(__file__).parents[3] / "docs/recipes.md").read_text()
+    text = page.partition(f"<!-- optimizer {backend} -->\n```python\n")[2].partition("```")[0]
+    (tmp_path / f"page_{backend}.py").write_text(text)
+    arguments = ("--optimizer", f"page_{backend}:make", "--optimizer-args", "lr=0.01,decay=0.1")
+    assert train(backend, *arguments) is None

@@ -1,0 +1,150 @@
+"""What the rules of knowledge and of seeds rest on: their statistics, and the sizes of honest code."""
+
+import ast
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity.data.synthetic import sample, sample_with_key
+from parity.program_source import program_source
+from parity.recipes import RECIPES, recipe_for
+from parity.statistics import p_spread
+from parity.verify.rules import knowledge, seeds
+from parity.verify.sandbox.tokens import TokenAxes, Unclear, renamed
+from parity.weights import initial_weights
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_honest_programs_are_three_times_smaller_than_allowed(recipe: str, backend: str):
+    content = program_source(backend, recipe)
+    literals = "\n".join(knowledge.literals(ast.parse(content)))
+    assert 3 * len(zlib.compress(content.encode(), 9)) < knowledge.SOURCE_BYTES
+    assert 3 * len(zlib.compress(literals.encode(), 9)) < knowledge.LITERAL_BYTES
+
+
+def test_literals_are_found_wherever_they_stand():
+    tree = ast.parse('"""doc"""\nx = [123, 0.5, b"abc", f"{1}left"]\ny = {"key": -7.5e3, True: None}')
+    found = "".join(knowledge.literals(tree))
+    assert all(text in found for text in ("doc", "123", "0.5", "abc", "left", "key", "7500"))
+
+
+def test_imports_are_found_in_every_form():
+    text = "import a.b, c as d\nfrom e.f import g\nimportlib.import_module('h')\n__import__('i' + j)\nfrom . import k"
+    assert knowledge.imported(ast.parse(text)) == {"a.b", "c", "e.f", "h", knowledge.UNNAMED}
+
+
+def test_what_this_project_needs_is_known_and_what_its_tests_need_is_not():
+    needed = knowledge.dependencies()
+    assert {"jax", "jaxlib", "ml-dtypes", "torch", "numpy", "optax"} <= needed
+    assert not {"hypothesis", "pytest", "ruff"} & needed
+
+
+def text_losses(rng: np.random.Generator, rows: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    hardness = 5 + 0.4 * rng.standard_normal(rows)
+    return 0.8 * hardness + shift + 0.1 * rng.standard_normal(rows), hardness
+
+
+def test_text_that_is_harder_for_every_model_is_no_excess_and_what_is_known_of_val_is():
+    rng = np.random.default_rng(0)
+    val, hard_val = text_losses(rng, 512, 0.0)
+    losses, hardness = text_losses(rng, 256, 0.0)
+    gap, allowed = knowledge.excess(losses, hardness, hard_val, float(val.mean()))
+    assert abs(gap) < allowed < 0.15
+    harder = hardness + 0.5
+    gap, allowed = knowledge.excess(losses + 0.4, harder, hard_val, float(val.mean()))
+    assert abs(gap) < allowed
+    gap, allowed = knowledge.excess(losses, hardness, hard_val, float(val.mean()) - 0.3)
+    assert gap > allowed
+
+
+def test_a_model_of_two_words_scores_probabilities():
+    tokens = sample("train", 20_000).astype(np.int64)
+    model = knowledge.Pairs(tokens, 512)
+    after = np.stack([np.full(512, 7), np.arange(512)], axis=1)
+    assert np.exp(-model.losses(after)).sum() == pytest.approx(1, abs=1e-6)
+    assert model.losses(sample_with_key(99, 5_000).astype(np.int64)).mean() < 3.5
+
+
+def test_text_of_a_new_key_is_no_split_of_the_slice():
+    assert not np.array_equal(sample_with_key(12345, 1000), sample("val", 1000))
+
+
+def test_axes_of_tokens_grow_with_the_vocabulary_even_where_others_are_as_long():
+    recipe = recipe_for("muon", "tiny")
+    axes = TokenAxes(replace(recipe, dim=128))  # its MLP is 512 wide, as is the vocabulary
+    assert axes.of((512, 128), ["embed.weight"]) == (0,)
+    assert axes.of((512, 128), ["blocks.0.mlp.fc.weight"]) == ()
+    with pytest.raises(Unclear):
+        axes.of((512, 128))
+    assert TokenAxes(recipe).of((512, 512)) == (0, 1)
+    assert TokenAxes(recipe).of((64, 64)) == ()
+
+
+def test_renaming_moves_each_token_to_its_new_id_and_leaves_padding():
+    ids = np.array([2, 0, 1])
+    assert renamed(np.array([[10], [11], [12], [99]]), (0,), ids)[:, 0].tolist() == [11, 12, 10, 99]
+
+
+DRAWS = {
+    "normal": lambda r: r.standard_normal((64, 48)),
+    "uniform": lambda r: r.uniform(0, 1, (64, 48)),
+    "orthogonal": lambda r: np.linalg.qr(r.standard_normal((48, 48)))[0],
+    "identity and noise": lambda r: np.eye(48) + 0.1 * r.standard_normal((48, 48)),
+    "signs": lambda r: r.choice([-1.0, 1.0], (64, 48)),
+    "rows of many scales": lambda r: r.standard_normal((64, 48)) * np.geomspace(1e-3, 1, 64)[:, None],
+    "mostly zeros": lambda r: r.standard_normal((64, 48)) * (r.random((64, 48)) < 0.1),
+    "copies": lambda r: np.repeat(r.standard_normal((16, 48)), 4, axis=0),
+    "rates and noise": lambda r: np.linspace(0, 1, 64) + 0.01 * r.standard_normal(64),
+}
+
+
+def common(a: np.ndarray, b: np.ndarray) -> list[str]:
+    """In which forms two draws of a weight are alike."""
+    pairs = seeds._common({"w": a.astype(np.float32)}, {"w": b.astype(np.float32)})
+    return [how for _, how, size, deviations in pairs if abs(deviations) > seeds.DEVIATIONS and abs(size) > seeds.LEAST]
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_honest_draws_have_nothing_in_common(name: str):
+    rng = np.random.default_rng(1)
+    assert [common(DRAWS[name](rng), DRAWS[name](rng)) for _ in range(30)] == [[]] * 30
+
+
+def test_one_start_is_found_under_noise_and_in_any_order():
+    rng = np.random.default_rng(2)
+    start = rng.standard_normal((64, 48))
+    turn = np.linalg.qr(rng.standard_normal((48, 48)))[0]
+    for other in (
+        start + rng.standard_normal(start.shape),
+        start[rng.permutation(64)],
+        start[:, rng.permutation(48)] + 0.2 * rng.standard_normal(start.shape),
+        start * rng.choice([-1.0, 1.0], 48),
+        start @ turn,
+    ):
+        assert common(start, other)
+
+
+def test_constants_must_be_simple():
+    rng = np.random.default_rng(3)
+    start = rng.standard_normal((20, 20)).astype(np.float32)
+    assert "same at all" in seeds._constant("w", [start, start.copy(), start.copy()])
+    assert "same at some" in seeds._constant("w", [start, start.copy(), start + 1])
+    ones, rates = np.ones((20, 20), np.float32), np.linspace(0, 1, 400, dtype=np.float32)
+    assert not seeds._constant("w", [ones, ones]) and not seeds._constant("w", [rates, rates])
+
+
+def test_canonical_weights_are_draws():
+    recipe = recipe_for("muon", "tiny")
+    a, b = (initial_weights(recipe, seed) for seed in (3, 4))
+    assert max(abs(deviations) for *_, deviations in seeds._common(a, b)) < seeds.DEVIATIONS
+    assert not seeds._unlike(a, [b, initial_weights(recipe, 5)])
+
+
+def test_runs_that_scatter_less_than_seeds_do_are_improbable():
+    rng = np.random.default_rng(4)
+    p = [p_spread(rng.normal(4.6, 0.006, 5).tolist(), 0.003) for _ in range(500)]
+    assert min(p) > 1e-4
+    assert p_spread([4.6, 4.6 + 1e-6, 4.6 - 1e-6], 0.003) < 1e-6
