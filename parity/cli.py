@@ -5,6 +5,8 @@ import dataclasses
 import difflib
 import io
 import itertools
+import math
+import os
 import re
 import shlex
 import shutil
@@ -95,3 +97,15 @@ def python_command() -> str:
     if shutil.which("python") == str(path):
         return "python"
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def environment_seconds(name: str, default: float) -> float:
+    """The seconds that an environment variable says. Raises InputError where it is no number above 0."""
+    value = os.environ.get(name, str(default))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{name}={value!r}: expected seconds in this environment variable: correct or unset it")
+    return seconds

@@ -6,12 +6,30 @@ SIGTERM and SIGHUP.
 """
 
 import difflib
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 
 MAX_NAMED = 8  # known names in one message
 REPORT_AT = "please report it with the lines above, the command and the run's run.json"
+# What the system refuses because of the place, its limits or its state, and what the user can do about it.
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.EACCES: "check the permissions of its folder",
+    errno.EPERM: "check the permissions of its folder",
+    errno.EIO: "check the disk and its connection",
+    errno.ESTALE: "check the network file system",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EILSEQ: "choose a name that the file system takes",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files of other programs",
+    errno.ENOTDIR: "check the path, of which a part is a file",
+    errno.ELOOP: "check the links in the path",
+}
 
 
 class InputError(Exception):
@@ -28,6 +46,11 @@ class Interrupted(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that the system did not let us write, as a clause; by the error's number."""
+    return REMEDIES.get(error.errno or 0, "check the path")
 
 
 def nearest(name: str, known: Iterable[str], most: int = MAX_NAMED) -> str:
@@ -67,7 +90,18 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            return _fault()
+        path = error.filename if isinstance(error.filename, str) else "a file"
+        sentence = OSError(f"{path}: cannot be read or written ({error.strerror}): {remedy(error)}")
+        print(f"error: {_one_text(sentence)}", file=sys.stderr)
+        return 2
     except Exception:
-        traceback.print_exc()
-        print(f"fault: this is a mistake in the program, not in what you asked for; {REPORT_AT}", file=sys.stderr)
-        return 3
+        return _fault()
+
+
+def _fault() -> int:
+    traceback.print_exc()
+    print(f"fault: this is a mistake in the program, not in what you asked for; {REPORT_AT}", file=sys.stderr)
+    return 3

@@ -94,9 +94,7 @@ class Commands:
         finally:
             process.kill()
         # Tests run two processes at a time, and one may wait for the other to have checked the slice.
-        lines = [
-            line for line in (err or "").splitlines(keepends=True) if not line.startswith("another process prepares")
-        ]
+        lines = [line for line in (err or "").splitlines(keepends=True) if not line.startswith("another process (")]
         return Done(process.returncode, out, "".join(lines))
 
     def small(self, backend: str, runs: Path, name: str, *args: Any) -> list[Any]:
@@ -133,6 +131,22 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
         "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
     }
     return Commands(home, home / "data", env)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """The environment of a process whose file system is as a cluster's: shim(FLOCK=errno.ENOSYS, BELOW=folder), ..."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler or not sys.platform.startswith("linux"):
+        pytest.skip("no C compiler to make the file system's shim with")
+    library = tmp_path_factory.mktemp("shim") / "file_system.so"
+    source = ROOT / "tests/shims/file_system.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+
+    def environment(**variables: Any) -> dict[str, str]:
+        return {"LD_PRELOAD": str(library)} | {f"SHIM_{name}": str(value) for name, value in variables.items()}
+
+    return environment
 
 
 @pytest.fixture(scope="session")

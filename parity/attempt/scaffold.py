@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from parity.declaration.record import DECLARATION, DECLARATION_SCHEMA, Declaration, read_declaration
-from parity.errors import InputError, nearest
+from parity.errors import InputError, nearest, remedy
 from parity.program_source import program_source
 from parity.track import default_recipe, track_for
 
@@ -51,6 +51,6 @@ def new(folder: Path, *, recipe: str, backend: str, track: str, author: str, kin
     except OSError as error:
         raise InputError(
             f"{folder}: expected a folder that can be made and written to, found that it cannot "
-            f"({error.strerror}): name another"
+            f"({error.strerror}): {remedy(error)}, or name another"
         ) from None
     return read_declaration(folder / DECLARATION)

@@ -22,7 +22,7 @@ from parity.compare.runner import Comparison, chosen_levels
 from parity.compare.side import Side
 from parity.compare.weight_names import read_weights
 from parity.data.slices import prepare
-from parity.errors import InputError, nearest, run_command
+from parity.errors import InputError, nearest, remedy, run_command
 from parity.progress import ProgressLine
 from parity.recipes import RECIPES
 
@@ -283,4 +283,6 @@ def _write(options: Options, report: dict[str, Any], page: str) -> None:
             if path:
                 path.write_text(content)
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}): write elsewhere") from error
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}): {remedy(error)}, or write elsewhere"
+            ) from error

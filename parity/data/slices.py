@@ -1,15 +1,15 @@
 """The known slices: how they are prepared, opened and checked, and their folder."""
 
-import contextlib
 import functools
 import importlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from parity.cli import environment_seconds
 from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
 from parity.data.manifest import FILE_NAME, Manifest, Part
 from parity.data.pinned import PINNED
@@ -17,9 +17,11 @@ from parity.data.shards import check_tokens, open_shard
 from parity.data.tokenizer import BytePairTokenizer, WordTokenizer, load_tokenizer
 from parity.errors import InputError, nearest
 from parity.formats.files import cannot_write, remove_temporary, sha256_file
+from parity.formats.folder_lock import waited_for
 from parity.progress import ProgressLine
 
 DATA_VARIABLE = "JAXRUN_DATA"
+WAIT_VARIABLE, WAIT_S = "JAXRUN_WAIT_S", 3600.0  # for another process that prepares the slice
 
 # Name, sentence. The module of a slice has `build`, and is only imported to prepare it.
 SLICES = {
@@ -168,27 +170,6 @@ def open_slice(name: str, data_dir: str | Path | None = None) -> Slice:
     return Slice(directory, manifest, [mapped[info.file] for info in manifest.train])
 
 
-@contextlib.contextmanager
-def _lock(home: Path, name: str, progress: ProgressLine) -> Iterator[None]:
-    """Holds the slice's lock; it falls with the process, so that a killed builder leaves none."""
-    import filelock
-
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(home / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            progress.note(f"another process prepares {name} in {home}: waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise cannot_write(home, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def prepare(
     name: str,
     data_dir: str | Path | None = None,
@@ -197,15 +178,26 @@ def prepare(
 ) -> Slice:
     """Opens a slice, prepared first unless it is here, whole and as pinned; at most one process builds it at a time.
 
-    `train_tokens` is how many a plan needs, for a slice that is downloaded shard by shard. Raises InputError for
-    an unknown name, and where the machine is offline, the disk is full or a digest differs.
+    A whole slice is opened without a lock and without writing anything. `train_tokens` is how many a plan needs, for a
+    slice that is downloaded shard by shard. Raises InputError for an unknown name, and where the machine is offline,
+    the disk is full, a digest differs, or another process holds the slice for longer than JAXRUN_WAIT_S.
     """
     _known(name)
     progress = progress or ProgressLine(silent=True)
+    wait_s = environment_seconds(WAIT_VARIABLE, WAIT_S)
     home = data_home(data_dir)
     directory = home / name
-    with _lock(home, name, progress):
-        if name in PINNED and _whole(name, data_dir):
+    damage = _damage(name, data_dir, train_tokens, progress)
+    if damage == "":
+        return open_slice(name, data_dir)
+    if damage:
+        progress.note(f"{damage}: it is made again")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(home, error) from error
+    with waited_for(home / f"{name}.lock", f"prepares {name} in {home}", wait_s, progress.note) as waited:
+        if waited and _damage(name, data_dir, train_tokens, progress) == "":
             return open_slice(name, data_dir)
         try:
             directory.mkdir(exist_ok=True)
@@ -216,11 +208,24 @@ def prepare(
     return open_slice(name, data_dir)
 
 
-def _whole(name: str, data_dir: str | Path | None) -> bool:
+def _damage(name: str, data_dir: str | Path | None, train_tokens: int | None, progress: ProgressLine) -> str | None:
+    """What is wrong with the slice that is here, as far as a plan needs it: "" if nothing is, None if it is not all
+    here."""
+    if not (data_home(data_dir) / name / FILE_NAME).exists():
+        return None
     try:
-        return not problems(name, data_dir)
+        directory, manifest = _load(name, data_dir)
     except InputError:
-        return False
+        return f"{data_home(data_dir) / name / FILE_NAME}: expected the manifest of {name}, found a damaged one"
+    files = known = {shard.file for shard in manifest.shards}
+    if name in PINNED:
+        progress = ProgressLine(silent=True)
+    else:
+        files = {file for _, file in importlib.import_module(_MODULES[name]).Source().files(train_tokens or 1)}
+        if not all(file in known and (directory / file).exists() for file in files):
+            return None
+    used = replace(manifest, shards=tuple(shard for shard in manifest.shards if shard.file in files))
+    return next(_findings(name, directory, used, progress), "")
 
 
 def problems(name: str, data_dir: str | Path | None = None, progress: ProgressLine | None = None) -> list[str]:
@@ -228,19 +233,24 @@ def problems(name: str, data_dir: str | Path | None = None, progress: ProgressLi
 
     Raises InputError where it cannot be judged: not prepared, or no valid manifest.
     """
-    progress = progress or ProgressLine(silent=True)
     directory, manifest = _load(name, data_dir)
     again = f"delete it and run {prepare_command(name, data_dir)}"
-    sentences = [f"{directory / FILE_NAME}: {clause}; {again}" for clause in _unpinned(name, manifest)]
+    found = _findings(name, directory, manifest, progress or ProgressLine(silent=True))
+    return [f"{finding}; {again}" for finding in found]
+
+
+def _findings(name: str, directory: Path, manifest: Manifest, progress: ProgressLine) -> Iterator[str]:
+    """What is wrong with a slice's files, a clause each."""
+    yield from (f"{directory / FILE_NAME}: {clause}" for clause in _unpinned(name, manifest))
     sizes = [info.size_bytes for info in manifest.shards]
     for number, info in enumerate(manifest.shards, 1):
         path = directory / info.file
         try:
             check_tokens(_open(directory, manifest, info.file), manifest.vocab_size, path)
             if (actual := sha256_file(path)) != info.sha256:
-                sentences.append(f"{path}: expected sha256 {info.sha256}, found {actual}; {again}")
+                yield f"{path}: expected sha256 {info.sha256}, found {actual}"
         except InputError as error:
-            sentences.append(str(error))
+            yield _finding(error)
         progress.step("checking", sum(sizes[:number]) / 1e6, sum(sizes) / 1e6, "MB")
     try:
         for part_name, part in manifest.parts.items():
@@ -249,11 +259,14 @@ def problems(name: str, data_dir: str | Path | None = None, progress: ProgressLi
         opened.tokenizer()
         _ = opened.token_bytes
         if (actual := sha256_file(directory / TOKEN_BYTES_FILE)) != manifest.token_bytes_sha256:
-            expected = manifest.token_bytes_sha256
-            sentences.append(f"{directory / TOKEN_BYTES_FILE}: expected sha256 {expected}, found {actual}; {again}")
+            yield f"{directory / TOKEN_BYTES_FILE}: expected sha256 {manifest.token_bytes_sha256}, found {actual}"
     except InputError as error:
-        sentences.append(str(error))
-    return sentences
+        yield _finding(error)
+
+
+def _finding(error: InputError) -> str:
+    """What an error says is wrong, without what to do about it."""
+    return str(error).rpartition("; ")[0] or str(error)
 
 
 def _unpinned(name: str, manifest: Manifest) -> list[str]:

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from parity.errors import InputError, nearest
+from parity.errors import InputError, nearest, remedy
 from parity.formats import chain_log, schemas
 from parity.formats.chain_log import TORN_LINE_DROPPED, Chain, Format
-from parity.formats.files import sha256_file, sync
+from parity.formats.files import fsync, sha256_file, sync
 from parity.track import default_recipe, track_for
 
 DECLARATION_SCHEMA = "declaration.v1"
@@ -283,7 +283,7 @@ class Record:
                 file.write(line)  # over a torn line: in this order a crash leaves a torn one again
                 file.flush()
                 file.truncate()
-                os.fsync(file.fileno())
+                fsync(file.fileno())
             if new:
                 sync(self.path.parent)
         except OSError as error:
@@ -291,7 +291,7 @@ class Record:
                 os.truncate(self.path, size)
             raise InputError(
                 f"{self.path} cannot be written ({error.strerror}); its {len(self.events)} lines are "
-                "safe: free some space or check its permissions, and run again"
+                f"safe: {remedy(error)}, and run again"
             ) from None
 
 

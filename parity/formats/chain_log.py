@@ -18,8 +18,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from parity.errors import InputError
-from parity.formats.files import open_plain, sync
+from parity.errors import InputError, remedy
+from parity.formats.files import fsync, open_plain, sync
 from parity.formats.strict_json import decode, fault
 
 FIRST_PREV = "0" * 64
@@ -181,8 +181,8 @@ class ChainLog:
             ) from None
         except OSError as error:
             raise InputError(
-                f"{form.title} {self.path} cannot be opened for writing ({error.strerror}): choose a folder that you "
-                "may write to"
+                f"{form.title} {self.path} cannot be opened for writing ({error.strerror}): {remedy(error)}, or choose "
+                "a folder that you may write to"
             ) from None
 
     def append(
@@ -228,13 +228,13 @@ class ChainLog:
             self._settle()
         return InputError(
             f"{self.form.title} {self.path} cannot be written ({error.strerror}); its {self.chain.lines} lines are "
-            f"safe: free some space or check its permissions, and continue with {_resume(self.path, self.form)}"
+            f"safe: {remedy(error)}, and continue with {_resume(self.path, self.form)}"
         )
 
     def sync(self) -> None:
         """Waits until the disk itself has every line, so that a power cut loses none. Raises InputError if it fails."""
         try:
-            os.fsync(self._fd)
+            fsync(self._fd)
         except OSError as error:
             raise self._unwritten(error) from None
 
@@ -277,11 +277,11 @@ def drop_torn_line(path: Path, form: Format, chain: Chain) -> Chain:
             file.write(line)
             file.flush()
             file.truncate(chain.size + len(line))
-            os.fsync(file.fileno())
+            fsync(file.fileno())
     except OSError as error:
         raise InputError(
-            f"{form.title} {path} cannot be repaired ({error.strerror}): free some space or check its permissions, "
-            f"then continue with {_resume(path, form)}"
+            f"{form.title} {path} cannot be repaired ({error.strerror}): {remedy(error)}, then continue with "
+            f"{_resume(path, form)}"
         ) from None
     return chain.after(line)
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent, on the disk itself, with a sentence for a full disk."""
+"""Files and folders that are either whole or absent, on the disk itself, with a sentence where it takes none."""
 
 import contextlib
 import errno
@@ -6,29 +6,27 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from parity.errors import InputError
+from parity.errors import REMEDIES, InputError, remedy
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DISK_ERRORS = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What fsync answers where the file system has no such call.
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
     """The sentence for a file that could not be written: the disk is full, no permission, or the system's reason."""
-    if error.errno in DISK_FULL:
-        return InputError(
-            f"{path}: the disk is full or a size limit was reached while writing it ({error.strerror}), and nothing of "
-            "it was kept: free some space, or choose another place (of slices: --data-dir), then run the command again"
-        )
+    what = "the disk is full" if error.errno in DISK_FULL else "cannot be written"
     return InputError(
-        f"{path}: cannot be written ({error.strerror or error}), and nothing of it was kept: check the permissions of "
-        "its folder, or choose another place (of slices: --data-dir)"
+        f"{path}: {what} ({error.strerror or error}), and nothing of it was kept: {remedy(error)}, or choose another "
+        "place (of slices: --data-dir), then run the command again"
     )
 
 
@@ -46,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with open(temporary, "xb") as file:  # never through a link that somebody has put there
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            fsync(file.fileno())
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
@@ -85,18 +83,35 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        if isinstance(error, OSError) and error.errno in REMEDIES:
             raise cannot_write(path, error) from error
         raise
 
 
-def sync(path: Path) -> None:
-    """Puts a file, or a folder's entries, on the disk itself, so that they outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+def fsync(descriptor: int) -> None:
+    """Waits until the disk itself has an open file's bytes, where its file system has such a call."""
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
+def sync(path: Path) -> None:
+    """Puts a file, or a folder's entries, on the disk itself, so that they outlive a power cut.
+
+    Of a folder only a failing disk is an error: the entries are there, and Samba, FUSE and others cannot sync it.
+    """
+    folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not folder or error.errno in (*DISK_FULL, errno.EIO):
+            raise
 
 
 def remove_temporary(folder: Path) -> None:
@@ -106,11 +121,15 @@ def remove_temporary(folder: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that this user may still write at `path`, or at the nearest folder above it that exists."""
+    """Bytes that this user may still write at `path`, or at the nearest folder above it that exists.
+
+    More than any disk has, where the file system does not say.
+    """
     path = Path(path).absolute()
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    usage = shutil.disk_usage(path)
+    return usage.free if usage.total else sys.maxsize
 
 
 def open_plain(path: Path, *, follow: bool = False) -> BufferedReader:

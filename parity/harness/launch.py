@@ -1,10 +1,10 @@
 """Which of several processes this is: by options, by torchrun's variables, or by those of a SLURM step."""
 
-import math
 import os
 import re
 import socket
 
+from parity.cli import environment_seconds
 from parity.errors import InputError
 from parity.harness.processes import HANG_S, ProcessGroup, port_error
 
@@ -37,7 +37,7 @@ def join_process_group(
     if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
         _check_free(host, port)
     os.environ.update(env)
-    group = ProcessGroup(rank, size, _seconds("JAXRUN_HANG_S", HANG_S))
+    group = ProcessGroup(rank, size, environment_seconds("JAXRUN_HANG_S", HANG_S))
     group.connect((host, port + 1))
     return group
 
@@ -50,17 +50,6 @@ def whole_number(name: str, value: str) -> int:
             "with torchrun"
         )
     return int(value)
-
-
-def _seconds(name: str, default: float) -> float:
-    value = os.environ.get(name, str(default))
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InputError(f"{name}={value!r}: expected seconds in this environment variable: correct or unset it")
-    return seconds
 
 
 def _from_options(coordinator: str | None, processes: int | None, process: int | None) -> dict[str, str] | None:

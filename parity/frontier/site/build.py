@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from parity.errors import InputError
+from parity.errors import InputError, remedy
 from parity.frontier.site import chart_data, matrices, rules
 from parity.frontier.site.cards import cards
 from parity.frontier.site.figures import FILTERS, UNITS, UNKNOWN, is_finite
@@ -53,8 +53,8 @@ def build(board: dict[str, Any], folder: Path, pages: Iterable[dict[str, Any]]) 
         _write_attempts(site, board, folder / "attempt", ids, pages)
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder}: the site cannot be written ({error.strerror or error}): choose another "
-            "folder, or free some space"
+            f"{error.filename or folder}: the site cannot be written ({error.strerror or error}): {remedy(error)}, or "
+            "choose another folder"
         ) from error
 
 

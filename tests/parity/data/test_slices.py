@@ -1,3 +1,5 @@
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -133,15 +135,63 @@ def test_two_builders_at_once_build_once(tmp_path):
     assert problems("synthetic", tmp_path) == []
 
 
-def test_a_builder_waits_for_one_that_holds_the_lock_and_then_finds_the_slice(home):
+def test_a_builder_waits_for_one_that_holds_the_lock_and_then_finds_the_slice(home, tmp_path):
     import filelock
 
+    away = (home / "synthetic").rename(home / "away")
     with filelock.FileLock(home / "synthetic.lock"):
         start = [sys.executable, "-m", "parity.data", "prepare", "synthetic", "--data-dir", str(home)]
         other = subprocess.Popen(start, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert "another process prepares synthetic" in other.stderr.readline()
+        assert "prepares synthetic" in other.stderr.readline()
         assert other.poll() is None
+        away.rename(home / "synthetic")
     assert "making" not in other.communicate(timeout=120)[1] and other.returncode == 0
+    assert sorted(path.name for path in home.iterdir()) == ["synthetic"]
+
+
+def test_a_whole_slice_is_opened_while_another_process_holds_its_lock(home):
+    with locked_by_another(home / "synthetic.lock"):
+        assert prepare("synthetic", home).train_lengths == [30_000, 650_000, 650_000, 670_000]
+
+
+def test_waiting_for_a_builder_has_an_end_and_names_its_process(home):
+    (home / "synthetic" / "manifest.json").unlink()
+    with locked_by_another(home / "synthetic.lock") as pid:
+        ran = command("prepare", "synthetic", "--data-dir", home, JAXRUN_WAIT_S="0.5")
+    assert ran.returncode == 2
+    waiting, error = ran.stderr.splitlines()
+    assert f"another process (pid {pid}) prepares synthetic in {home}: waiting for it, 0.5 s at most" in waiting
+    assert f"(pid {pid}) still prepares synthetic in {home} after 0.5 s" in error
+    assert command("prepare", "synthetic", "--data-dir", home, JAXRUN_WAIT_S="soon").returncode == 2
+
+
+@contextlib.contextmanager
+def locked_by_another(path):
+    """A process that holds a slice's lock; its pid."""
+    code = (
+        "import sys; from pathlib import Path; from parity.formats.folder_lock import waited_for\n"
+        "with waited_for(Path(sys.argv[1]), 'waits', 5, print): print('held', flush=True); sys.stdin.read()"
+    )
+    start = [sys.executable, "-c", code, str(path)]
+    other = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    try:
+        yield other.pid
+    finally:
+        other.communicate()
+
+
+@pytest.mark.parametrize("file", ["train_000003.bin", "manifest.json", "token_bytes.npy"])
+def test_a_damaged_slice_is_named_with_what_was_expected_before_it_is_made_again(home, file):
+    path = home / "synthetic" / file
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    ran = command("prepare", "synthetic", "--data-dir", home)
+    first, second = ran.stderr.splitlines()
+    assert first.startswith(f"{path}: expected ") and first.endswith(": it is made again") and "found" in first
+    assert second == "making synthetic documents" and ran.returncode == 0
+    assert file == "manifest.json" or hashlib.sha256(data).hexdigest() in first
 
 
 def test_what_a_killed_builder_left_is_cleared_and_the_slice_is_built(home):
@@ -153,8 +203,7 @@ def test_what_a_killed_builder_left_is_cleared_and_the_slice_is_built(home):
     assert problems("synthetic", home) == [] and not list(folder.glob(".*"))
 
 
-def test_a_full_disk_is_one_sentence_and_what_was_there_before_stays(tmp_path):
-    # A limit on the size of a file stands for the full disk: the system refuses the write in the same way.
+def test_a_file_that_may_not_be_so_large_is_one_sentence_and_what_was_there_before_stays(tmp_path):
     script = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
         f"sys.argv = ['data', 'prepare', 'synthetic', '--data-dir', {str(tmp_path)!r}];"
@@ -162,7 +211,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_there_before_stays(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
-    assert "train_000001.bin: the disk is full" in ran.stderr and "free some space" in ran.stderr
+    assert "train_000001.bin: cannot be written (File too large)" in ran.stderr and "ulimit -f" in ran.stderr
     left = sorted(path.name for path in (tmp_path / "synthetic").iterdir())
     assert left == ["token_bytes.npy", "train_000000.bin"]
     prepare("synthetic", tmp_path)
