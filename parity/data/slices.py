@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.cli import environment_seconds
+from parity.cli import check_text, environment_seconds
 from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
 from parity.data.manifest import FILE_NAME, Manifest, Part
 from parity.data.pinned import PINNED
@@ -187,6 +187,7 @@ def prepare(
     wait_s = environment_seconds(WAIT_VARIABLE, WAIT_S)
     home = data_home(data_dir)
     directory = home / name
+    check_text(directory, "the data folder")
     damage = _damage(name, data_dir, train_tokens, progress)
     if damage == "":
         return open_slice(name, data_dir)

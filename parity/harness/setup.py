@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from parity import program as programs
 from parity import user_program
-from parity.cli import python_command
+from parity.cli import check_text, python_command
 from parity.data import slices
 from parity.data.stream import check_plan
 from parity.errors import InputError
@@ -107,6 +107,8 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
     Raises InputError for options that do not go together.
     """
     options, track, recipe, explicit = arguments
+    for name in ("runs", "program", "resume"):
+        check_text(getattr(options, name), f"--{name}")
     if options.resume is None:
         if "precision" not in explicit and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
@@ -381,11 +383,19 @@ def _make_dir(spec: RunSpec, stack: ExitStack) -> tuple[RunDir, RunLog]:
     directory = rundir.create(options.runs, spec.track.name, options.name, default=name)
     stack.callback(directory.release)
     spec.guard.allow(directory.path)
-    source_sha256 = run_json.pack_source(directory.source, spec.backend, options)
-    directory.write_run_json(run_json.values(spec, source_sha256))
-    log = RunLog(directory.log)
-    facts = {name: spec.identity[name] for name in ("track", "seed", "backend", "slice")}
-    run_json_sha256 = sha256_file(directory.run_json)
-    log.event("start", run=directory.path.name, **facts, run_json=run_json_sha256, build_s=spec.build_s)
+    log = None
+    try:
+        source_sha256 = run_json.pack_source(directory.source, spec.backend, options)
+        directory.write_run_json(run_json.values(spec, source_sha256))
+        log = RunLog(directory.log)
+        facts = {name: spec.identity[name] for name in ("track", "seed", "backend", "slice")}
+        run_json_sha256 = sha256_file(directory.run_json)
+        log.event("start", run=directory.path.name, **facts, run_json=run_json_sha256, build_s=spec.build_s)
+    except BaseException:  # a directory without a first event could be neither resumed nor made again
+        if log:
+            with suppress(InputError):
+                log.close()
+        directory.discard()
+        raise
     spec.processes.broadcast(str(directory.path))
     return directory, log
