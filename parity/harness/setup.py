@@ -39,6 +39,7 @@ from parity.recipes import Recipe, from_fields
 from parity.track import Track, check_recipe, track_for
 
 FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
+PROGRAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*[.]py")
 FREE_ON_RESUME = {
     *("resume", "device", "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"),
     *run_json.LAYOUT,
@@ -155,7 +156,12 @@ def watch(request: Request, stack: ExitStack) -> Guard:
     if options.program or options.optimizer or getattr(options, "compile", False):
         scratch = stack.enter_context(own_caches())
     fingerprint.host()  # asks the system by another program, once
-    tempfile.gettempdir()  # tries by writing a file, once
+    try:
+        tempfile.gettempdir()  # tries by writing a file, once
+    except FileNotFoundError:
+        raise InputError(
+            "expected a folder for temporary files, found none that can be written: set TMPDIR to one"
+        ) from None
     writable = [request.dir.path] if request.dir else []
     places = Places(map(Path, filter(None, readable)), writable, scratch)
     return Guard(slices.data_home(options.data_dir) / request.track.slice, places)
@@ -218,6 +224,11 @@ def load_user_program(request: Request) -> tuple[ModuleType | None, Recipe]:
         raise InputError(
             f"--program: track {track.name} fixes data, batch and architecture, so that only the optimizer is "
             "yours: bring it as --optimizer module:function, or choose --track pocket or small"
+        )
+    if not PROGRAM_NAME.fullmatch(options.program.name):
+        raise InputError(
+            f"--program {options.program}: expected a file named by letters, digits, '_', '-', '.' and blanks that "
+            "starts with a letter or digit and ends in .py, as run.json names it, found another name: rename it"
         )
     for name in ("optimizer", "compile"):
         if getattr(options, name, None):
