@@ -283,7 +283,8 @@ def build_program(request: Request, recipe: Recipe, module: ModuleType | None) -
         }
         program = programs.build(request.backend, recipe, **chosen)
         if options.optimizer:
-            program.init(request.seed)  # a faulty user optimizer is reported before there is a run directory
+            with user_program.user_code(user_program.source_file(options.optimizer), "the optimizer"):
+                program.init(request.seed)  # a faulty user optimizer is reported before there is a run directory
         return program
     if options.microbatches != 1 or getattr(options, "shards", None) or getattr(options, "remat", "none") != "none":
         raise InputError(

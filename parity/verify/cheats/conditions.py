@@ -76,6 +76,135 @@ def _two_gradients(backend: str, folder: Path) -> Start:
     return ["--optimizer", "optimizer_of_a_cheat:make"], {"PYTHONPATH": str(folder)}
 
 
+ALIKE = {
+    "jaxrun": """
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make(recipe):
+    def update(grads, state, weights=None):
+        return jax.tree.map(lambda g: -1e-3 * jnp.broadcast_to(jnp.sign(g.mean(0)), g.shape), grads), state
+
+    return optax.GradientTransformation(lambda weights: (), update)
+""",
+    "torchref": """
+import torch
+
+
+class Alike(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            weight -= 1e-3 * weight.grad.mean(0).sign()
+
+
+def make(recipe, weights):
+    return Alike(weights.values(), lr=1e-3)
+""",
+}
+COPIES = {
+    "jaxrun": """
+import jax
+import optax
+
+
+def make(recipe):
+    adam = optax.adam(3e-3)
+
+    def update(grads, state, weights):
+        updates, state = adam.update(grads, state, weights)
+        return {name: 0 * u if name.startswith("blocks") else u for name, u in updates.items()}, state
+
+    return optax.GradientTransformation(adam.init, update)
+""",
+    "torchref": """
+import torch
+
+
+class OnCopies(torch.optim.Adam):
+    def step(self, closure=None):
+        weights = self.param_groups[0]["params"]
+        before = {w: w.detach().clone() for w in weights if w.ndim == 2 and w.shape[0] < 200}
+        super().step()
+        for w, value in before.items():
+            w.data.copy_(value)
+
+
+def make(recipe, weights):
+    return OnCopies(weights.values(), lr=3e-3)
+""",
+}
+
+
+@TRAINED.add(
+    "rows-alike", "an optimizer moves all rows of a weight by the same numbers", "recompute.moved", depth="recompute"
+)
+def _rows_alike(backend: str, folder: Path) -> Start:
+    """An optimizer whose updates broadcast."""
+    (folder / "optimizer_of_rows.py").write_text(ALIKE[backend])
+    return ["--optimizer", "optimizer_of_rows:make"], {"PYTHONPATH": str(folder)}
+
+
+@TRAINED.add(
+    "never-moved", "an optimizer leaves the blocks' matrices as they were", "recompute.moved", depth="recompute"
+)
+def _never_moved(backend: str, folder: Path) -> Start:
+    """An optimizer that updates copies."""
+    (folder / "optimizer_of_copies.py").write_text(COPIES[backend])
+    return ["--optimizer", "optimizer_of_copies:make"], {"PYTHONPATH": str(folder)}
+
+
+BETTER = {
+    "jaxrun": """
+import optax
+
+
+def make(recipe):
+    seen = []
+
+    def eval_params(state, weights):
+        import jax
+        import jax.numpy as jnp
+
+        def stored(first):
+            seen.append(None)
+            return jnp.float32(0.0 if len(seen) < 8 else 1e-3)
+
+        more = jax.pure_callback(stored, jax.ShapeDtypeStruct((), jnp.float32), state[0].count)
+        return {name: w + more for name, w in weights.items()}
+
+    return optax.adam(3e-3), eval_params
+""",
+    "torchref": """
+import torch
+
+
+def make(recipe, weights):
+    seen = []
+
+    def eval_params():
+        seen.append(None)
+        return {name: w + (0.0 if len(seen) < 8 else 1e-3) for name, w in weights.items()}
+
+    return torch.optim.Adam(weights.values(), lr=3e-3), eval_params
+""",
+}
+
+
+@TRAINED.add(
+    "evaluated-elsewhere",
+    "an own optimizer evaluates weights that are no function of its state",
+    "recompute.weights",
+    may=("recompute.evaluations", "recompute.val", "probe.pure", "state.evaluation"),
+    depth="recompute",
+)
+def _evaluated_elsewhere(backend: str, folder: Path) -> Start:
+    (folder / "optimizer_of_others.py").write_text(BETTER[backend])
+    return ["--optimizer", "optimizer_of_others:make"], {"PYTHONPATH": str(folder)}
+
+
 @TRAINED.add("compiler-flags", "a flag that the track forbids", "env.flags")
 def _compiler_flags(backend: str, folder: Path) -> Start:
     if backend == "jaxrun":
