@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ class Options:
     learning-rate scheduler, or several of both."""
     optimizer_args: str | None = None
     """Arguments of the user optimizer's function by name, as in lr=3e-3,wd=0.1."""
+    save_every: str | None = None
+    """Also save after every so many steps (100), or so much training time (30s, 5m, 2h), to resume from after a crash;
+    of these checkpoints the newest is kept. The plan has its own, --checkpoints of them."""
     samples: int = 3
     """Lines of text to sample at the end."""
     json: bool = False
@@ -82,6 +86,7 @@ class TorchOptions(Options):
 
 
 OPTIONS = {"jaxrun": JaxOptions, "torchref": TorchOptions}
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 FRAMEWORK = {"jaxrun": "JAX", "torchref": "PyTorch"}
 
 
@@ -122,9 +127,23 @@ def parse(backend: str, argv: Sequence[str] | None = None) -> Arguments:
     if parsed.options.seed < 0:
         raise InputError(f"--seed: expected 0 or more, found {parsed.options.seed}: choose another")
     check_recipe(track, parsed.recipe)
+    saving_interval(parsed.options.save_every)
     options = _with_arguments(parsed.options)
     explicit = frozenset(a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--"))
     return Arguments(options, track, parsed.recipe, explicit)
+
+
+def saving_interval(text: str | None) -> tuple[int | None, float | None]:
+    """The steps or the seconds of --save-every, and None for the other. Raises InputError for another form."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text.strip())
+    number = float(match[1]) if match else 0.0
+    if not match or number <= 0 or (not match[2] and not number.is_integer()):
+        raise InputError(
+            f"--save-every {text}: expected steps, as in 100, or training time, as in 30s, 5m or 2h: correct it"
+        )
+    return (None, number * SECONDS[match[2]]) if match[2] else (int(number), None)
 
 
 def _with_arguments(options: Options) -> Options:

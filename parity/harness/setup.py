@@ -40,7 +40,18 @@ from parity.track import Track, check_recipe, track_for
 
 FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
 FREE_ON_RESUME = {
-    *("resume", "device", "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"),
+    *(
+        "resume",
+        "device",
+        "coordinator",
+        "processes",
+        "process",
+        "data_dir",
+        "samples",
+        "json",
+        "tensorboard",
+        "save_every",
+    ),
     *run_json.LAYOUT,
 }
 
