@@ -115,7 +115,9 @@ def restore_or_init(spec: RunSpec, files: RunFiles, progress: Progress) -> tuple
             "damaged; remove its folder to resume from the one before"
         )
     if lost := max(progress.losses, default=-1) + 1 - step:
-        files.screen.note(f"continuing from {path.name}: {lost:,} steps logged after it are lost, and are trained again")
+        files.screen.note(
+            f"continuing from {path.name}: {lost:,} steps logged after it are lost, and are trained again"
+        )
     progress.saved_step = step
     if step not in progress.checkpoints:  # killed between the checkpoint and its line in the log
         files.log.event("checkpoint", step=step, path=f"checkpoints/{path.name}", digest=digest)

@@ -43,7 +43,9 @@ def test_a_crash_loses_the_steps_since_the_last_save_and_says_how_many(commands,
     assert names(run) == [f"step-{step:06d}" for step in (0, 15, 30, 35)]  # of those between, the newest
     (tmp_path / "crash").unlink()
     done = commands.resume(run, backend="torchref", cwd=tmp_path)
-    assert done.code == 0 and "step-000035: 4 steps logged after it are lost, and are trained again" in done.out, done.err
+    assert done.code == 0 and "step-000035: 4 steps logged after it are lost, and are trained again" in done.out, (
+        done.err
+    )
     assert names(run) == [f"step-{step:06d}" for step in (0, 15, 30, 45, 60)]
     verdict = verify_run(run, Settings("data", commands.data))
     assert verdict.status == "holds", verdict.table()
