@@ -66,7 +66,17 @@ def test_no_option_has_the_name_of_a_recipe_field():
         assert fields.isdisjoint(field.name for field in dataclasses.fields(options))
 
 
-@pytest.mark.parametrize("field", [field for field in SIZES["pocket"] if field not in ("steps", "checkpoints")])
+FREE = ("steps", "checkpoints", "val_every", "final_val_every")  # on the optimizer tracks too
+
+
+@pytest.mark.parametrize("track", ["pocket-optimizer", "optimizer"])
+@pytest.mark.parametrize("option", ["--val-every", "--final-val-every", "--checkpoints", "--steps"])
+def test_on_optimizer_tracks_how_often_is_free(track, option):
+    recipe = parse("torchref", ["--track", track, option, "9"]).recipe
+    assert getattr(recipe, option[2:].replace("-", "_")) == 9
+
+
+@pytest.mark.parametrize("field", [field for field in SIZES["pocket"] if field not in FREE])
 def test_pocket_optimizer_takes_no_other_data_batch_or_architecture(field):
     value = SIZES["pocket"][field]
     changed = str(value // 2 if field == "tokenizer_size" else value * 2)  # the vocabulary must hold the tokens
