@@ -37,6 +37,8 @@ class Run:
     """User program (model, optimizer, schedule): a Python file with build(recipe); see python -m parity.attempt new."""
     resume: Path | None = None
     """Continue the run of this directory; takes track, recipe and seed from it."""
+    force: bool = False
+    """Start also what would take days here, as a large track without a GPU."""
     name: str | None = None
     """Name of the run's folder; by default recipe, backend, seed and time."""
     runs: Path = Path("runs")

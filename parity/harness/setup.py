@@ -24,6 +24,7 @@ from parity.errors import InputError
 from parity.formats.files import sha256_file
 from parity.harness import fingerprint, run_json, rundir
 from parity.harness.clock import now_s
+from parity.harness.duration import check_duration
 from parity.harness.evaluation import check_length
 from parity.harness.guard import Guard
 from parity.harness.options import Arguments, Options
@@ -119,8 +120,11 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
     """
     options, track, recipe, explicit = arguments
     if options.resume is None:
-        if "precision" not in explicit and programs.platform(backend, options.device) == "gpu":
+        platform = programs.platform(backend, options.device)
+        if platform == "gpu" and "precision" not in explicit:
             recipe = dataclasses.replace(recipe, precision="bfloat16")
+        if platform == "cpu" and not options.force:
+            check_duration(track, recipe, processes.size)
         request = Request(backend, options, track, recipe, options.seed)
     else:
         if changed := sorted(explicit - FREE_ON_RESUME):
