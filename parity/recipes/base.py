@@ -59,7 +59,7 @@ class Parameter:
 
 ParameterTable = dict[str, Parameter]
 
-# Sizes that all recipes share at a scale. More checkpoints cost disk (16 MB each at pocket) and save the verifier time,
+# Sizes that all recipes share at a scale. More checkpoints cost disk (18 MB each at pocket) and save the verifier time,
 # which repeats whole segments between them. Those of pocket are at its evaluations, which are recomputed from them.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {
