@@ -108,7 +108,7 @@ class JaxProgram:
         canonical.check(weights, self.recipe, "weights")
         state = self._compiled_first_state({name: weights[name] for name in self.recipe.parameters()})
         if self.eval_params is not None:
-            chosen = self.fetch(self._compiled_eval_weights(state | {"step": state["step"] + 1}))
+            chosen = self.fetch(self._compiled_eval_weights(self.with_step(state, 1)))
             user_optimizer.check_first_eval_params(chosen, self.fetch(state["weights"]))
         return state
 

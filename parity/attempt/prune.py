@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from parity.errors import InputError
 from parity.harness import checkpoints, rundir
@@ -23,8 +24,8 @@ def prune(
         if not dry_run:
             for run in runs:
                 run.lock()
-        for run in runs:
-            say(_prune(run, every, dry_run))
+        for removal in [_removal(run, every) for run in runs]:
+            say(removal.carry_out(dry_run))
     finally:
         for run in runs:
             run.release()
@@ -37,7 +38,26 @@ def runs_below(folder: Path) -> list[RunDir]:
     return [rundir.open_existing(folder)]
 
 
-def _prune(run: RunDir, every: bool, dry_run: bool) -> str:
+class _Removal(NamedTuple):
+    """What is removed of a run, what is kept, and what for."""
+
+    run: RunDir
+    removed: list[Path]
+    kept: list[Path]
+    purpose: str
+
+    def carry_out(self, dry_run: bool) -> str:
+        """Removes it, unless this is a `dry_run`; returns a sentence."""
+        size = sum(map(checkpoints.size_bytes, self.removed)) if dry_run else checkpoints.remove(self.removed)
+        kept = "none, so that it can be verified at depth log alone"
+        if self.kept:
+            kept = f"{len(self.kept)}, {sum(map(checkpoints.size_bytes, self.kept)) / 1e6:,.0f} MB, for {self.purpose}"
+        did = "would remove" if dry_run else "removed"
+        return f"{self.run.path}: {did} {len(self.removed)} checkpoints, {size / 1e6:,.0f} MB; kept {kept}"
+
+
+def _removal(run: RunDir, every: bool) -> _Removal:
+    """Raises InputError for `every` of an unfinished run."""
     planned = run.read_run_json()["checkpoints"]
     finished = any(event["event"] == "finish" for event in read(run.log))
     if every and not finished:
@@ -49,12 +69,4 @@ def _prune(run: RunDir, every: bool, dry_run: bool) -> str:
     newest = max(steps, default=None) if not finished else None
     removed = checkpoints.unplanned(run, () if every else planned, keep=newest)
     kept = [path for path in run.checkpoints.glob("*") if path not in removed]
-    freed = sum(map(checkpoints.size_bytes, removed)) if dry_run else checkpoints.remove(removed)
-    left = sum(map(checkpoints.size_bytes, kept))
-    did = "would remove" if dry_run else "removed"
-    use = "none, so that it can be verified at depth log alone"
-    if kept:
-        use = (
-            f"{len(kept)} of {left / 1e6:,.0f} MB, which {'verifying' if finished else 'resuming and verifying'} needs"
-        )
-    return f"{run.path}: {did} {len(removed)} checkpoints, {freed / 1e6:,.0f} MB; kept {use}"
+    return _Removal(run, removed, kept, "verifying" if finished else "resuming and verifying")

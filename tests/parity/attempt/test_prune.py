@@ -80,7 +80,7 @@ def test_pruning_keeps_what_a_verdict_needs_and_says_what_it_freed(copied, tmp_p
     prune([run], dry_run=True)
     assert "would remove 3 checkpoints" in capsys.readouterr().out and names(run) == before
     prune([tmp_path])  # the runs below it
-    assert re.search(r"removed 3 checkpoints, \d+ MB; kept 5 of \d+ MB", capsys.readouterr().out)
+    assert re.search(r"removed 3 checkpoints, \d+ MB; kept 5, \d+ MB, for verifying", capsys.readouterr().out)
     assert verify_run(run, Settings("data", commands.data)).status == "holds"
     prune([run], every=True)
     assert "kept none" in capsys.readouterr().out and names(run) == []
