@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jaxrun import checkpoint, model, optim, sharding
+from jaxrun import checkpoint, model, optim, sharding, user_optimizer
 from jaxrun.kernels import head_blocks
 from jaxrun.kernels.cross_entropy import BoundedSoftcap
 from jaxrun.kernels.platform import compiling_for
@@ -25,7 +25,7 @@ from parity.cli import user_cache
 from parity.errors import InputError
 from parity.program import check_rows
 from parity.recipes import Recipe
-from parity.user_program import load_function, source_file, user_code
+from parity.user_program import source_file, user_code
 
 
 class State(TypedDict):
@@ -38,7 +38,8 @@ class JaxProgram:
     """Implements parity.program.Program for the recipes, and for user models and optimizers.
 
     A user model is made by `make_model(recipe)`: its attribute paths are the recipe's canonical names, it maps (B, T)
-    tokens to (B, T, D), and its method `logits` maps those to (B, T, V). A user optimizer is any optax transform.
+    tokens to (B, T, D), and its method `logits` maps those to (B, T, V). A user optimizer is any optax transform;
+    beside it may stand `eval_params(opt_state, params)`, which returns the weights to evaluate and to keep at the end.
     """
 
     framework = "jax"
@@ -52,6 +53,7 @@ class JaxProgram:
         microbatches: int = 1,
         shards: int | None = None,
         remat: str = "none",
+        eval_params: user_optimizer.EvalParams | None = None,
     ):
         self.recipe = recipe
         self.devices = [d.device_kind for d in devices]
@@ -61,7 +63,9 @@ class JaxProgram:
         self.optimizer = optimizer or optim.make_optimizer(
             recipe, functools.partial(sharding.distribute_matrices, self.mesh)
         )
-        self.user_optimizer = optimizer is not None
+        self.user_optimizer, self.eval_params = optimizer is not None, eval_params
+        self.idle_weights: tuple[str, ...] = ()
+        """Names of the weights whose updates depend on no gradient."""
         self.groups = optim.group_of(recipe)
         self.make_model = make_model
         self.definition = model.make_model(recipe, make_model)
@@ -72,6 +76,8 @@ class JaxProgram:
         self.head = self._head()
         if optimizer is not None:  # one that does not fit the weights is found before anything is compiled
             jax.eval_shape(self._apply, self.shapes, self.shapes["weights"])
+            self.idle_weights = user_optimizer.idle_weights(self.optimizer, self.shapes["weights"])
+            jax.eval_shape(self._eval_weights, self.shapes)
 
         state = sharding.param_shardings(self.mesh, self.shapes)
         weights, whole, rows = state["weights"], self._replicated(), NamedSharding(self.mesh, sharding.ROWS)
@@ -89,6 +95,7 @@ class JaxProgram:
             self._token_losses, in_shardings=(weights, whole, rows, rows), out_shardings=rows
         )
         self._compiled_log_probs = self._compile(self._log_probs)
+        self._compiled_eval_weights = self._compile(self._eval_weights, in_shardings=(state,), out_shardings=weights)
 
     def plain(self) -> "JaxProgram":
         """A program of this class with the same model and optimizer, without what a subclass changes."""
@@ -100,7 +107,11 @@ class JaxProgram:
 
     def load(self, weights: canonical.Weights) -> State:
         canonical.check(weights, self.recipe, "weights")
-        return self._compiled_first_state({name: weights[name] for name in self.recipe.parameters()})
+        state = self._compiled_first_state({name: weights[name] for name in self.recipe.parameters()})
+        if self.eval_params is not None:
+            chosen = self.fetch(self._compiled_eval_weights(self.with_step(state, 1)))
+            user_optimizer.check_first_eval_params(chosen, self.fetch(state["weights"]))
+        return state
 
     def with_step(self, state: State, step: int) -> State:
         # device_put would exchange the value between processes
@@ -109,7 +120,7 @@ class JaxProgram:
 
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
-        return {name: np.asarray(w).astype(dtype) for name, w in self.fetch(state["weights"]).items()}
+        return {name: np.asarray(w).astype(dtype) for name, w in self.fetch(self._evaluated(state)).items()}
 
     def put_global_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % self.mesh.size:
@@ -130,11 +141,11 @@ class JaxProgram:
         return self._compiled_apply(state, grads)
 
     def token_losses(self, state: State, batch):
-        return self._compiled_token_losses(state["weights"], state["step"], *batch)
+        return self._compiled_token_losses(self._evaluated(state), state["step"], *batch)
 
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
         positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
-        return self._compiled_log_probs(state["weights"], state["step"], inputs_BT, positions)
+        return self._compiled_log_probs(self._evaluated(state), state["step"], inputs_BT, positions)
 
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
         arguments = state["weights"], state["step"], *batch
@@ -221,7 +232,7 @@ class JaxProgram:
 
     def _step(self, state: State, inputs_BT, targets_BT):
         loss, grads = self._loss_and_grads(state["weights"], state["step"], inputs_BT, targets_BT)
-        rates = _stated_rates(state["optimizer"]) if self.user_optimizer else {}
+        rates = user_optimizer.stated_rates(state["optimizer"]) if self.user_optimizer else {}
         state, updates = self._apply(state, grads)
         tensors = {"weights": state["weights"], "grads": grads, "updates": updates}
         metrics = {
@@ -235,9 +246,22 @@ class JaxProgram:
     def _apply(self, state: State, grads) -> tuple[State, Any]:
         """The state after an update from these gradients, and the update."""
         updates, optimizer = self.optimizer.update(grads, state["optimizer"], state["weights"])
-        _check_updates(updates, state["weights"])
+        user_optimizer.check_updates(updates, state["weights"])
         weights: Any = optax.apply_updates(state["weights"], updates)
         return {"weights": weights, "optimizer": optimizer, "step": state["step"] + 1}, updates
+
+    def _evaluated(self, state: State) -> Any:
+        """The weights that are evaluated, sampled from and exported: those of the state, or eval_params of it."""
+        return state["weights"] if self.eval_params is None else self._compiled_eval_weights(state)
+
+    def _eval_weights(self, state: State) -> Any:
+        """eval_params of a state; before the first update the weights themselves, to the last bit."""
+        weights = state["weights"]
+        if self.eval_params is None:
+            return weights
+        chosen = self.eval_params(state["optimizer"], weights)
+        user_optimizer.check_eval_params(chosen, weights)
+        return {name: jnp.where(state["step"] == 0, w, chosen[name]) for name, w in weights.items()}
 
     def _loss_and_grads(self, weights, step, inputs_BT, targets_BT, prefix=None):
         """The recipe's loss, or the sum of losses at the first `prefix` positions of every row, and its gradients.
@@ -315,9 +339,9 @@ def build(
 ) -> JaxProgram:
     """The recipe in JAX on the chosen devices.
 
-    `optimizer` is module:function, called with the recipe; it returns an optax transform. Gradients are summed over
-    `microbatches` equal groups of a device's rows; the state is sharded over `shards` devices, by default all of them;
-    `remat` chooses what is recomputed for the gradient ("none", "blocks").
+    `optimizer` is module:function, called with the recipe; it returns an optax transform, or that and eval_params.
+    Gradients are summed over `microbatches` equal groups of a device's rows; the state is sharded over `shards`
+    devices, by default all of them; `remat` chooses what is recomputed for the gradient ("none", "blocks").
 
     Raises InputError for devices that are missing or do not divide the rows of a batch, and for a function that
     returns no optimizer.
@@ -329,37 +353,10 @@ def build(
     check_rows(recipe, len(chosen), microbatches, "--devices")
     if optimizer is None:
         return JaxProgram(recipe, chosen, microbatches=microbatches, shards=shards, remat=remat)
-    transform = _user_optimizer(recipe, optimizer)
+    transform, eval_params = user_optimizer.load_optimizer(recipe, optimizer)
+    options: dict[str, Any] = {"microbatches": microbatches, "shards": shards, "remat": remat}
     with user_code(source_file(optimizer), "the optimizer"):
-        return JaxProgram(recipe, chosen, transform, microbatches=microbatches, shards=shards, remat=remat)
-
-
-def _stated_rates(state: Any) -> dict[str, Any]:
-    """The learning rates that a user optimizer's state names, as that of optax.inject_hyperparams does."""
-    found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
-    rates = [value for _, value in found if getattr(value, "shape", None) == ()]
-    return {f"learning_rate{number or ''}": rate for number, rate in enumerate(rates)}
-
-
-def _check_updates(updates: Any, weights: dict[str, jax.Array]) -> None:
-    """Raises InputError unless an optimizer's updates have the names and shapes of the weights, and real numbers."""
-    if not isinstance(updates, dict) or updates.keys() != weights.keys():
-        names = updates.keys() if isinstance(updates, dict) else set()
-        first = min(names ^ weights.keys(), default=type(updates).__name__)
-        missing = "none for" if first in weights else "an unknown"
-        raise InputError(
-            f"the optimizer's updates: expected one of every weight, by its name, found {missing} {first}: return what "
-            "optax.apply_updates adds to the weights"
-        )
-    for name, weight in weights.items():
-        update = jax.tree.leaves(updates[name])
-        shape = update[0].shape if len(update) == 1 and hasattr(update[0], "shape") else None
-        if shape != weight.shape or not jnp.issubdtype(update[0].dtype, jnp.floating):
-            kind = f"{update[0].dtype} of shape {shape}" if shape is not None else type(updates[name]).__name__
-            raise InputError(
-                f"the optimizer's update of {name}: expected real numbers of shape {weight.shape}, found {kind}: an "
-                "update has the shape of its weight"
-            )
+        return JaxProgram(recipe, chosen, transform, eval_params=eval_params, **options)
 
 
 def keep_compiled() -> None:
@@ -371,15 +368,3 @@ def keep_compiled() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (folder := user_cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _user_optimizer(recipe: Recipe, spec: str) -> optax.GradientTransformation:
-    make = load_function(spec, "--optimizer")
-    with user_code(source_file(spec), "the function"):
-        transform = make(recipe)
-    if not isinstance(transform, optax.GradientTransformation):
-        raise InputError(
-            f"--optimizer {spec}: expected an optax.GradientTransformation, found "
-            f"{type(transform).__name__}: return what optax's optimizers return"
-        )
-    return transform

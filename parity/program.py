@@ -4,6 +4,7 @@ A program owns only its state and its step; the harness owns data, clock, evalua
 `with_step`, `update` or `reset` must not be used again: use the returned one. Values that a framework computes
 asynchronously (metrics, losses) are returned at once and read with `fetch`. A program whose results depend on which
 token has which id, as with hashes of tokens, says why in an attribute `token_ids`: a sentence for whoever judges it.
+Weights that are not to be trained are named in an attribute `idle_weights`.
 """
 
 import importlib

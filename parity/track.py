@@ -49,7 +49,7 @@ class Track:
 # Data, batch and architecture: the recipe fields that a track with `fixed` fixes.
 FIXED_FIELDS = (
     *("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "norm_eps"),
-    *("attention_scale", "rotary_base", "logit_cap", "val_every", "final_val_every"),
+    *("attention_scale", "rotary_base", "logit_cap"),
 )
 RECIPE_NAMES = ("muon", "nanogpt", "record-11", "record-21")
 POCKET = Track(

@@ -169,13 +169,19 @@ class ByGroup:
     """Several torch optimizers as one, each for its own groups of weights; learning rates are set before every step.
 
     `optimizers` may hold their schedulers behind them; `learning_rates` has a table (steps,) for each name of a
-    parameter group, or is empty where the optimizers have their own; gradients are first clipped to `max_norm`.
+    parameter group, or is empty where the optimizers have their own; gradients are first clipped to `max_norm`;
+    `eval_params` returns the weights to evaluate by name, as averages in the optimizers' state.
     """
 
     def __init__(
-        self, optimizers: dict[str, Any], learning_rates: dict[str, np.ndarray], max_norm: float | None = None
+        self,
+        optimizers: dict[str, Any],
+        learning_rates: dict[str, np.ndarray],
+        max_norm: float | None = None,
+        eval_params: Callable[[], Tensors] | None = None,
     ):
         self.optimizers, self.learning_rates, self.max_norm = optimizers, learning_rates, max_norm
+        self.eval_params = eval_params
 
     def update(self, step: int, grads: list[torch.Tensor], norm: torch.Tensor) -> None:
         """One update of all weights from their `.grad`; `norm` is the global norm of these gradients."""

@@ -18,8 +18,7 @@ from parity import weights as canonical
 from parity.errors import InputError
 from parity.program import check_rows
 from parity.recipes import Recipe
-from parity.user_program import load_function, source_file, user_code
-from torchref import attention, checkpoint, layers, model, optim, sharding
+from torchref import attention, checkpoint, layers, model, optim, sharding, user_optimizer
 
 MakeOptimizer = Callable[[dict[str, nn.Parameter]], optim.ByGroup]
 
@@ -45,7 +44,7 @@ class TorchProgram:
 
     A user model is made by `make_model(recipe)`: its parameters' names are the recipe's canonical names, it maps (B, T)
     tokens to (B, T, D), and its method `logits` maps those to (B, T, V). `optimizer` makes an optim.ByGroup of
-    {name: parameter}.
+    {name: parameter}; its `eval_params` chooses the weights to evaluate and to keep at the end.
     """
 
     framework = "torch"
@@ -71,6 +70,8 @@ class TorchProgram:
         self.make_model = make_model
         self.idle_weights: tuple[str, ...] = ()
         """Names of the weights that no optimizer updates; known once a state was made."""
+        self._chooses = True  # whether eval_params of an optimizer counts
+        self._eval_model: Any = None  # with the weights that eval_params chose last
         self._buffers_checked = make_model is None
         self._updates: list[torch.Tensor] = []  # a buffer of `_apply`
 
@@ -82,9 +83,11 @@ class TorchProgram:
 
     def plain(self) -> "TorchProgram":
         """A program of this class with the same model and optimizer, without what a subclass changes."""
-        return TorchProgram(
+        program = TorchProgram(
             self.recipe, self.device, self.make_optimizer, make_model=self.make_model, microbatches=self.microbatches
         )
+        program._chooses = False
+        return program
 
     def init(self, seed: int) -> State:
         return self.load(canonical.initial_weights(self.recipe, seed))
@@ -95,6 +98,9 @@ class TorchProgram:
         with torch.no_grad():
             for name, parameter in state.model.named_parameters():
                 parameter.copy_(torch.from_numpy(np.array(weights[name])))
+        if self._eval_params(state) is not None:
+            chosen = self.fetch(self._eval_weights(State(state.model, state.optimizer, 1)))
+            user_optimizer.check_first_eval_params(chosen, self.fetch(state.weights))
         return state
 
     def with_step(self, state: State, step: int) -> State:
@@ -103,7 +109,7 @@ class TorchProgram:
 
     def export(self, state: State) -> canonical.Weights:
         dtype = np.float64 if self.recipe.precision == "float64" else np.float32
-        return {name: w.astype(dtype) for name, w in self.fetch(state.weights).items()}
+        return {name: w.astype(dtype) for name, w in self.fetch(self._eval_weights(state)).items()}
 
     def put_global_batch(self, inputs_BT: np.ndarray, targets_BT: np.ndarray):
         if len(inputs_BT) % len(self.devices):
@@ -121,7 +127,7 @@ class TorchProgram:
         loss, grads = self.loss_and_grads(state, batch)
         self._check_buffers(state, buffers)
         grad_norm, norms = optim.global_norm(grads), {"grads": optim.group_norms(grads, self.groups)}  # before clipping
-        rates = _stated_rates(state.optimizer)
+        rates = user_optimizer.stated_rates(state.optimizer)
         state, updates = self._apply(state, grads, grad_norm)
         tensors = {"weights": state.weights, "updates": updates}
         tokens = batch[1].numel() * len(self.devices)
@@ -139,14 +145,15 @@ class TorchProgram:
 
     @torch.no_grad()
     def token_losses(self, state: State, batch):
-        losses_BT = self._compiled_token_losses(state.model, *batch, self.window(state.step))
+        losses_BT = self._compiled_token_losses(self._evaluated(state), *batch, self.window(state.step))
         return sharding.gather_rows(losses_BT)
 
     @torch.no_grad()
     def log_probs(self, state: State, inputs_BT: np.ndarray, positions: np.ndarray | None = None):
         positions = np.arange(inputs_BT.shape[1]) if positions is None else positions
-        x_BTD = state.model(sharding.from_local_rows(self.device, inputs_BT), *self.window(state.step))
-        logits_BPV = state.model.logits(x_BTD[:, torch.as_tensor(positions, device=self.device)])
+        net = self._evaluated(state)
+        x_BTD = net(sharding.from_local_rows(self.device, inputs_BT), *self.window(state.step))
+        logits_BPV = net.logits(x_BTD[:, torch.as_tensor(positions, device=self.device)])
         return F.log_softmax(logits_BPV, dim=-1)
 
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
@@ -218,12 +225,38 @@ class TorchProgram:
                 )
         self._buffers_checked = True
 
+    def _eval_params(self, state: State) -> user_optimizer.EvalParams | None:
+        return getattr(state.optimizer, "eval_params", None) if self._chooses else None
+
+    def _evaluated(self, state: State) -> Any:
+        """The model that is evaluated: the state's, or one with the weights that eval_params chooses."""
+        if self._eval_params(state) is None or state.step == 0:
+            return state.model
+        if self._eval_model is None:
+            self._eval_model = copy.deepcopy(state.model)
+        with torch.no_grad():
+            for (_, parameter), weight in zip(
+                self._eval_model.named_parameters(), self._eval_weights(state).values(), strict=True
+            ):
+                parameter.copy_(weight)
+        return self._eval_model
+
+    @torch.no_grad()
+    def _eval_weights(self, state: State) -> dict[str, torch.Tensor]:
+        """The weights that are evaluated, sampled from and exported; before the first update those of the state."""
+        eval_params = self._eval_params(state)
+        if eval_params is None or state.step == 0:
+            return state.weights
+        chosen = eval_params()
+        user_optimizer.check_eval_params(chosen, state.weights)
+        return {name: chosen[name].detach() for name in state.weights}
+
     def _empty_state(self) -> State:
         """A state with uninitialized weights and empty optimizer state."""
         net = model.make_model(self.recipe, self.make_model)
         net = net.to(device=self.device) if self.make_model else net.to_empty(device=self.device)
         optimizer = self.make_optimizer(dict(net.named_parameters()))
-        self.idle_weights = _weights_without_optimizer(optimizer, net)
+        self.idle_weights = user_optimizer.idle_weights(optimizer, dict(net.named_parameters()))
         return State(net, optimizer, 0)
 
     def _apply(
@@ -255,8 +288,8 @@ def build(
     """The recipe in PyTorch on the chosen device.
 
     `optimizer` is module:function, called with the recipe and the parameters by canonical name; it returns a torch
-    optimizer, or several, and perhaps their schedulers. Gradients are summed over `microbatches` equal groups of a
-    process' rows.
+    optimizer, or several, and perhaps their schedulers and eval_params. Gradients are summed over `microbatches` equal
+    groups of a process' rows.
 
     Raises InputError for devices that are missing or do not divide the rows of a batch, and for a function that
     returns no optimizer.
@@ -270,7 +303,7 @@ def build(
         )
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
     sharding.init_distributed(device)
-    make_optimizer = _user_optimizer(recipe, optimizer) if optimizer else None
+    make_optimizer = user_optimizer.load_optimizer(recipe, optimizer) if optimizer else None
     return TorchProgram(recipe, chosen, make_optimizer, compile, microbatches=microbatches)
 
 
@@ -281,55 +314,6 @@ def can_compile(device: torch.device) -> bool:
 
 def _compiler() -> str:
     return os.environ.get("CXX", "g++")
-
-
-def _user_optimizer(recipe: Recipe, spec: str) -> MakeOptimizer:
-    function = load_function(spec, "--optimizer")
-
-    def make(weights: dict[str, nn.Parameter]) -> optim.ByGroup:
-        with user_code(source_file(spec), "the function"):
-            result = function(recipe, weights)
-        parts = list(result) if isinstance(result, tuple | list) else [result]
-        optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
-        schedulers = [part for part in parts if isinstance(part, torch.optim.lr_scheduler.LRScheduler)]
-        if not optimizers or len(optimizers) + len(schedulers) < len(parts):
-            raise InputError(
-                f"--optimizer {spec}: expected a torch.optim.Optimizer, or several, and perhaps LRSchedulers of "
-                f"them, found {', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are"
-            )
-        named = {f"optimizer{number or ''}": part for number, part in enumerate(optimizers)}
-        return optim.ByGroup(named | {f"scheduler{number or ''}": part for number, part in enumerate(schedulers)}, {})
-
-    return make
-
-
-def _stated_rates(optimizer: Any) -> dict[str, float]:
-    """The learning rates of the parameter groups of user optimizers, by optimizer and number of the group."""
-    if getattr(optimizer, "learning_rates", True):
-        return {}  # the recipe's own, which it has for every step
-    return {
-        f"{name}/{number}": float(group["lr"])
-        for name, part in optimizer.optimizers.items()
-        for number, group in enumerate(getattr(part, "param_groups", []))
-        if "lr" in group
-    }
-
-
-def _weights_without_optimizer(optimizer: Any, net: nn.Module) -> tuple[str, ...]:
-    """Names of the weights that no optimizer updates. Raises InputError for an optimizer of other tensors than the
-    model's parameters, such as copies of them, which would train nothing."""
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    updated = set()
-    for part, inner in getattr(optimizer, "optimizers", {}).items():
-        for number, group in enumerate(getattr(inner, "param_groups", [])):
-            for tensor in group["params"]:
-                if id(tensor) not in names:
-                    raise InputError(
-                        f"{part}: expected the model's parameters, found in its group {number} another tensor of "
-                        f"shape {tuple(tensor.shape)}: pass the parameters themselves, not copies or views of them"
-                    )
-                updated.add(names[id(tensor)])
-    return tuple(name for name in names.values() if name not in updated)
 
 
 def _loss(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str):

@@ -1,4 +1,4 @@
-"""`python -m parity.attempt new|run|judge|show`: an attempt at a track, from a template to a verdict."""
+"""`python -m parity.attempt new|run|judge|show|prune`: an attempt at a track, from a template to a verdict."""
 
 import dataclasses
 import json
@@ -85,6 +85,18 @@ class Show:
     """The attempt's folder."""
     json: bool = False
     """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Removes checkpoints that no verdict needs from runs, and says what it freed."""
+
+    dir: Folders
+    """Run directories, or folders with runs in them."""
+    dry_run: bool = False
+    """Only say what would be removed."""
+    every: bool = False
+    """Remove all checkpoints of finished runs: they cannot be replayed any more, only verified at depth log."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,9 +213,19 @@ def _show(options: Show) -> int:
     return 0
 
 
+def _prune(options: Prune) -> int:
+    from parity.attempt.prune import prune
+
+    if not options.dir:
+        raise InputError(f"expected a run directory, found none: {COMMAND} prune RUN")
+    prune(options.dir, options.every, options.dry_run)
+    return 0
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "new": (New, _new),
     "run": (Run, _run),
     "judge": (Judge, _judge),
     "show": (Show, _show),
+    "prune": (Prune, _prune),
 }

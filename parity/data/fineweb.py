@@ -9,6 +9,7 @@ from parity.data.assets import MERGES, fetch_into
 from parity.data.builder import describe, save_token_bytes
 from parity.data.hub import hub_fetch
 from parity.data.manifest import FILE_NAME, Manifest, Part, ShardInfo
+from parity.data.shards import TOKEN_BYTES
 from parity.data.tokenizer import BytePairTokenizer
 from parity.errors import InputError
 from parity.formats.files import sha256_file
@@ -54,6 +55,9 @@ def build(
     token_bytes = tokenizer.token_bytes()
     token_bytes_sha256 = save_token_bytes(folder, token_bytes)
     files = source.files(train_tokens or 1)
+    if missing := sum(not (folder / name).exists() for _, name in files):
+        size_mb = missing * TOKEN_BYTES * source.shard_tokens / 1e6
+        progress.note(f"downloading {missing} of {len(files)} shards, {size_mb:,.0f} MB, into {folder}")
     for number, (split, name) in enumerate(files, 1):
         pinned = _pinned(manifest, name)
         if pinned and (folder / name).exists():

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from parity.harness.rundir import RunDir
 from parity.program import Program
 
 SCHEMA = "checkpoint.v1"
+CHECKPOINT = re.compile(r"step-\d{6,}|\.step-\d{6,}\.partial")
 
 
 def save(
@@ -46,6 +49,30 @@ def save(
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
     processes.gather("saved")
     return path, digest
+
+
+def unplanned(directory: RunDir, planned: Collection[int], keep: int | None = None) -> list[Path]:
+    """Checkpoints that the plan does not have, but for that of step `keep`, and what a killed process left of one.
+
+    The verifier reads those of the plan alone.
+    """
+    kept = {f"step-{step:06d}" for step in (*planned, *([] if keep is None else [keep]))}
+    found = [path for path in directory.checkpoints.glob("*") if CHECKPOINT.fullmatch(path.name)]
+    return sorted(path for path in found if path.name not in kept)
+
+
+def remove(paths: Iterable[Path]) -> int:
+    """Removes folders; returns their bytes."""
+    freed = 0
+    for path in paths:
+        freed += size_bytes(path)
+        shutil.rmtree(path, ignore_errors=True)
+    return freed
+
+
+def size_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def latest(directory: RunDir, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
@@ -99,8 +126,7 @@ def _check_room(directory: RunDir) -> None:
 
 def _largest(directory: RunDir) -> int:
     """Bytes of the largest checkpoint so far."""
-    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in directory.checkpoints.glob("step-*")]
-    return max(sizes, default=0)
+    return max(map(size_bytes, directory.checkpoints.glob("step-*")), default=0)
 
 
 def _check_disk_full(directory: RunDir, folder: Path) -> None:

@@ -1,14 +1,19 @@
-"""The picture of a run: loss against step."""
+"""The picture of a run: loss against step, the learning rates below it."""
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TRAIN, VAL, TARGET, FLOOR = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's, safe for the colour-blind
-SIZE_PIXELS, DPI = (1000, 625), 125
+RATES = ("#000000", "#56B4E9", "#E69F00", "#999999", "#F0E442")
+SIZE_PIXELS, DPI = (1000, 750), 125
 SMOOTHING = 1 / 20  # of the steps so far are averaged over
-ENLARGED = 0.6  # the part of the run after which it is shown once more, enlarged
-INSET = (0.42, 0.34, 0.56, 0.38)  # left, bottom, width, height, as fractions of the axes
+END = 0.6  # the part of the run after which its end begins, in the range of whose losses it is shown
+LEAST_NATS = 0.5  # the range is no smaller
+WHOLE = (0.6, 0.52, 0.39, 0.34)  # left, bottom, width, height of the inset of the whole run, as fractions of the axes
+MOST_RATES = 8
+TITLE_COLUMNS = 90
 
 
 def draw_curve(
@@ -20,12 +25,16 @@ def draw_curve(
     target: float | None = None,
     title: str = "",
     floor: float | None = None,
+    seconds: Sequence[float] = (),
+    rates: Mapping[str, Sequence[float]] | None = None,
+    optimizer: str = "",
 ) -> None:
     """Writes a PNG with the training loss (each step's and smoothed), the val loss, a target line, and a floor line.
 
-    Losses in nats per token; `floor` is the least that any model can reach, where it is known. Values that are not
-    finite leave gaps. The last part is enlarged where there is room. Needs no display. Raises InputError where the file
-    cannot be written.
+    Losses in nats per token; `floor` is the least that any model can reach, where it is known. The axis has the range
+    of the run's end; an inset shows the whole. `seconds` of training after each step are a second axis, and stand where
+    the target was passed. `rates`: learning rates of each step, by name, drawn below; `optimizer` is their title.
+    Values that are not finite leave gaps. Needs no display. Raises InputError where the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +42,7 @@ def draw_curve(
     from parity.formats.files import atomic_file
 
     figure = Figure(figsize=(SIZE_PIXELS[0] / DPI, SIZE_PIXELS[1] / DPI), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1)) if rates else (figure.add_subplot(), None)
     lines = [(target, "target", TARGET, "--"), (floor, "lowest possible", FLOOR, ":")]
     levels = [(level, name, colour, dashes) for level, name, colour, dashes in lines if level is not None]
 
@@ -45,44 +54,113 @@ def draw_curve(
             plot.plot(eval_steps, val_losses, color=VAL, linewidth=1.2, marker="o", markersize=4, label="val loss")
         for level, name, colour, dashes in levels:
             plot.axhline(level, color=colour, linestyle=dashes, linewidth=1.4, label=f"{name} {level:g}")
-        plot.grid(color="#dddddd", linewidth=0.6)
-        plot.set_axisbelow(True)
-        plot.spines[["top", "right"]].set_visible(False)
+        _plain(plot)
 
     draw(axes)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(ylabel="loss (nats per token)")
+    axes.set_title("\n".join(textwrap.wrap(title, TITLE_COLUMNS)), fontsize=11)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="upper right")
-    points = _finite(steps, losses), _finite(eval_steps, val_losses)
+        axes.legend(frameon=False, loc="lower left", fontsize=9)
+    points = _finite(steps, smoothed(losses)), _finite(eval_steps, val_losses)
     if points[1]:
         step, loss = points[1][-1]
         axes.annotate(f"{loss:.3f}", (step, loss), xytext=(0, 8), textcoords="offset points", ha="center", color=VAL)
-    _enlarge_end(axes, draw, points[0] + points[1], [level[0] for level in levels])
+    _show_end(axes, draw, points[0] + points[1], [level[0] for level in levels])
+    _mark_target(axes, points[1], target, dict(zip(steps, seconds, strict=False)))
+    if below is not None:
+        _draw_rates(below, steps, rates or {}, optimizer)
+    (below or axes).set_xlabel("step")
+    if len(seconds) > 1 and seconds[-1] > seconds[0]:
+        _second_axis(axes, steps, seconds)
     with atomic_file(Path(path)) as file:
         FigureCanvasAgg(figure).print_png(file)
+
+
+def _plain(plot: Any) -> None:
+    plot.grid(color="#dddddd", linewidth=0.6)
+    plot.set_axisbelow(True)
+    plot.spines[["top", "right"]].set_visible(False)
 
 
 def _finite(steps: Sequence[float], losses: Sequence[float]) -> list[tuple[float, float]]:
     return [(step, loss) for step, loss in zip(steps, losses, strict=True) if abs(loss) < float("inf")]
 
 
-def _enlarge_end(
-    axes: Any, draw: Callable[[Any], None], points: list[tuple[float, float]], levels: list[float]
-) -> None:
-    """Draws the end of the run again in the empty corner above it; nothing where that corner is not empty."""
+def _show_end(axes: Any, draw: Callable[[Any], None], points: list[tuple[float, float]], levels: list[float]) -> None:
+    """Gives the axes the range of the losses at the run's end; the whole run stands above, where it does not fit."""
     last = max((step for step, _ in points), default=0)
-    end = sorted(loss for step, loss in points if step >= ENLARGED * last)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    corner = left + (INSET[0] - 0.07) * (right - left), bottom + (INSET[1] - 0.1) * (top - bottom)
-    if len(end) < 10 or any(step >= corner[0] and loss >= corner[1] for step, loss in points):
+    end = sorted(loss for step, loss in points if step >= END * last)
+    if len(end) < 10:
         return
-    inset = axes.inset_axes(INSET)
+    near = [level for level in levels if end[0] - LEAST_NATS <= level <= end[-1] + LEAST_NATS]
+    bottom, top = min(end[0], *near, end[-1]), max(end[-1], *near, end[0])
+    missing = max(0.0, LEAST_NATS - (top - bottom)) / 2
+    bottom, top = bottom - missing - 0.05 * (top - bottom), top + missing
+    top += 0.5 * (top - bottom)  # for the inset
+    if max(loss for _, loss in points) <= top:
+        return
+    axes.set_ylim(bottom, top)
+    inset = axes.inset_axes(WHOLE)
     draw(inset)
-    shown = [*end[len(end) // 50 : len(end) - len(end) // 50], *levels]  # without the few outliers
-    margin = 0.05 * (max(shown) - min(shown)) or 0.05
-    inset.set(xlim=(ENLARGED * last, 1.01 * last), ylim=(min(shown) - margin, max(shown) + margin))
     inset.tick_params(labelsize=8)
-    inset.set_title(f"from step {ENLARGED * last:.0f} on", fontsize=9)
+    inset.set_title("the whole run", fontsize=9)
+
+
+def _mark_target(
+    axes: Any, points: list[tuple[float, float]], target: float | None, seconds: Mapping[float, float]
+) -> None:
+    """A line at the first evaluation at or below the target, with its step and the seconds of training until then."""
+    passed = [step for step, loss in sorted(points) if target is not None and loss <= target]
+    if passed:
+        step = passed[0]
+        after = f", {seconds[step]:,.1f} s" if step in seconds else ""
+        axes.axvline(step, color=TARGET, linewidth=0.9, alpha=0.7)
+        axes.annotate(
+            f"target passed: step {step:g}{after}",
+            (step, 0.02),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=TARGET,
+        )
+
+
+def _second_axis(axes: Any, steps: Sequence[float], seconds: Sequence[float]) -> None:
+    """Seconds of training above the steps."""
+    import numpy as np
+
+    last_step, last_s = float(steps[-1]), float(seconds[-1])
+    above = axes.secondary_xaxis(
+        "top",
+        functions=(
+            lambda step: np.where(
+                np.asarray(step) > last_step, np.asarray(step) * last_s / last_step, np.interp(step, steps, seconds)
+            ),
+            lambda s: np.where(
+                np.asarray(s) > last_s, np.asarray(s) * last_step / last_s, np.interp(s, seconds, steps)
+            ),
+        ),
+    )
+    above.set_xlabel("seconds of training", fontsize=9)
+    above.tick_params(labelsize=8)
+
+
+def _draw_rates(axes: Any, steps: Sequence[float], rates: Mapping[str, Sequence[float]], optimizer: str) -> None:
+    """Thin lines, one a learning rate, on a log axis where they are far apart."""
+    for number, (name, values) in enumerate(list(rates.items())[:MOST_RATES]):
+        axes.plot(steps, values, color=RATES[number % len(RATES)], linewidth=1.0, label=name,
+                  linestyle="-" if number < len(RATES) else "--")  # fmt: skip
+    axes.set_ylabel("rate", fontsize=9)
+    axes.tick_params(labelsize=8)
+    peaks = [peak for values in rates.values() if (peak := max(map(abs, values), default=0.0)) > 0]
+    if peaks and max(peaks) > 10 * min(peaks):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=min(peaks) / 30)
+    axes.set_title(f"learning rates of {textwrap.shorten(optimizer, 70, placeholder='...')}", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _plain(axes)
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """The end of a run: final weights, loss curve, samples, totals, and their summary on the screen."""
 
 import json
+import math
 import shlex
 from typing import Any
 
@@ -34,15 +35,21 @@ def finish(run: Run, state: Any) -> dict[str, Any]:
     result = totals(spec, progress, files.resumed)
     if not spec.processes.first:
         return result
+    by_step = {event["step"] + 1: event for event in read(files.dir.log) if event["event"] == "step"}
+    steps = sorted(by_step)
+    names = by_step[steps[-1]]["rates"] if steps else {}
     draw_curve(
         files.dir.curve,
-        list(progress.losses),
-        list(progress.losses.values()),
+        steps,
+        [float(by_step[step]["loss"]) for step in steps],
         list(progress.evaluations),
         [event["val_loss"] for event in progress.evaluations.values()],
         target=spec.track.target,
         floor=spec.slice.manifest.entropy_nats,
         title=title(spec),
+        seconds=[by_step[step]["train_s"] for step in steps],
+        rates={name: [float(by_step[step]["rates"].get(name, math.nan)) for step in steps] for name in names},
+        optimizer=spec.options.optimizer or " and ".join(dict.fromkeys(spec.recipe.optimizers.values())),
     )
     if spec.options.tensorboard:
         write_tensorboard(files.dir)

@@ -13,7 +13,7 @@ from parity.harness.clock import now_s
 from parity.harness.evaluation import evaluate
 from parity.harness.guard import guard_events
 from parity.harness.interrupts import StopRequest
-from parity.harness.options import Options
+from parity.harness.options import Options, saving_interval
 from parity.harness.run import Progress, Run, RunFiles, RunSpec
 from parity.harness.run_json import host
 from parity.harness.warm_up import log_phase, put_batch, warm_up
@@ -52,13 +52,14 @@ def train(run: Run, stop: StopRequest) -> State:
                     log_step(spec, files, progress, *unread)
                 unread = batch.step, batch.digest, metrics
                 signal = requested_stop(spec, progress, stop, done)
-                if done in pauses or signal:
+                save = save_is_due(spec, progress, done)
+                if done in pauses or signal or save:
                     spec.program.wait(state)
                     stop_clock(spec, files, progress)
                     log_step(spec, files, progress, *unread)
                     log_norms(spec, files, batch.step, metrics)
                     unread = None
-                    evaluate_and_checkpoint(spec, files, progress, state, done, signal)
+                    evaluate_and_checkpoint(spec, files, progress, state, done, signal, save)
                     if done < last:
                         start_clock(spec, files, progress)
         return state
@@ -78,7 +79,7 @@ def train(run: Run, stop: StopRequest) -> State:
             sentence = error_sentence(error, file, called)
             if not done:
                 raise InputError(sentence) from error
-            raise UserCodeFailed(f"{sentence}, after step {done}; {last_good(spec, files)}") from error
+            raise UserCodeFailed(f"{sentence}, after step {done}; {last_good(spec, files, done)}") from error
         raise
 
 
@@ -94,6 +95,9 @@ def restore_or_init(spec: RunSpec, files: RunFiles, progress: Progress) -> tuple
     checkpoint = checkpoints.latest(files.dir, spec.identity) if files.resumed else None
     spec.processes.agree({"newest checkpoint": checkpoint and checkpoint[0].name})
     if checkpoint is None:
+        if progress.losses:
+            lost = max(progress.losses) + 1
+            files.screen.note(f"no checkpoint was written: all {lost:,} steps are lost, and are trained again")
         with log_phase(spec, files, "init"):
             state = spec.program.init(spec.seed)
             files.log.event("state", name="initial weights", digest=canonical.digest(spec.program.export(state)))
@@ -110,6 +114,11 @@ def restore_or_init(spec: RunSpec, files: RunFiles, progress: Progress) -> tuple
             f"{path}: expected a state of digest {facts['digest'][:12]}, found {digest[:12]}: the checkpoint is "
             "damaged; remove its folder to resume from the one before"
         )
+    if lost := max(progress.losses, default=-1) + 1 - step:
+        files.screen.note(
+            f"continuing from {path.name}: {lost:,} steps logged after it are lost, and are trained again"
+        )
+    progress.saved_step = step
     if step not in progress.checkpoints:  # killed between the checkpoint and its line in the log
         files.log.event("checkpoint", step=step, path=f"checkpoints/{path.name}", digest=digest)
     log_resume(spec, files, step, path.name, digest)
@@ -151,6 +160,16 @@ def requested_stop(spec: RunSpec, progress: Progress, stop: StopRequest, done: i
     return spec.processes.first_set(stop.signal_number) if done % progress.stop_poll_steps == 0 else None
 
 
+def save_is_due(spec: RunSpec, progress: Progress, done: int) -> bool:
+    """Whether --save-every asks for a checkpoint after this step, the same in all processes."""
+    steps, seconds = saving_interval(spec.options.save_every)
+    if steps is not None:
+        return done % steps == 0
+    if seconds is None or (spec.processes.size > 1 and done % progress.stop_poll_steps):
+        return False
+    return bool(spec.processes.broadcast(progress.clock.seconds - progress.saved_s >= seconds))
+
+
 def start_clock(spec: RunSpec, files: RunFiles, progress: Progress) -> None:
     """Starts the training clock, in a phase of the log so that its time can be compared with the log's own clock."""
     spec.guard.phase = "train"
@@ -167,7 +186,13 @@ def stop_clock(spec: RunSpec, files: RunFiles, progress: Progress) -> None:
 
 
 def evaluate_and_checkpoint(
-    spec: RunSpec, files: RunFiles, progress: Progress, state: State, done: int, signal: int | None = None
+    spec: RunSpec,
+    files: RunFiles,
+    progress: Progress,
+    state: State,
+    done: int,
+    signal: int | None = None,
+    save: bool = False,
 ) -> None:
     """After `done` updates, while the clock is stopped: the evaluation and the checkpoint that are due.
 
@@ -177,12 +202,15 @@ def evaluate_and_checkpoint(
     log.event("guard", step=done, **guard_events(spec.guard, spec.processes))
     if done in spec.recipe.eval_steps():
         log_evaluation(spec, files, progress, state, done)
-    if done in spec.recipe.checkpoint_steps() or signal:
+    if done in spec.recipe.checkpoint_steps() or signal or save:
         with log_phase(spec, files, "checkpoint"):
             log.sync()  # the log's lines about a checkpoint's steps are on the disk before the checkpoint is
             path, digest = checkpoints.save(files.dir, spec.program, state, done, spec.identity, spec.processes)
             log.event("checkpoint", step=done, path=f"checkpoints/{path.name}", digest=digest)
             log.sync()
+        progress.saved_step, progress.saved_s = done, progress.clock.seconds
+        if spec.processes.first:
+            checkpoints.remove(checkpoints.unplanned(files.dir, spec.recipe.checkpoint_steps(), keep=done))
     if signal and done < spec.recipe.steps:
         log.event("interrupt", step=done, signal=int(signal))
         raise Interrupted(
@@ -272,11 +300,14 @@ def log_norms(spec: RunSpec, files: RunFiles, step: int, metrics: dict[str, Any]
 def fail(spec: RunSpec, files: RunFiles, step: int, reason: str) -> NoReturn:
     """Logs a failure and raises RunFailed with the step and the last good checkpoint."""
     files.log.event("failure", step=step, reason=reason)
-    good = last_good(spec, files)
+    good = last_good(spec, files, step)
     raise RunFailed(f"{reason} at step {step}; {good}; try a lower rate, or float32, with a new --name")
 
 
-def last_good(spec: RunSpec, files: RunFiles) -> str:
-    """A clause about the newest checkpoint, from which a run that failed can be resumed."""
+def last_good(spec: RunSpec, files: RunFiles, step: int) -> str:
+    """A clause about the newest checkpoint, from which a run that failed at a step can be resumed."""
     checkpoint = checkpoints.latest(files.dir, spec.identity)
-    return f"the last good checkpoint is {checkpoint[0]}" if checkpoint else "no checkpoint was written yet"
+    if checkpoint is None:
+        return "no checkpoint was written yet"
+    lost = max(0, step - checkpoint[1]["step"])
+    return f"the last good checkpoint is {checkpoint[0]}, {lost:,} steps before"

@@ -102,6 +102,10 @@ class Progress:
     """Updates -> the fields of the eval event."""
     checkpoints: set[int] = field(default_factory=set)
     """Those that the log has."""
+    saved_step: int = 0
+    """Of the newest checkpoint."""
+    saved_s: float = 0.0
+    """The clock's reading at the newest checkpoint."""
     flops: int = 0
     """Of all steps of the plan."""
     stop_poll_steps: int = 1
@@ -123,7 +127,7 @@ class Progress:
                 raise InputError(
                     f"{directory.path} is finished: there is nothing to resume; start another with a new --name"
                 )
-        progress.clock, progress.logged_s = TrainingClock(seconds), seconds
+        progress.clock, progress.logged_s, progress.saved_s = TrainingClock(seconds), seconds, seconds
         return progress
 
 

@@ -24,6 +24,7 @@ from parity.errors import InputError
 from parity.formats.files import sha256_file
 from parity.harness import fingerprint, run_json, rundir
 from parity.harness.clock import now_s
+from parity.harness.duration import check_duration
 from parity.harness.evaluation import check_length
 from parity.harness.guard import Guard
 from parity.harness.options import Arguments, Options
@@ -41,7 +42,18 @@ from parity.track import Track, check_recipe, track_for
 FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
 PROGRAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*[.]py")
 FREE_ON_RESUME = {
-    *("resume", "device", "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"),
+    *(
+        "resume",
+        "device",
+        "coordinator",
+        "processes",
+        "process",
+        "data_dir",
+        "samples",
+        "json",
+        "tensorboard",
+        "save_every",
+    ),
     *run_json.LAYOUT,
 }
 
@@ -111,8 +123,11 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
     for name in ("runs", "program", "resume"):
         check_text(getattr(options, name), f"--{name}")
     if options.resume is None:
-        if "precision" not in explicit and programs.platform(backend, options.device) == "gpu":
+        platform = programs.platform(backend, options.device)
+        if platform == "gpu" and "precision" not in explicit:
             recipe = dataclasses.replace(recipe, precision="bfloat16")
+        if platform == "cpu" and not options.force:
+            check_duration(track, recipe, processes.size)
         request = Request(backend, options, track, recipe, options.seed)
     else:
         if changed := sorted(explicit - FREE_ON_RESUME):
@@ -296,7 +311,8 @@ def build_program(request: Request, recipe: Recipe, module: ModuleType | None) -
         }
         program = programs.build(request.backend, recipe, **chosen)
         if options.optimizer:
-            program.init(request.seed)  # a faulty user optimizer is reported before there is a run directory
+            with user_program.user_code(user_program.source_file(options.optimizer), "the optimizer"):
+                program.init(request.seed)  # a faulty user optimizer is reported before there is a run directory
         return program
     if options.microbatches != 1 or getattr(options, "shards", None) or getattr(options, "remat", "none") != "none":
         raise InputError(

@@ -59,8 +59,8 @@ class Parameter:
 
 ParameterTable = dict[str, Parameter]
 
-# Sizes that all recipes share at a scale. More checkpoints cost disk (23 MB each at pocket) and save the verifier time,
-# which repeats whole segments between them.
+# Sizes that all recipes share at a scale. More checkpoints cost disk (18 MB each at pocket) and save the verifier time,
+# which repeats whole segments between them. Those of pocket are at its evaluations, which are recomputed from them.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {
         "tokenizer_size": 512, "vocab_size": 512, "dim": 64, "layers": 4, "head_dim": 16, "context": 64,
@@ -68,7 +68,7 @@ SIZES: dict[str, dict[str, int]] = {
     },
     "pocket": {
         "tokenizer_size": 4096, "vocab_size": 4096, "dim": 128, "layers": 4, "head_dim": 32, "context": 256,
-        "batch_tokens": 4096, "steps": 256, "val_every": 32, "final_val_every": 32, "checkpoints": 17,
+        "batch_tokens": 4096, "steps": 256, "val_every": 32, "final_val_every": 32, "checkpoints": 9,
     },
     "small": {
         "tokenizer_size": 50257, "vocab_size": 50304, "dim": 768, "layers": 12, "head_dim": 128, "context": 1024,

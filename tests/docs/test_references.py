@@ -19,7 +19,7 @@ EXAMPLES = re.compile(r"record_55|/X\.py")  # files that a page tells the reader
 COMMANDS = (
     "-m jaxrun.train", "-m jaxrun.train --recipe record-21", "-m torchref.train", "-m jaxrun.sample",
     "-m parity.compare", "-m parity.verify",
-    *(f"-m parity.attempt {name}" for name in ("new", "run", "judge", "show")),
+    *(f"-m parity.attempt {name}" for name in ("new", "run", "judge", "show", "prune")),
     *(f"-m parity.frontier {name}" for name in ("add", "score", "show", "check", "site", "report", "ablate", "cross")),
     "-m parity.data prepare", "scripts/bench.py", "scripts/bench_frontier.py", "scripts/compile_h100.py",
     "scripts/doc_blocks.py", "scripts/golden.py", "scripts/gpu_check.py", "scripts/style.py",

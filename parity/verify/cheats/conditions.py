@@ -76,6 +76,150 @@ def _two_gradients(backend: str, folder: Path) -> Start:
     return ["--optimizer", "optimizer_of_a_cheat:make"], {"PYTHONPATH": str(folder)}
 
 
+ALIKE = {
+    "jaxrun": """
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make(recipe):
+    def update(grads, state, weights=None):
+        return jax.tree.map(lambda g: -1e-3 * jnp.broadcast_to(jnp.sign(g.mean(0)), g.shape), grads), state
+
+    return optax.GradientTransformation(lambda weights: (), update)
+""",
+    "torchref": """
+import torch
+
+
+class Alike(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            weight -= 1e-3 * weight.grad.mean(0).sign()
+
+
+def make(recipe, weights):
+    return Alike(weights.values(), lr=1e-3)
+""",
+}
+COPIES = {
+    "jaxrun": """
+import jax
+import optax
+
+
+def make(recipe):
+    adam = optax.adam(3e-3)
+
+    def update(grads, state, weights):
+        updates, state = adam.update(grads, state, weights)
+        return {name: 0 * u if name.startswith("blocks") else u for name, u in updates.items()}, state
+
+    return optax.GradientTransformation(adam.init, update)
+""",
+    "torchref": """
+import torch
+
+
+class OnCopies(torch.optim.Adam):
+    def step(self, closure=None):
+        weights = self.param_groups[0]["params"]
+        before = {w: w.detach().clone() for w in weights if w.ndim == 2 and w.shape[0] < 200}
+        super().step()
+        for w, value in before.items():
+            w.data.copy_(value)
+
+
+def make(recipe, weights):
+    return OnCopies(weights.values(), lr=3e-3)
+""",
+}
+
+
+@TRAINED.add(
+    "rows-alike", "an optimizer moves all rows of a weight by the same numbers", "recompute.moved", depth="recompute"
+)
+def _rows_alike(backend: str, folder: Path) -> Start:
+    """An optimizer whose updates broadcast."""
+    (folder / "optimizer_of_rows.py").write_text(ALIKE[backend])
+    return ["--optimizer", "optimizer_of_rows:make"], {"PYTHONPATH": str(folder)}
+
+
+@TRAINED.add(
+    "never-moved", "an optimizer leaves the blocks' matrices as they were", "recompute.moved", depth="recompute"
+)
+def _never_moved(backend: str, folder: Path) -> Start:
+    """An optimizer that updates copies."""
+    (folder / "optimizer_of_copies.py").write_text(COPIES[backend])
+    return ["--optimizer", "optimizer_of_copies:make"], {"PYTHONPATH": str(folder)}
+
+
+ASIDE = {
+    "jaxrun": """
+import jax
+import numpy as np
+import optax
+from jax.experimental import io_callback
+
+
+def make(recipe):
+    adam, kept = optax.adam(3e-3), {}
+
+    def keep(weights):
+        for name, weight in weights.items():
+            kept[name] = 0.9 * kept.get(name, np.asarray(weight)) + 0.1 * np.asarray(weight)
+
+    def update(grads, state, weights):
+        io_callback(keep, None, weights)
+        return adam.update(grads, state, weights)
+
+    def eval_params(state, weights):
+        def stored(weights):
+            return {name: np.asarray(kept.get(name, w), w.dtype) for name, w in weights.items()}
+
+        shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
+        return jax.pure_callback(stored, shapes, weights)
+
+    return optax.GradientTransformation(adam.init, update), eval_params
+""",
+    "torchref": """
+import torch
+
+
+class Keeping(torch.optim.Adam):
+    kept = None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        weights = self.param_groups[0]["params"]
+        self.kept = self.kept or [w.clone() for w in weights]
+        for mean, w in zip(self.kept, weights):
+            mean.lerp_(w, 0.1)
+
+
+def make(recipe, weights):
+    optimizer = Keeping(weights.values(), lr=3e-3)
+    return optimizer, lambda: dict(zip(weights, optimizer.kept or weights.values()))
+""",
+}
+
+
+@TRAINED.add(
+    "kept-aside",
+    "an own optimizer evaluates weights that its state does not have",
+    "recompute.weights",
+    may=("recompute.evaluations",),
+    depth="recompute",
+)
+def _kept_aside(backend: str, folder: Path) -> Start:
+    """An average in a variable of the optimizer's own."""
+    (folder / "optimizer_of_others.py").write_text(ASIDE[backend])
+    return ["--optimizer", "optimizer_of_others:make"], {"PYTHONPATH": str(folder)}
+
+
 @TRAINED.add("compiler-flags", "a flag that the track forbids", "env.flags")
 def _compiler_flags(backend: str, folder: Path) -> Start:
     if backend == "jaxrun":

@@ -80,7 +80,7 @@ def judge(id: str, check: Callable[[], Finding]) -> Judgement:
 
 
 MODULES = (  # in the order of the list
-    *("log", "clock", "data", "guard", "probe", "lookahead", "recompute", "seeds", "replay", "work"),
+    *("log", "clock", "data", "guard", "probe", "lookahead", "recompute", "movement", "seeds", "replay", "work"),
     *("knowledge", "relabelled"),
 )
 for _module in MODULES:

@@ -187,6 +187,7 @@ def test_a_file_that_may_not_be_so_large_is_one_sentence_and_what_came_is_kept(h
 def test_the_val_shard_and_as_many_train_shards_as_the_plan_needs_come_and_are_pinned(hub, home):
     ran = hub.run(PREPARE, home, 1_500_000)
     assert ran.returncode == 0, ran.stderr
+    assert f"downloading 3 of 3 shards, 6 MB, into {home / 'fineweb10B'}" in ran.stderr.partition("shard 1 of 3")[0]
     opened = open_slice("fineweb10B", home)
     names = [info.file[:-4] for info in opened.manifest.shards]
     assert names == [

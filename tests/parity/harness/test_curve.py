@@ -40,6 +40,44 @@ def test_a_target_that_is_not_given_is_not_drawn(tmp_path):
     assert not has_colour(image, "#009E73") and not has_colour(image, "#CC79A7")
 
 
+def drawn(monkeypatch, tmp_path, *args, **kwargs):
+    """The figure that is drawn, instead of its file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures = []
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, file: figures.append(self.figure))
+    draw_curve(tmp_path / "curve.png", *args, **kwargs)
+    return figures[0]
+
+
+def test_the_axis_has_the_range_of_the_end_and_an_inset_the_whole(monkeypatch, tmp_path):
+    axes, *_ = drawn(monkeypatch, tmp_path, STEPS, LOSSES, [0, 100, 200], [8.0, 3.6, 3.4], target=3.3).axes
+    bottom, top = axes.get_ylim()
+    assert top - bottom < 1.2 and bottom < 3.3 < 3.6 < top < 8
+    (inset,) = axes.child_axes
+    assert inset.get_ylim()[1] > 8
+
+
+def test_where_the_target_was_passed_and_the_seconds_are_shown(monkeypatch, tmp_path):
+    seconds = [0.5 * step for step in STEPS]
+    evaluations = [0, 100, 150, 200], [8.0, 3.6, 3.5, 3.4]
+    figure = drawn(monkeypatch, tmp_path, STEPS, LOSSES, *evaluations, target=3.5, seconds=seconds)
+    assert "target passed: step 150, 75.0 s" in {text.get_text() for text in figure.axes[0].texts}
+    above = next(axes for axes in figure.axes[0].child_axes if axes.get_xlabel() == "seconds of training")
+    assert above._functions[0](100.0) == pytest.approx(50.0) and above._functions[1](50.0) == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("peaks", [(0.1,), (0.7, 0.004), (0.0,), (float("nan"), 0.1)])
+def test_learning_rates_are_drawn_below_with_the_optimizers_name(monkeypatch, tmp_path, peaks):
+    rates = {f"rate{number}": [peak * (1 - step / 200) for step in STEPS] for number, peak in enumerate(peaks)}
+    optimizer = "mine:make(" + "lr=0.1, " * 20 + ")"
+    figure = drawn(monkeypatch, tmp_path, STEPS, LOSSES, [200], [3.4], rates=rates, optimizer=optimizer)
+    _, below = figure.axes[:2]
+    assert below.get_title(loc="left").startswith("learning rates of mine:make(lr=0.1")
+    assert [text.get_text() for text in below.get_legend().get_texts()] == list(rates)
+    assert (below.get_yscale() == "log") == (peaks == (0.7, 0.004))
+
+
 @pytest.mark.parametrize(
     ("losses", "val_losses"),
     [

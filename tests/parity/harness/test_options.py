@@ -66,7 +66,17 @@ def test_no_option_has_the_name_of_a_recipe_field():
         assert fields.isdisjoint(field.name for field in dataclasses.fields(options))
 
 
-@pytest.mark.parametrize("field", [field for field in SIZES["pocket"] if field not in ("steps", "checkpoints")])
+FREE = ("steps", "checkpoints", "val_every", "final_val_every")  # on the optimizer tracks too
+
+
+@pytest.mark.parametrize("track", ["pocket-optimizer", "optimizer"])
+@pytest.mark.parametrize("option", ["--val-every", "--final-val-every", "--checkpoints", "--steps"])
+def test_on_optimizer_tracks_how_often_is_free(track, option):
+    recipe = parse("torchref", ["--track", track, option, "9"]).recipe
+    assert getattr(recipe, option[2:].replace("-", "_")) == 9
+
+
+@pytest.mark.parametrize("field", [field for field in SIZES["pocket"] if field not in FREE])
 def test_pocket_optimizer_takes_no_other_data_batch_or_architecture(field):
     value = SIZES["pocket"][field]
     changed = str(value // 2 if field == "tokenizer_size" else value * 2)  # the vocabulary must hold the tokens
@@ -98,3 +108,66 @@ def test_a_mistake_is_answered_in_one_line_that_names_it(argv, expected):
         parse("jaxrun", argv)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv, field, value",
+    [
+        ("--iters 7", "steps", 7),
+        ("--max_steps=7", "steps", 7),
+        ("--block-size 32", "context", 32),
+        ("--n_layer 2", "layers", 2),
+        ("--d-model 64", "dim", 64),
+        ("--eval-interval 5", "val_every", 5),
+        ("--dtype bfloat16", "precision", "bfloat16"),
+        ("--recipe nanogpt --lr 1e-3", "peak_rate", 1e-3),
+        ("--recipe nanogpt --weight_decay 0.3", "weight_decay", 0.3),
+        ("--recipe nanogpt --grad-clip 2", "clip_norm", 2.0),
+    ],
+)
+def test_other_names_of_the_same_are_taken(argv, field, value):
+    arguments = parse("jaxrun", ["--track", "tiny", *argv.split()])
+    assert getattr(arguments.recipe, field) == value and field in arguments.explicit
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("--lr 0.1", "give --embed-rate, --head-rate, --muon-rate, --vector-rate"),
+        ("--learning_rate=0.1", "give --embed-rate"),
+        ("--wd 0.1", "give --adam-decay, --muon-decay"),
+        ("--recipe record-11 --wd 0.1", "the recipe has no weight decay"),
+        ("--optimizer a:b --lr 0.1", "give --optimizer-args lr="),
+        ("--batch-size 8", "give --batch-tokens"),
+        ("--epochs 2", "give --steps"),
+        ("--n-head 4", "give --head-dim"),
+        ("--gradient_accumulation_steps 4", "give --microbatches"),
+        ("--cpu", "give --device cpu"),
+        ("--beta1 0.9", "give both as --betas"),
+        ("--model gpt2", "give --recipe NAME"),
+    ],
+)
+def test_names_that_mean_something_else_are_answered_with_the_right_option(argv, words):
+    with pytest.raises(InputError) as error:
+        parse("jaxrun", ["--track", "tiny", *argv.split()])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", OPTIONS)
+@pytest.mark.parametrize("recipe", ["muon", "nanogpt", "record-11", "record-21"])
+def test_no_other_name_hides_an_option(backend, recipe):
+    from parity.harness.synonyms import ANSWERS, DECAYS, RATES, SAME, TAKEN
+
+    fields = (*dataclasses.fields(recipe_for(recipe, "tiny")), *dataclasses.fields(OPTIONS[backend]))
+    known = {field.name.replace("_", "-") for field in fields}
+    others = [*TAKEN, *ANSWERS, *RATES.split(), *DECAYS.split()]
+    assert len(set(others)) == len(others) and known.isdisjoint({*TAKEN, *ANSWERS})
+    assert set(SAME) - known <= {"clip-norm", "warmup-steps", "compile", "remat", "adam-eps"}
+
+
+def test_help_is_in_groups(capsys):
+    with pytest.raises(SystemExit):
+        parse("torchref", ["--help"])
+    text = capsys.readouterr().out
+    places = [text.index(f"{group} options") for group in ("run", "machine", "output", "recipe")]
+    assert places == sorted(places) and text.index("--compile") < places[2] < text.index("--samples")

@@ -44,6 +44,7 @@ OPTIMIZERS = {
     "unknown": ("jaxrun", STATELESS.format("{{**g, 'more': g['embed.weight']}}").replace("{{", "{").replace("}}", "}"),
                 2, "found an unknown more"),
     "a-list": ("jaxrun", STATELESS.format("list(g.values())"), 2, "expected one of every weight"),
+    "narrower": ("jaxrun", STATELESS.format("tree(lambda x: x.astype(jnp.bfloat16))(g)"), 2, "narrower bfloat16"),
     "integers": ("jaxrun", STATELESS.format("tree(lambda x: x.astype(int))(g)"), 2, "found int32"),
     "raises": ("jaxrun", "    raise KeyError('lr')\n", 2, "optimizer_raises.py, line 11: make raised KeyError"),
     "raises-in-update": ("jaxrun", STATELESS.format("undefined(g)"), 2, "raised NameError: name 'undefined'"),
@@ -66,6 +67,25 @@ OPTIMIZERS = {
              "    def hook(*_):\n        calls.append(1)\n        assert len(calls) < 4, 'four calls'\n"
              "    o.register_step_post_hook(hook)\n    return o\n", 1, "hook raised AssertionError: four calls"),
 }  # fmt: skip
+
+
+ADAM, TORCH_ADAM = "    return optax.adam(1e-3), ", "    return torch.optim.Adam(weights.values()), "
+EVALUATED = {  # what stands beside the optimizer
+    "names": ("jaxrun", ADAM + "lambda s, w: dict(list(w.items())[:3])\n", "found none for"),
+    "types": ("jaxrun", ADAM + "lambda s, w: tree(lambda x: x.astype(jnp.float16))(w)\n", "found float16 of shape"),
+    "shape": ("jaxrun", ADAM + "lambda s, w: tree(lambda x: x[None])(w)\n", "eval_params"),
+    "zeros": ("jaxrun", ADAM + "lambda s, w: s[0].mu\n", "before the first update"),
+    "raises": ("jaxrun", ADAM + "lambda s, w: s.no\n", "raised AttributeError"),
+    "number": ("jaxrun", ADAM + "3\n", "eval_params(opt_state, params), found"),
+    "list": ("torchref", TORCH_ADAM + "lambda: list(weights.values())\n", "found none for"),
+    "types-torch": ("torchref", TORCH_ADAM + "lambda: {n: w.double() for n, w in weights.items()}\n", "found float64"),
+    "shape-torch": ("torchref", TORCH_ADAM + "lambda: {n: w[:1] for n, w in weights.items()}\n", "eval_params"),
+    "zeros-torch": ("torchref", TORCH_ADAM + "lambda: {n: 0 * w for n, w in weights.items()}\n", "before the first"),
+    "nan-torch": ("torchref", TORCH_ADAM + "lambda: {n: w / 0 for n, w in weights.items()}\n", "before the first"),
+    "raises-torch": ("torchref", TORCH_ADAM + "lambda: weights['no']\n", "raised KeyError"),
+    "two-torch": ("torchref", TORCH_ADAM + "len, len\n", "eval_params(), found"),
+}
+OPTIMIZERS |= {f"eval-{name}": (backend, text, 2, words) for name, (backend, text, words) in EVALUATED.items()}
 
 
 @pytest.fixture
@@ -184,10 +204,49 @@ def test_wrong_arguments_are_one_sentence(train, arguments, words):
     assert isinstance(error, InputError) and words in str(error)
 
 
+FROZEN = """    frozen = {n: "no" if n.startswith("embed") else "yes" for n in recipe.parameters()}
+    return optax.multi_transform({"yes": optax.adam(1e-3), "no": optax.set_to_zero()}, frozen)
+"""
+
+
+def test_weights_whose_updates_depend_on_no_gradient_are_named(train, tmp_path, capsys):
+    (tmp_path / "frozen.py").write_text(JAX + "def make(recipe):\n" + FROZEN)
+    assert train("jaxrun", "--optimizer", "frozen:make") is None
+    assert "no optimizer updates 1 weights: embed.weight" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/tiny/r/run.json").read_text())["idle_weights"] == ["embed.weight"]
+
+
+def page_optimizer(mark: str) -> str:
+    page = (Path(__file__).parents[3] / "docs/recipes.md").read_text()
+    return page.partition(f"<!-- {mark} -->\n```python\n")[2].partition("```")[0]
+
+
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
 def test_the_optimizers_of_the_page_train(train, tmp_path, backend):
-    page = (Path(__file__).parents[3] / "docs/recipes.md").read_text()
-    text = page.partition(f"<!-- optimizer {backend} -->\n```python\n")[2].partition("```")[0]
-    (tmp_path / f"page_{backend}.py").write_text(text)
+    (tmp_path / f"page_{backend}.py").write_text(page_optimizer(f"optimizer {backend}"))
     arguments = ("--optimizer", f"page_{backend}:make", "--optimizer-args", "lr=0.01,decay=0.1")
     assert train(backend, *arguments) is None
+
+
+@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+def test_evaluations_and_final_weights_are_those_of_eval_params(train, tmp_path, backend, commands):
+    text = page_optimizer(f"averages {backend}")
+    (tmp_path / f"averages_{backend}.py").write_text(text)
+    assert train(backend, "--optimizer", f"averages_{backend}:make") is None
+    averaged = tmp_path / "runs/tiny/r"
+    plain = text[: text.rindex("return ")] + "return optimizer\n"
+    (tmp_path / f"plain_{backend}.py").write_text(plain)
+    averaged.rename(averaged.with_name("averaged"))
+    assert train(backend, "--optimizer", f"plain_{backend}:make") is None
+    a, b = (read_events(averaged.with_name(name)) for name in ("averaged", "r"))
+    assert [e["loss"] for e in a["step"]] == [e["loss"] for e in b["step"]]  # the training is the same
+    losses = [[e["val_loss"] for e in x["eval"]] for x in (a, b)]
+    assert losses[0][0] == losses[1][0] and losses[0][-1] != losses[1][-1]
+    assert a["state"][0]["digest"] == b["state"][0]["digest"] and a["state"][-1]["digest"] != b["state"][-1]["digest"]
+
+
+def read_events(folder: Path) -> dict[str, list[dict]]:
+    events: dict[str, list[dict]] = {}
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        events.setdefault(json.loads(line)["event"], []).append(json.loads(line))
+    return events

@@ -133,6 +133,18 @@ OPTIMIZERS = {
         "    return o, torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, 60)\n",
     },
 }
+EVAL_PARAMS = (Path(__file__).parents[3] / "docs/recipes.md").read_text()
+for backend, optimizers in OPTIMIZERS.items():
+    optimizers["averages"] = EVAL_PARAMS.partition(f"<!-- averages {backend} -->\n```python\n")[2].partition("```")[0]
+OPTIMIZERS["jaxrun"]["frozen"] = (
+    "import optax\ndef make(recipe):\n"
+    "    kinds = {n: 'no' if n.startswith('embed') else 'yes' for n in recipe.parameters()}\n"
+    "    return optax.multi_transform({'yes': optax.adam(3e-3), 'no': optax.set_to_zero()}, kinds)\n"
+)
+OPTIMIZERS["torchref"]["frozen"] = (
+    "import torch\ndef make(recipe, w):\n"
+    "    return torch.optim.Adam([x for n, x in w.items() if not n.startswith('embed')], lr=3e-3)\n"
+)
 SLOW_DISK = """
 import os, sys, time
 _fsync, _write = os.fsync, os.write
@@ -265,6 +277,8 @@ VARIATIONS = (
     Honest("tanh-gelu", ("--recipe", "nanogpt", "--gelu", "tanh")),
     Honest("own-adam", optimizer="adam"),
     Honest("own-lion", optimizer="lion"),
+    Honest("own-averages", optimizer="averages"),
+    Honest("own-frozen", optimizer="frozen"),
     Honest("own-program", program=template),
     Honest("sliding-window", program=windowed),
     Honest("token-hashes", program=hashed, backends=("torchref",)),
