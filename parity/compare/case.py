@@ -135,8 +135,8 @@ def check_memory(recipe: Recipe) -> None:
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
         raise InputError(
-            f"recipe {recipe.name} with {weights:,} weights and rows of {recipe.context:,} tokens: two programs need more "
-            f"than {needed / 1e9:,.0f} GB, found {available / 1e9:,.0f} GB of memory: choose smaller sizes"
+            f"recipe {recipe.name} with {weights:,} weights and rows of {recipe.context:,} tokens: two programs "
+            f"need more than {needed / 1e9:,.0f} GB, found {available / 1e9:,.0f} GB of memory: choose smaller sizes"
         )
 
 

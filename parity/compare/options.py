@@ -41,9 +41,10 @@ class Options:
     seed: int = 0
     """Seed of weights, gradients and batches."""
     weights: Path | None = None
-    """Compare from these weights: safetensors or a PyTorch state dict."""
-    names: str = "canonical"
-    """Whose names the weights have: canonical, nanogpt, hf-gpt2, track3, or a JSON file with a map."""
+    """Compare from these weights: safetensors, a PyTorch state dict, or the folder of save_pretrained or of a run."""
+    names: str | None = None
+    """Whose names the weights have: canonical, nanogpt, hf-gpt2, track3, or a JSON file with a map; by default
+    canonical, of a folder of save_pretrained hf-gpt2."""
     plant: str | None = None
     """Plant this fault of the catalogue in one side (--in)."""
     into: Annotated[str | None, tyro.conf.arg(name="in")] = None
