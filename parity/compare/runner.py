@@ -159,7 +159,7 @@ class Comparison:
         for label, side in zip("ab", writers, strict=True):
             name = f"{label if same else side.name}'s run"
             if name not in written:
-                with side.active():
+                with side.active(), side.answering("a run"):
                     written[name] = write_run(side, self.case)
 
 

@@ -41,7 +41,7 @@ def write_run(side: Side, case: Case) -> Path:
         state = program.load(case.initial)
         if program.has("step"):
             state, _ = train_steps(program, case, state, 0, 2)
-        weights = program.export(state)
+        weights = program.arrays(program.export(state), "weight")
     canonical.save(folder / "weights.safetensors", weights)
     return folder / "weights.safetensors"
 

@@ -24,6 +24,9 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
             yield from _qkv_bias(name, g, bound)
         else:
             yield Observation("gradients", name, g, bound)
+    if case.weights is None:  # with weights of the user's, such as projections of 0, gradients may well be 0
+        for name in (name for name, g in reversed(gradients.items()) if not g.any()):
+            yield Observation("dependence", name, "a gradient of 0 throughout", expected="a loss that depends on it")
     if not program.has("clipped"):
         return
     for step, norm in ((0, "3"), (1, "0.3")):
