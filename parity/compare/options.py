@@ -22,7 +22,10 @@ from parity.recipes import RECIPES, Recipe, recipe_for
 
 @dataclass(frozen=True)
 class Options:
-    """Compares two programs: data, init, forward, loss, gradients, update, trajectory, evaluation, restore."""
+    """Compares two programs: data, init, forward, loss, gradients, update, trajectory, evaluation, restore.
+
+    With --recipe NAME the recipe's fields are options too: --recipe NAME --help lists them.
+    """
 
     recipe: str | None = None
     """muon, nanogpt, record-11 or record-21; all of them by default."""
@@ -101,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     given = {name if name in everywhere else name.removeprefix("no_") for name in given} & everywhere
     if given and not chosen.recipe:
         raise InputError(f"--{_spelled(min(given))}: expected --recipe with it, found none: name the recipe")
-    if given:
+    if given or (chosen.recipe and {"--help", "-h"} & set(argv)):
         options = _with_fields(argv, recipe_for(chosen.recipe, chosen.scale or ""), given)
     else:
         options = command_line(Options, COMMAND, argv)

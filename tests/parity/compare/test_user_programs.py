@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,43 @@ def blocks(label):
 def without_numbers(text):
     """The lines of a report with measured figures replaced."""
     return re.sub(r"[-+]?\d[\d.,e+-]*", "#", text)
+
+
+def agrees_as_the_page_says(compare):
+    """The second example: GPT-2 as it comes has another GELU, and with that field is the same."""
+    (command,), (report,), (holds,) = (blocks(f"gpt2 {label}") for label in ("command", "report", "holds"))
+    options = command.split()[3:]
+    result = compare(*options)
+    assert result.code == 1 and without_numbers(report) in without_numbers(result.out), result.err or result.out
+    result = compare(*options, "--gelu", "tanh")
+    assert result.code == 0 and holds in result.out, result.err or result.out
+
+
+@pytest.fixture
+def hugging_face(tmp_path, monkeypatch):
+    """The second example's file in an own folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2_hf.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
+    return tmp_path
+
+
+def test_the_second_example_holds_with_a_module_of_the_same_names(compare, hugging_face, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    (hugging_face / "transformers.py").write_text((Path(__file__).parent / "mimic_transformers.py").read_text())
+    agrees_as_the_page_says(compare)
+
+
+def test_the_second_example_holds_with_transformers_itself(compare, hugging_face):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'jaxrun[peers]'")
+    agrees_as_the_page_says(compare)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 512}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(hugging_face / "saved")
+    options = "--a", "gpt2_hf.py", "--recipe", "nanogpt", "--levels", "forward,loss", "--weights", "saved"
+    result = compare(*options)
+    assert result.code == 2 and "compare with --dim 32 --layers 1 --gelu tanh, or name" in result.err, result.err
+    result = compare(*options, "--dim", "32", "--layers", "1", "--gelu", "tanh")
+    assert result.code == 0, result.err or result.out
 
 
 @pytest.mark.slow
