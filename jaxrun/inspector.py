@@ -25,21 +25,26 @@ class Inspector:
     def __init__(self, program: JaxProgram):
         self.program = program
         self.recipe: Any = program.recipe
+        self._names: list[str] = []
+        self._compiled_activations = jax.jit(self._activations)
 
     def activations(self, state: State, batch) -> dict[str, Any]:
-        captured = Capture()
+        window = self.program.window(state["step"])
+        arrays = self._compiled_activations(state["weights"], batch[0], window)  # sets the names
+        return dict(zip(self._names, arrays, strict=True))
 
-        def run(net, inputs_BT, window):
+    def _activations(self, weights, inputs_BT, window) -> list[Any]:
+        """The values alone, since jit would sort a dict by name; the names are kept."""
+        captured = Capture()
+        captured.readable = TraceState().is_valid  # no value of a trace in this one, as of a scan
+
+        def run(net):
             with capturing(net, captured):
                 return net.logits(net(inputs_BT, *window))
 
-        def values(weights, *inputs):
-            captured.readable = TraceState().is_valid  # no value of a trace in this one, as of jax.checkpoint
-            captured["logits"] = model.apply(self.program.definition, weights, run, *inputs)
-            return list(captured.values())  # jit would sort a dict by name
-
-        arrays = jax.jit(values)(state["weights"], batch[0], self.program.window(state["step"]))
-        return dict(zip(captured, arrays, strict=True))
+        captured["logits"] = model.apply(self.program.definition, weights, run)
+        self._names = list(captured)
+        return list(captured.values())
 
     def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
         largest = getattr(self.recipe, "clip_norm", None)

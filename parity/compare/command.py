@@ -18,6 +18,7 @@ from parity.compare.runner import Comparison, chosen_levels
 from parity.compare.side import Side
 from parity.compare.weight_names import read_weights
 from parity.errors import InputError, run_command
+from parity.progress import ProgressLine
 
 REPEATED_DTYPES = ["float64"] * 9 + ["float32"] * 9 + ["bfloat16"] * 2  # one in bfloat16 has eight seeds
 
@@ -140,8 +141,8 @@ def _repeat(options: Options, count: int, folder: Path) -> int:
 
 def _record(options: Options, folder: Path) -> int:
     names = options.recipes
-    path = record(_case(options, names[0], folder), options.scale, names, lambda line: print(line, flush=True))
-    print(f"wrote {path}")
+    for path in record(_case(options, names[0], folder), options.scale, names, ProgressLine()):
+        print(f"wrote {path}", flush=True)
     return 0
 
 

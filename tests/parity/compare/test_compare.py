@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from parity.compare import reference_errors as reference_errors_module
 from parity.compare.case import compared_recipe
 from parity.compare.levels import LEVELS
 from parity.compare.observation import Result
@@ -15,6 +16,7 @@ from parity.compare.report.html import heat_map
 from parity.recipes import RECIPES, recipe_for
 from parity.tables import WIDTH
 
+PROJECT = reference_errors_module.FOLDER
 BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
 
 
@@ -264,3 +266,28 @@ def test_errors_are_recorded_for_every_recipe_in_both_low_precisions():
             recorded = reference_errors(recipe, "tiny", precision)
             levels = {key.split("/")[0] for key in recorded}
             assert levels == {level.name for level in LEVELS.values() if level.numeric}
+
+
+def test_errors_of_one_recipe_are_recorded_in_its_own_file_with_progress(compare, tmp_path, monkeypatch):
+    (tmp_path / "muon-tiny.json").write_text("{}")
+    levels = [level for level in LEVELS.values() if level.name == "loss"]
+    for name, value in (("FOLDER", tmp_path), ("FLOAT32_SEEDS", 2), ("TRAJECTORY_SEEDS", 2), ("BFLOAT16_SEEDS", 2)):
+        monkeypatch.setattr(reference_errors_module, name, value)
+    monkeypatch.setattr(reference_errors_module, "_numeric_levels", lambda: levels)
+    result = compare("--record", "--recipe", "nanogpt")
+    assert result.code == 0 and result.out == f"wrote {tmp_path / 'nanogpt-tiny.json'}\n", result.err
+    for precision in ("float32", "bfloat16"):
+        assert re.search(rf"recording nanogpt in {precision}: 2 of 2 observations, ", result.err)
+        recorded = reference_errors("nanogpt", "tiny", precision)
+        usual = json.loads((PROJECT / "nanogpt-tiny.json").read_text())[precision]
+        assert recorded.keys() == {key for key in usual if key.startswith("loss/")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["muon-tiny.json", "nanogpt-tiny.json"]
+    assert (tmp_path / "muon-tiny.json").read_text() == "{}"
+
+
+def test_a_folder_of_recorded_errors_that_cannot_be_written_is_one_sentence(compare, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(reference_errors_module, "FOLDER", tmp_path / "file")
+    monkeypatch.setattr(reference_errors_module, "_float32", lambda case, progress: {})
+    result = compare("--record", "--recipe", "nanogpt")
+    assert result.code == 2 and str(tmp_path / "file") in result.err and result.err.count("\n") == 1
