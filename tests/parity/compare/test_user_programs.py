@@ -116,7 +116,8 @@ def test_levels_without_methods_are_not_judged_and_never_passed(compare, partial
 def test_two_files_are_compared_with_each_other(compare, partial, tmp_path):
     right = tmp_path / "right.py"
     right.write_text(partial().read_text())
-    result = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss")
+    sizes = "--dim", "32", "--layers", "2"
+    result = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss", *sizes)
     assert result.code == 1 and "partial.py departs from torchref" in result.out
 
 
@@ -275,9 +276,8 @@ def test_two_files_each_import_their_neighbour(compare, tmp_path):
             "import numpy as np", "import neighbour"
         )
         (folder / "program.py").write_text(text)
-    result = compare(
-        "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss"
-    )
+    sides = "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py"
+    result = compare(*sides, "--recipe", "muon", "--levels", "loss", "--dim", "32", "--layers", "2")
     assert result.code == 1 and "seen     a (program.py) " in result.out
 
 
