@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.nnx.tracers import TraceState
 
 from jaxrun import model, optim
 from jaxrun.kernels.fp8 import fp8_matmul
 from jaxrun.program import JaxProgram, State
 from parity.capture import Capture, replaced
+
+REMAT = (jax, "checkpoint"), (jax, "remat"), (nnx, "remat")
 
 
 class Inspector:
@@ -22,20 +25,26 @@ class Inspector:
     def __init__(self, program: JaxProgram):
         self.program = program
         self.recipe: Any = program.recipe
+        self._names: list[str] = []
+        self._compiled_activations = jax.jit(self._activations)
 
     def activations(self, state: State, batch) -> dict[str, Any]:
-        captured = Capture()
+        window = self.program.window(state["step"])
+        arrays = self._compiled_activations(state["weights"], batch[0], window)  # sets the names
+        return dict(zip(self._names, arrays, strict=True))
 
-        def run(net, inputs_BT, window):
+    def _activations(self, weights, inputs_BT, window) -> list[Any]:
+        """The values alone, since jit would sort a dict by name; the names are kept."""
+        captured = Capture()
+        captured.readable = TraceState().is_valid  # no value of a trace in this one, as of a scan
+
+        def run(net):
             with capturing(net, captured):
                 return net.logits(net(inputs_BT, *window))
 
-        def values(weights, *inputs):
-            captured["logits"] = model.apply(self.program.definition, weights, run, *inputs)
-            return list(captured.values())  # jit would sort a dict by name
-
-        arrays = jax.jit(values)(state["weights"], batch[0], self.program.window(state["step"]))
-        return dict(zip(captured, arrays, strict=True))
+        captured["logits"] = model.apply(self.program.definition, weights, run)
+        self._names = list(captured)
+        return list(captured.values())
 
     def clipped(self, grads: dict[str, np.ndarray]) -> dict[str, Any]:
         largest = getattr(self.recipe, "clip_norm", None)
@@ -95,25 +104,35 @@ def _optimizer_states(state: State) -> list[tuple[str, Any]]:
     ]
 
 
+def _not_rematerialised(function: Any = None, *args: Any, **options: Any) -> Any:
+    """Stands for jax.checkpoint and its like: they trace a function by itself, and nothing can be read out of that."""
+    return function if callable(function) else lambda function: function
+
+
 @contextmanager
 def capturing(net: nnx.Module, captured: Capture) -> Iterator[None]:
     """Captures what goes into and comes out of every module of a model, and of attention, while this is entered."""
     paths = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(net)}
     kinds = {type(module) for path, module in nnx.iter_modules(net) if path and callable(module)}
-    path: list[str] = []
 
     def with_capture(original: Callable) -> Callable:
-        def call(module, x, *args):
-            path.append(paths[id(module)])
-            captured.add(f"{path[-1]}:in", x)
-            y = original(module, x, *args)
-            captured.add(path.pop(), y[0] if isinstance(y, tuple) else y)
+        def call(module, *args, **options):
+            path, y = paths.get(id(module)), None
+            if not path:  # the model itself, or a module that is none of its attributes
+                return original(module, *args, **options)
+            captured.enter(path, args, options)
+            try:
+                y = original(module, *args, **options)
+            finally:
+                captured.leave(y)
             return y
 
         return call
 
     with ExitStack() as stack:
-        stack.enter_context(captured.attention(kinds | {type(net)}, path))
+        stack.enter_context(captured.attention(kinds | {type(net)}))
         for kind, call in [(kind, with_capture(kind.__call__)) for kind in kinds]:
             stack.enter_context(replaced(kind, "__call__", call))
+        for owner, name in REMAT:
+            stack.enter_context(replaced(owner, name, _not_rematerialised))
         yield

@@ -95,7 +95,7 @@ def load(path: Path) -> Weights:
         raise InputError(f"{path}: no weights here; a finished run has them, so finish it with --resume first")
     try:
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise InputError(
             f"{path}: expected a safetensors file, found something else ({error}): it is damaged"
         ) from error

@@ -86,22 +86,17 @@ def _optimizers(state: State) -> list[torch.optim.Optimizer]:
 @contextmanager
 def capturing(net: nn.Module, captured: Capture) -> Iterator[None]:
     """Captures what goes into and comes out of every module of a model, and of attention, while this is entered."""
-    path: list[str] = []
 
     def before(name: str) -> Callable:
-        def hook(module, inputs):
-            path.append(name)
-            captured.add(f"{name}:in", inputs[0])
+        return lambda module, args, options: captured.enter(name, args, options)
 
-        return hook
-
-    def after(module, inputs, y):
-        captured.add(path.pop(), y[0] if isinstance(y, tuple) else y)
+    def after(module, args, y):
+        captured.leave(y)
 
     with ExitStack() as stack:
-        stack.enter_context(captured.attention(map(type, net.modules()), path))
+        stack.enter_context(captured.attention(map(type, net.modules())))
         for name, module in net.named_modules():
             if name and not isinstance(module, nn.ModuleList):
-                stack.callback(module.register_forward_pre_hook(before(name)).remove)
-                stack.callback(module.register_forward_hook(after).remove)
+                stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(after, always_call=True).remove)
         yield

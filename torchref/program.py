@@ -163,7 +163,8 @@ class TorchProgram:
         def on_microbatch(inputs_BT, targets_BT):
             arguments = state.model, inputs_BT, targets_BT, self.window(state.step), reduction
             loss = self._compiled_loss(*arguments) if prefix is None else _training_losses(*arguments)[:, :prefix].sum()
-            return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+            grads = torch.autograd.grad(loss, parameters, materialize_grads=True)  # 0 where the loss does not depend
+            return loss.detach(), dict(zip(names, grads, strict=True))
 
         loss, grads = sharding.sum_microbatches(self.microbatches, on_microbatch, *batch)
         loss, grads = sharding.reduce_gradients(loss, grads)

@@ -3,21 +3,27 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from parity import weights as canonical
 from parity.data import stream
-from parity.data.slices import Slice
+from parity.data.slices import Slice, prepare
+from parity.errors import InputError
+from parity.progress import ProgressLine
 from parity.recipes import Recipe, recipe_for
 from parity.track import TRACKS, Track
 from parity.weights import Weights
 
 PADDING = 16  # rows of the head above the vocabulary, so that their treatment shows
 ROWS = 16  # of the batch for activations, losses and gradients
+COPIES = 4  # of the weights: each program's, those that are compared from, and gradients
 SPREAD = 0.1  # standard deviation of the noise on initial weights: no gain is 1, no bias and no projection 0
 
 
@@ -111,9 +117,45 @@ def track_of(scale: str) -> Track:
     return next(track for track in TRACKS.values() if track.scale == scale)
 
 
-def compared_recipe(name: str, scale: str, precision: str) -> Recipe:
-    """A recipe as it is compared: with rows of padding in the head, whatever the scale."""
-    recipe = dataclasses.replace(recipe_for(name, scale), precision=precision)
-    if recipe.vocab_size == recipe.tokenizer_size:
-        recipe = dataclasses.replace(recipe, vocab_size=recipe.vocab_size + PADDING)
-    return recipe
+def compared_recipe(name: str, scale: str, precision: str, fields: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe as it is compared, with these fields: unless they say otherwise the head has rows of padding, whatever
+    the scale."""
+    fields = dict(fields or {})
+    base = recipe_for(name, scale)
+    if "vocab_size" not in fields and (size := fields.get("tokenizer_size", base.tokenizer_size)) >= base.vocab_size:
+        fields["vocab_size"] = size + PADDING
+    return dataclasses.replace(base, precision=precision, **fields)
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Raises InputError where not even the weights, logits and scores of one block fit into this machine's memory."""
+    weights = sum(math.prod(p.shape) for p in recipe.parameters().values())
+    tokens = min(ROWS * recipe.context, recipe.batch_tokens)
+    needed = 8 * (COPIES * weights + tokens * (recipe.vocab_size + recipe.heads * recipe.context))
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise InputError(
+            f"recipe {recipe.name} with {weights:,} weights and rows of {recipe.context:,} tokens: two programs "
+            f"need more than {needed / 1e9:,.0f} GB, found {available / 1e9:,.0f} GB of memory: choose smaller sizes"
+        )
+
+
+def open_slice(track: Track, recipe: Recipe, data_dir: Path | None) -> Slice:
+    """The track's slice, prepared if it is not here yet. Its tokens may be some of the recipe's only.
+
+    Raises InputError where they are others, or too few for the recipe's plan and the track's evaluation.
+    """
+    tokens = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1
+    opened = prepare(track.slice, data_dir, train_tokens=tokens, progress=ProgressLine())
+    if opened.manifest.vocab_size > recipe.tokenizer_size:
+        raise InputError(
+            f"slice {track.slice} has a vocabulary of {opened.manifest.vocab_size}, found --tokenizer-size "
+            f"{recipe.tokenizer_size}: choose that or more"
+        )
+    stream.check_plan(opened.train_lengths, recipe.plan, f"slice {track.slice}")
+    if track.val_tokens % recipe.eval_context:
+        raise InputError(
+            f"--context {recipe.eval_context} does not divide the track's {track.val_tokens:,} val tokens: choose one "
+            "that does"
+        )
+    return opened

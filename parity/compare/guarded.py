@@ -70,6 +70,8 @@ class Guarded:
     def array(self, value: Any, what: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """A value as numpy, of the recipe's precision (bfloat16 as float32), finite, of a shape; else InputError."""
         where, precision = f"{self.spec}: {what}", self.recipe.precision
+        if value is None:
+            raise InputError(f"{where} expected an array, found None: of what nothing depends on return zeros")
         try:
             array = np.array(self.fetch(value))  # a copy: the program may reuse what it returned
         except (ValueError, TypeError) as error:

@@ -53,12 +53,14 @@ class Comparison:
                 results.append(Result(level.name, "not judged", f"it stands on {failed}, which fails"))
                 continue
             begin_s = time.monotonic()
-            result = self._run_level(level)
+            held = [r.level for r in results if r.status == "holds" and not r.reason]
+            result = self._run_level(level, held)
             result.seconds = time.monotonic() - begin_s
             results.append(result)
         return results
 
-    def _run_level(self, level: Level) -> Result:
+    def _run_level(self, level: Level, held: list[str]) -> Result:
+        """The result of a level; `held`: the levels before it that hold at every location."""
         if missing := self._missing(level):
             return Result(level.name, "not judged", missing)
         if level.name in ("evaluation", "restore"):
@@ -70,7 +72,7 @@ class Comparison:
             if self.case.recipe.precision == "float32" and result.finding:
                 result = self._with_other_seeds(level, result, result.finding.line)
         if result.finding and self.diagnose:
-            result.finding = diagnosed(result.finding, level, self.case, {self.a: a, self.b: b}, self.memo)
+            result.finding = diagnosed(result.finding, level, self.case, {self.a: a, self.b: b}, self.memo, held)
         return result
 
     def _observe(self, level: Level, case: Case) -> list[list[Observation]]:
@@ -157,7 +159,7 @@ class Comparison:
         for label, side in zip("ab", writers, strict=True):
             name = f"{label if same else side.name}'s run"
             if name not in written:
-                with side.active():
+                with side.active(), side.answering("a run"):
                     written[name] = write_run(side, self.case)
 
 

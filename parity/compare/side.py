@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,10 @@ class Side:
         with fault, nullcontext() if self.backend else self._importable():
             yield
 
+    def answering(self, what: str) -> AbstractContextManager[None]:
+        """Errors inside, about what a file's program returned, become one sentence."""
+        return nullcontext() if self.backend else user_code(self.spec, f"{what}, with what the program returned,")
+
     @property
     def identity(self) -> Any:
         """Equal for sides that show the same: of one backend with one fault on one kind of device."""
@@ -54,7 +58,7 @@ class Side:
         """All observations of a level on this side, cached in `memo`."""
         key = self.identity, level.name, case
         if key not in memo:
-            with self.active():
+            with self.active(), self.answering(f"level {level.name}"):
                 memo[key] = list(level.observe(self.program(case.recipe), case))
         return memo[key]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from parity import weights as canonical
+from parity.compare import pretrained
 from parity.errors import InputError, nearest
 from parity.recipes import Recipe
 from parity.weights import Weights
@@ -87,14 +88,22 @@ MAPS = {
 }
 
 
-def read_weights(path: Path, recipe: Recipe, names: str = "canonical") -> Weights:
-    """Canonical weights of a recipe from a file, float32 or float64 as the recipe's precision asks.
+def read_weights(path: Path, recipe: Recipe, names: str | None = None) -> Weights:
+    """Canonical weights of a recipe from a file, or a folder that `save_pretrained` or a run wrote; float32 or float64
+    as the recipe's precision asks.
 
-    `names` is one of MAPS, or a JSON file with the fields of a NameMap. Raises InputError for a file that cannot be
-    read, and for entries that are missing, left over or of another shape.
+    `names` is one of MAPS, by default hf-gpt2 for a folder of `save_pretrained` and else canonical, or a JSON file with
+    the fields of a NameMap. Raises InputError for a file that cannot be read, for a folder of something else, and for
+    entries that are missing, left over or of another shape.
     """
+    paths, usual = [path], "canonical"
+    if path.is_dir() and (path / "weights.safetensors").is_file():
+        paths = [path / "weights.safetensors"]
+    elif path.is_dir():
+        paths, usual = pretrained.weight_files(path, recipe), "hf-gpt2"
+    names = names or usual
     name_map = _map(names, recipe)
-    entries = {name_map.stripped(name): value for name, value in _read(path).items()}
+    entries = {name_map.stripped(name): value for each in paths for name, value in _read(each).items()}
     if names == "hf-gpt2":  # files of the bare model lack the first part of the names
         whole = ("transformer.", "lm_head.")
         entries = {name if name.startswith(whole) else f"transformer.{name}": x for name, x in entries.items()}

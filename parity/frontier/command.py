@@ -305,7 +305,7 @@ def _site(options: Site) -> int:
     entries, history = _entries(options), reported()
     matrices = {
         "cheats": _matrix(options.cheats or CHEATS, "parity.verify --cheats --json"),
-        "parity": _matrix(options.parity, "parity.compare --faults --json"),
+        "parity": _matrix(options.parity, "parity.compare --faults --json FILE", "caught"),
     }
     data = board(entries, history, matrices)
     build(data, options.dir, pages(entries, data))
@@ -319,8 +319,8 @@ def _site(options: Site) -> int:
     return 0
 
 
-def _matrix(path: Path | None, command: str) -> list[dict[str, Any]] | None:
-    """The rows of a file that a command printed."""
+def _matrix(path: Path | None, command: str, key: str = "") -> list[dict[str, Any]] | None:
+    """The rows of a file that a command wrote: a list, or the list `key` of an object that has other facts too."""
     if path is None:
         return None
     expected = f"{path}: expected the output of python -m {command}"
@@ -329,6 +329,7 @@ def _matrix(path: Path | None, command: str) -> list[dict[str, Any]] | None:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else fault(error)[:80]
         raise InputError(f"{expected}, found something else ({reason}): write it again") from None
+    rows = rows.get(key) if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{expected}, a list of objects, found another form: write it again")
     return rows

@@ -1,6 +1,7 @@
 """Level 3: activations of every module in the order in which they are computed."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from parity.compare import bounds
 from parity.compare.case import Case
@@ -22,7 +23,7 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
     recipe = case.recipe
     activations = program.activations(half_trained(program, case), program.put(case.batch))
     for path, activation in activations.items():
-        if "int" in str(getattr(activation, "dtype", "")):  # tokens and positions
+        if not _is_float(activation):  # tokens, positions and masks
             continue
         value = program.array(activation, path)
         if path == "logits":
@@ -30,6 +31,11 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
         modules = path.split(":")[0].split(".")
         bound = bounds.forward(recipe, _blocks(recipe, modules))
         yield Observation(_line(modules), path, value, bound, axes=AXES.get(value.ndim, ()))
+
+
+def _is_float(activation: Any) -> bool:
+    """Whether values are to be compared; of what has no type `Guarded.array` decides."""
+    return "float" in str(getattr(activation, "dtype", "float"))
 
 
 def _line(modules: Sequence[str]) -> str:

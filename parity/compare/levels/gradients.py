@@ -24,6 +24,11 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
             yield from _qkv_bias(name, g, bound)
         else:
             yield Observation("gradients", name, g, bound)
+    if case.weights is None:  # with weights of the user's, such as projections of 0, gradients may well be 0
+        # so may those of learned scalars: record-11's first mixes values with themselves
+        others = {name for name, parameter in recipe.parameters().items() if not parameter.scalar}
+        for name in (name for name, g in reversed(gradients.items()) if name in others and not g.any()):
+            yield Observation("dependence", name, "a gradient of 0 throughout", expected="a loss that depends on it")
     if not program.has("clipped"):
         return
     for step, norm in ((0, "3"), (1, "0.3")):

@@ -6,13 +6,17 @@ from html.parser import HTMLParser
 
 import pytest
 
+from parity.compare import reference_errors as reference_errors_module
+from parity.compare.case import compared_recipe
 from parity.compare.levels import LEVELS
 from parity.compare.observation import Result
+from parity.compare.options import parse
 from parity.compare.reference_errors import reference_errors
 from parity.compare.report.html import heat_map
 from parity.recipes import RECIPES, recipe_for
 from parity.tables import WIDTH
 
+PROJECT = reference_errors_module.FOLDER
 BY_DEFAULT = [level.name for level in LEVELS.values() if level.by_default]
 
 
@@ -155,6 +159,18 @@ def test_with_keep_going_the_levels_behind_a_failure_are_judged_too(compare):
         (["--names", "nanogpt"], "expected --weights FILE with it"),
         (["--dtype", "float32", "--steps", "5"], "--steps 5: errors in float32 are recorded for 20"),
         (["--platn", "x"], "unknown option --platn"),
+        (["--dim", "96"], "--dim: expected --recipe with it"),
+        (["--recipe", "nanogpt", "--dim", "97"], "--head-dim must be a divisor of dim 97"),
+        (["--recipe", "nanogpt", "--gelu", "erf"], "invalid choice 'erf' for argument '--gelu'"),
+        (["--recipe", "nanogpt", "--rotary-base=3"], "--rotary-base: recipe nanogpt has no such field"),
+        (["--recipe", "muon", "--no-fp8"], "--fp8: recipe muon has no such field"),
+        (["--recipe", "nanogpt", "--layers", "x"], "--layers: expected a whole number, found 'x'"),
+        (["--recipe", "nanogpt", "--tokenizer-size", "100"], "a vocabulary of 512, found --tokenizer-size 100"),
+        (["--recipe", "nanogpt", "--context", "96", "--batch-tokens", "960"], "--context 96 does not divide"),
+        (["--recipe", "nanogpt", "--dim", "1600000"], "GB of memory: choose smaller sizes"),
+        (["--recipe", "nanogpt", "--precision", "float32"], "--precision: expected --dtype"),
+        (["--recipe", "muon", "--dim", "32", "--faults"], "--dim: --faults has no use for it"),
+        (["--recipe", "muon", "--dim", "32", "--dtype", "float32"], "--dim 32: errors in float32 are recorded for"),
     ],
 )
 def test_bad_options_are_one_sentence_and_exit_code_2(compare, options, message):
@@ -170,6 +186,37 @@ def test_weights_of_another_program_are_compared_from(compare, tmp_path):
     result = compare("--recipe", "muon", "--levels", "forward,loss", "--weights", tmp_path / "w.safetensors")
     assert result.code == 0, result.err
     assert compare("--recipe", "nanogpt", "--levels", "loss", "--weights", tmp_path / "w.safetensors").code == 2
+
+
+def test_fields_of_the_recipe_are_what_both_sides_are_built_with(compare, tmp_path):
+    options = "--gelu", "tanh", "--dim", "32", "--layers=1", "--vocab_size", "512", "--betas", "0.8", "0.9"
+    fields = {"gelu": "tanh", "dim": 32, "layers": 1, "vocab_size": 512, "betas": (0.8, 0.9)}
+    assert parse(["--recipe", "nanogpt", *options]).fields == fields
+    assert parse(["--recipe", "record-21", "--no-fp8"]).fields == {"fp8": False}
+    result = compare("--recipe", "nanogpt", *options, "--levels", "2,4,6,9", "--json", tmp_path / "r.json")
+    assert result.code == 0, result.out or result.err
+    assert json.loads((tmp_path / "r.json").read_text())["options"]["fields"]["dim"] == 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows"), [({}, 528), ({"vocab_size": 512}, 512), ({"tokenizer_size": 600}, 616), ({"dim": 32}, 528)]
+)
+def test_the_head_has_rows_of_padding_unless_its_size_is_given(fields, rows):
+    assert compared_recipe("nanogpt", "tiny", "float64", fields).vocab_size == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("nanogpt", ["--tokenizer-size", "600", "--head-dim", "8", "--norm-eps", "1e-6"]),  # tokens are the first 512
+        ("muon", ["--logit-cap", "30", "--layers", "6"]),
+        ("record-21", ["--dim", "32", "--no-fp8"]),
+    ],
+)
+def test_other_sizes_are_the_same_experiment_too(compare, recipe, options):
+    result = compare("--recipe", recipe, *options)
+    assert result.code == 0 and "HOLDS at all 9 levels" in result.out, result.out or result.err
 
 
 @pytest.mark.slow
@@ -219,3 +266,28 @@ def test_errors_are_recorded_for_every_recipe_in_both_low_precisions():
             recorded = reference_errors(recipe, "tiny", precision)
             levels = {key.split("/")[0] for key in recorded}
             assert levels == {level.name for level in LEVELS.values() if level.numeric}
+
+
+def test_errors_of_one_recipe_are_recorded_in_its_own_file_with_progress(compare, tmp_path, monkeypatch):
+    (tmp_path / "muon-tiny.json").write_text("{}")
+    levels = [level for level in LEVELS.values() if level.name == "loss"]
+    for name, value in (("FOLDER", tmp_path), ("FLOAT32_SEEDS", 2), ("TRAJECTORY_SEEDS", 2), ("BFLOAT16_SEEDS", 2)):
+        monkeypatch.setattr(reference_errors_module, name, value)
+    monkeypatch.setattr(reference_errors_module, "_numeric_levels", lambda: levels)
+    result = compare("--record", "--recipe", "nanogpt")
+    assert result.code == 0 and result.out == f"wrote {tmp_path / 'nanogpt-tiny.json'}\n", result.err
+    for precision in ("float32", "bfloat16"):
+        assert re.search(rf"recording nanogpt in {precision}: 2 of 2 observations, ", result.err)
+        recorded = reference_errors("nanogpt", "tiny", precision)
+        usual = json.loads((PROJECT / "nanogpt-tiny.json").read_text())[precision]
+        assert recorded.keys() == {key for key in usual if key.startswith("loss/")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["muon-tiny.json", "nanogpt-tiny.json"]
+    assert (tmp_path / "muon-tiny.json").read_text() == "{}"
+
+
+def test_a_folder_of_recorded_errors_that_cannot_be_written_is_one_sentence(compare, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(reference_errors_module, "FOLDER", tmp_path / "file")
+    monkeypatch.setattr(reference_errors_module, "_float32", lambda case, progress: {})
+    result = compare("--record", "--recipe", "nanogpt")
+    assert result.code == 2 and str(tmp_path / "file") in result.err and result.err.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,43 @@ def without_numbers(text):
     return re.sub(r"[-+]?\d[\d.,e+-]*", "#", text)
 
 
+def agrees_as_the_page_says(compare):
+    """The second example: GPT-2 as it comes has another GELU, and with that field is the same."""
+    (command,), (report,), (holds,) = (blocks(f"gpt2 {label}") for label in ("command", "report", "holds"))
+    options = command.split()[3:]
+    result = compare(*options)
+    assert result.code == 1 and without_numbers(report) in without_numbers(result.out), result.err or result.out
+    result = compare(*options, "--gelu", "tanh")
+    assert result.code == 0 and holds in result.out, result.err or result.out
+
+
+@pytest.fixture
+def hugging_face(tmp_path, monkeypatch):
+    """The second example's file in an own folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2_hf.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
+    return tmp_path
+
+
+def test_the_second_example_holds_with_a_module_of_the_same_names(compare, hugging_face, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    (hugging_face / "transformers.py").write_text((Path(__file__).parent / "mimic_transformers.py").read_text())
+    agrees_as_the_page_says(compare)
+
+
+def test_the_second_example_holds_with_transformers_itself(compare, hugging_face):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'jaxrun[peers]'")
+    agrees_as_the_page_says(compare)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 512}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(hugging_face / "saved")
+    options = "--a", "gpt2_hf.py", "--recipe", "nanogpt", "--levels", "forward,loss", "--weights", "saved"
+    result = compare(*options)
+    assert result.code == 2 and "compare with --dim 32 --layers 1 --gelu tanh, or name" in result.err, result.err
+    result = compare(*options, "--dim", "32", "--layers", "1", "--gelu", "tanh")
+    assert result.code == 0, result.err or result.out
+
+
 @pytest.mark.slow
 def test_the_worked_example_finds_both_mistakes_and_then_holds(compare, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -33,6 +71,7 @@ def test_the_worked_example_finds_both_mistakes_and_then_holds(compare, tmp_path
             subprocess.run(fix, shell=True, check=True)
 
 
+SMALL = "--recipe", "nanogpt", "--dim", "32", "--layers", "1", "--batch-tokens", "256", "--steps", "2"
 FORWARD_ONLY = """
 import numpy as np
 from parity.program import build as built
@@ -77,7 +116,8 @@ def test_levels_without_methods_are_not_judged_and_never_passed(compare, partial
 def test_two_files_are_compared_with_each_other(compare, partial, tmp_path):
     right = tmp_path / "right.py"
     right.write_text(partial().read_text())
-    result = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss")
+    sizes = "--dim", "32", "--layers", "2"
+    result = compare("--a", partial(" * (1 + 1e-9)"), "--b", right, "--recipe", "muon", "--levels", "loss", *sizes)
     assert result.code == 1 and "partial.py departs from torchref" in result.out
 
 
@@ -135,6 +175,93 @@ def test_gradients_that_are_missing_or_left_over_never_pass(compare, partial, wh
     assert result.code == 2 and message in result.err and result.err.count("\n") == 1
 
 
+ALL_METHODS = """
+from parity.program import build as built, inspector_of
+
+class Wrapped:
+    def __init__(self, recipe):
+        self.whole = built("torchref", recipe, device="cpu")
+        self.inspector = inspector_of(self.whole)
+    def __getattr__(self, name):
+        method = getattr(self.whole if hasattr(self.whole, name) else self.inspector, name)
+        return (lambda *args: changed(method(*args))) if name == {method!r} else method
+
+def changed(value):
+    {change}
+    return value
+
+def build(recipe):
+    return Wrapped(recipe)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "level", "message"),
+    [
+        ("export", "value['norm_out.bias'] = None", "restore", "weight norm_out.bias expected an array, found None"),
+        (
+            "export",
+            "value['norm_out.bias'] = value['norm_out.bias'][:1]",
+            "restore",
+            "expected shape (32,), found (1,)",
+        ),
+        ("export", "del value['norm_out.bias']", "evaluation", "export lacks norm_out.bias"),
+        ("loss_and_grads", "value[1]['embed.weight'] = None", "gradients", "of what nothing depends on return zeros"),
+        ("moments", "value['first'] = 3", "update", "level update, with what the program returned, raised TypeError"),
+        ("moments", "value['first']['norm_out.bias'] = None", "update", "first of norm_out.bias expected an array"),
+        ("param_groups", "value = [3]", "update", "level update, with what the program returned, raised TypeError"),
+        ("schedules", "value['decay'] = 'x'", "update", "level update, with what the program returned, raised Value"),
+        ("activations", "value['logits'] = None", "forward", "logits expected an array, found None"),
+    ],
+)
+def test_weights_and_values_that_a_program_does_not_hold_are_one_sentence(
+    compare, tmp_path, method, change, level, message
+):
+    path = tmp_path / "program.py"
+    path.write_text(ALL_METHODS.format(method=method, change=change))
+    result = compare("--a", path, *SMALL, "--levels", level)
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1, result.err
+    assert str(path) in result.err
+
+
+OWN_MODEL = """
+import torch
+from torchref.models.nanogpt import Model as NanoGPT
+from torchref.program import TorchProgram
+
+class Model(NanoGPT):
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        {change}
+
+def build(recipe):
+    return TorchProgram(recipe, torch.device("cpu"), make_model=Model)
+"""
+UNUSED = "self.norm_out.forward = lambda x: torch.layer_norm(x, x.shape[-1:], self.norm_out.weight)"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ("del self.norm_out.bias", 2, "weight norm_out.bias is missing"),
+        ("self.extra = torch.nn.Parameter(torch.zeros(3))", 2, "weight extra is not part of recipe nanogpt"),
+        (UNUSED, 1, "FAILS at level 5, gradients (gradients)\n  place    norm_out.bias\n"),
+    ],
+)
+def test_a_weight_that_a_model_lacks_or_its_loss_does_not_depend_on_is_named(compare, tmp_path, change, code, message):
+    (tmp_path / "program.py").write_text(OWN_MODEL.format(change=change))
+    result = compare("--a", tmp_path / "program.py", *SMALL, "--levels", "gradients")
+    assert result.code == code and message in result.err + result.out
+
+
+def test_a_weight_that_no_loss_depends_on_fails_also_where_both_agree(compare, tmp_path):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(OWN_MODEL.format(change=UNUSED))
+    result = compare("--a", tmp_path / "a.py", "--b", tmp_path / "b.py", *SMALL, "--levels", "gradients")
+    assert result.code == 1 and "gradients (dependence)\n  place    norm_out.bias\n" in result.out
+    assert "has a gradient of 0 throughout, expected a loss that depends on it" in result.out
+
+
 def test_torch_tensors_that_still_have_their_graph_are_read(compare, partial):
     path = partial(more=GRADIENTS.format(what="loss.requires_grad_()"))
     assert compare("--a", path, "--recipe", "muon", "--levels", "gradients").code == 0
@@ -149,9 +276,8 @@ def test_two_files_each_import_their_neighbour(compare, tmp_path):
             "import numpy as np", "import neighbour"
         )
         (folder / "program.py").write_text(text)
-    result = compare(
-        "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py", "--recipe", "muon", "--levels", "loss"
-    )
+    sides = "--a", tmp_path / "one/program.py", "--b", tmp_path / "two/program.py"
+    result = compare(*sides, "--recipe", "muon", "--levels", "loss", "--dim", "32", "--layers", "2")
     assert result.code == 1 and "seen     a (program.py) " in result.out
 
 

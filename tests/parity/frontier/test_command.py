@@ -1,6 +1,7 @@
 """The command `python -m parity.frontier`: what it prints, what it refuses, and its exit codes."""
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from parity.compare.matrix import Caught
+from parity.compare.report.text import to_json
 from parity.errors import InputError
 from parity.frontier import ledger
 from parity.frontier.command import COMMANDS, main
@@ -99,6 +102,29 @@ def test_the_projects_own_ledger_holds_and_its_site_needs_no_arguments(run, tmp_
     assert code == 0, error
     assert (tmp_path / "site" / "index.html").is_file() and run("check")[0] == 0
     assert sum(path.stat().st_size for path in ledger.paths(ledger.PROJECT_LEDGER)) < 5_000_000
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_site_shows_what_the_comparison_of_faults_wrote(run, ledger_dir, tmp_path, old):
+    rows = [
+        Caught("norm-axis", "jaxrun", "muon", "forward", "forward", "stream", "norm_in", math.inf, True, True),
+        Caught("rotary-sign", "torchref", "muon", "forward", None),
+    ]
+    path = tmp_path / "faults.json"
+    path.write_text(to_json(rows if old else {"options": {"faults": True}, "caught": rows}))
+    assert run("site", tmp_path / "site", "--ledger", ledger_dir, "--parity", path)[0] == 0
+    page = (tmp_path / "site" / "matrices.html").read_text()
+    assert "Parity of the backends" in page and "norm-axis" in page and "rotary-sign" in page
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "3", "[3]", "{}", '{"caught": 3}', '{"caught": [3]}', '{"recipes": {"muon": []}, "exit_code": 0}']
+)
+def test_the_site_refuses_another_report_as_the_matrix_of_parity(run, ledger_dir, tmp_path, content):
+    (tmp_path / "faults.json").write_text(content)
+    code, _, error = run("site", tmp_path / "s", "--ledger", ledger_dir, "--parity", tmp_path / "faults.json")
+    assert code == 2 and "expected the output of python -m parity.compare --faults --json FILE" in error
+    assert error.count("\n") == 1 and not (tmp_path / "s").exists()
 
 
 def test_the_public_history_is_printed_as_reported_by_others(run):
