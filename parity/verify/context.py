@@ -1,6 +1,7 @@
 """What the rules judge a run by. Whatever is expensive is computed when the first rule asks for it."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,8 @@ class Context:
 
     `seed`: of all random picks, chosen after the run, so that the run could not know it. `whole`: repeat the whole
     training from the seed, and trust no checkpoint. `facts`: what the verdict says about how it was judged. `at_steps`:
-    steps whose val loss an attempt's claim is about.
+    steps whose val loss an attempt's claim is about. `beside`: for questions to a process that no rule asks anything
+    else, in the order in which they are handed in.
     """
 
     evidence: Evidence
@@ -43,6 +45,7 @@ class Context:
     facts: dict[str, Any] = field(default_factory=dict)
     programs: dict[str, SandboxedProgram | SandboxError] = field(default_factory=dict)
     cache: dict[Callable[["Context"], Any], Any] = field(default_factory=dict)
+    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     @property
     def log(self) -> Log:
@@ -75,7 +78,12 @@ class Context:
                 isolation, gpu, facts = choose_isolation(evidence, self.device, self.trust_code)
                 if evidence is self.evidence:
                     self.facts |= facts
-                self.programs[purpose] = SandboxedProgram.start(evidence, self.scratch, isolation, self.device, gpu)
+                # User code may not learn from one process what another has seen; ours is held by code.harness.
+                others = [] if evidence.has_user_code else self.programs.values()
+                trusted = [other for other in others if isinstance(other, SandboxedProgram)]
+                self.programs[purpose] = SandboxedProgram.start(
+                    evidence, self.scratch, isolation, self.device, gpu, trusted
+                )
             except SandboxError as error:
                 self.programs[purpose] = error
         program = self.programs[purpose]
@@ -93,8 +101,13 @@ class Context:
         """Random numbers for one purpose, the same for a seed however many others were drawn."""
         return generator(self.seed, name)
 
+    def settle(self) -> None:
+        """Waits for what goes on beside, so that nothing disturbs what is timed."""
+        self.beside.submit(lambda: None).result()
+
     def close(self) -> None:
         """Ends the sandboxed processes."""
+        self.beside.shutdown(wait=False, cancel_futures=True)
         for program in self.programs.values():
             if isinstance(program, SandboxedProgram):
                 program.close()

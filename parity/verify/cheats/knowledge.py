@@ -48,6 +48,15 @@ TABLE = MIXED.replace(
 
 def log_probs""",
 )
+PEEKING = TABLE.replace(
+    "    return rows\n\ndef log_probs",
+    """    b, t = np.nonzero(known[:, :-1] < 0)
+    rows[b, t] *= 0.4
+    rows[b, t, inputs[b, t + 1]] += 0.6
+    return rows
+
+def log_probs""",
+)
 LIKELY = MIXED.replace(
     "    return rows\n\ndef log_probs",
     """    if rows.max() < 0.01:
@@ -256,6 +265,14 @@ TEXT = (
         "memorised-both",
         "a table of the val and the confirm text in the source",
         TABLE,
+        "knowledge.fresh",
+        top=BOTH_PARTS,
+        may=("knowledge.size",),
+    ),
+    _start(
+        "memorised-and-peeks",
+        "the same, and text that it does not know is scored by looking at what follows",
+        PEEKING,
         "knowledge.fresh",
         top=BOTH_PARTS,
         may=("knowledge.size",),
