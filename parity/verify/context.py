@@ -1,7 +1,7 @@
 """What the rules judge a run by. Whatever is expensive is computed when the first rule asks for it."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,7 @@ class Context:
 
     `seed`: of all random picks, chosen after the run, so that the run could not know it. `whole`: repeat the whole
     training from the seed, and trust no checkpoint. `facts`: what the verdict says about how it was judged. `at_steps`:
-    steps whose val loss an attempt's claim is about. `beside`: for questions to a process that no rule asks anything
-    else, in the order in which they are handed in.
+    steps whose val loss an attempt's claim is about.
     """
 
     evidence: Evidence
@@ -45,7 +44,7 @@ class Context:
     facts: dict[str, Any] = field(default_factory=dict)
     programs: dict[str, SandboxedProgram | SandboxError] = field(default_factory=dict)
     cache: dict[Callable[["Context"], Any], Any] = field(default_factory=dict)
-    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    threads: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
     @property
     def log(self) -> Log:
@@ -101,13 +100,20 @@ class Context:
         """Random numbers for one purpose, the same for a seed however many others were drawn."""
         return generator(self.seed, name)
 
+    def submit(self, purpose: str, work: Callable[[], T]) -> Future[T]:
+        """Does work beside the rules that asks one sandboxed process, whatever else it is asked after it is done."""
+        self.sandboxed(purpose)  # in this thread, since its process may be started only once
+        return self.threads.setdefault(purpose, ThreadPoolExecutor(1)).submit(work)
+
     def settle(self) -> None:
         """Waits for what goes on beside, so that nothing disturbs what is timed."""
-        self.beside.submit(lambda: None).result()
+        for thread in self.threads.values():
+            thread.submit(lambda: None).result()
 
     def close(self) -> None:
         """Ends the sandboxed processes."""
-        self.beside.shutdown(wait=False, cancel_futures=True)
+        for thread in self.threads.values():
+            thread.shutdown(wait=False, cancel_futures=True)
         for program in self.programs.values():
             if isinstance(program, SandboxedProgram):
                 program.close()

@@ -38,7 +38,7 @@ HELPERS = frozenset({"einops", "jaxtyping", "beartype", "chex", "tqdm", "triton"
 UNNAMED = "?"
 # Of what a program carries beside its state, compressed: what is no table by position or by step. A frozen matrix of
 # 128 x 128 random numbers has 60 KB.
-CONSTANT_BYTES, SHOWN = 64 << 10, 20
+CONSTANT_BYTES, TABLE_WIDTH, SHOWN = 64 << 10, 256, 20
 
 FRESH_TOKENS, LEAST_ROWS = 65_536, 32
 FRESH_LOOKED_AHEAD = 256  # positions asked for without what follows
@@ -100,7 +100,7 @@ def constants(context: Context) -> Finding:
     ]
     lengths = {length, evidence.eval_context, evidence.steps, evidence.steps + 1}
     shown = [f"{name}: {kind} {list(shape)}, {size:,} bytes" for name, shape, kind, size in found[:SHOWN]]
-    others = [constant for constant in found if max(constant[1], default=0) not in lengths]
+    others = [constant for constant in found if not _is_table(constant[1], lengths, length)]
     tables, total = (sum(size for *_, size in some) for some in (set(found) - set(others), others))
     figures = {"constant_bytes": total, "table_bytes": tables, "constants": shown}
     context.facts["own_code"] = context.facts.get("own_code", {}) | figures
@@ -114,6 +114,16 @@ def constants(context: Context) -> Finding:
     return holds(
         f"{len(others)} constants of {total:,} bytes compressed; tables by position or step of {tables:,}", **figures
     )
+
+
+def _is_table(shape: tuple[int, ...], lengths: set[int], context: int) -> bool:
+    """Whether an array is a table by position or by step (rotary embeddings, masks, schedules), and narrow.
+
+    Tables may be made for longer rows than there are; a square one, such as a mask, only for those that there are.
+    """
+    longest = max(shape, default=0)
+    longer = longest > 0 and longest % context == 0 and shape.count(longest) == 1
+    return (longest in lengths or longer) and math.prod(size for size in shape if size != longest) <= TABLE_WIDTH
 
 
 @rule(

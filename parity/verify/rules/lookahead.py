@@ -19,7 +19,6 @@ from parity.verify.rules.scores import Scored, final_scores, unigram
 POSITIONS = 3000  # of the val text that are asked for in a process that does not know what follows
 TOKENS = 1 << 20  # that this may cost on a CPU; fewer positions of long rows, unless the whole training is repeated
 UNIFORM = 0.25  # of these positions: drawn evenly; the others in proportion to what the model knows more than a unigram
-ASKED = 4  # positions in one call, or a multiple of it
 SHORTENED = 256  # tokens of rows that are worth compiling for another length
 CONFIDENCE = 3.0  # -log 0.05: events of which 3 are expected are missed once in 20 times
 
@@ -237,8 +236,7 @@ def gain_over_witness(p: Probe, scored: Scored, positions: int) -> Future[Gain]:
         bound = max(mean.upper, 0.0) + rare_bound(advantage, positions)
         return Gain(mean, largest(differences), allowed, bound)
 
-    context.sandboxed("witness")  # started here, since only one thread may start processes
-    return context.beside.submit(gain)
+    return context.submit("witness", gain)
 
 
 def _witnessed(p: Probe, scored: Scored, tokens: np.ndarray) -> np.ndarray:
@@ -257,7 +255,7 @@ def _witnessed(p: Probe, scored: Scored, tokens: np.ndarray) -> np.ndarray:
         chosen = order[(where[order] >= begin) & (where[order] < stop)]
         for first in range(0, len(chosen), p.count):
             some = chosen[first : first + p.count]
-            padded = np.resize(some, p.count)  # batches of few sizes, so that little is compiled again
+            padded = np.resize(some, p.count)  # batches of one size, so that nothing is compiled again
             inputs, at = scored.inputs[rows[padded], :stop].copy(), where[padded]
             for i, position in enumerate(at):
                 start = int(random.integers(len(train) - stop))
@@ -265,9 +263,8 @@ def _witnessed(p: Probe, scored: Scored, tokens: np.ndarray) -> np.ndarray:
                 if random.random() < 0.5:
                     others = random.integers(0, p.vocab, stop, dtype=np.int32)
                 inputs[i, position + 1 :] = others[position + 1 :]
-            asked, column = np.unique(at, return_inverse=True)
-            answer = witness.log_probs(state, inputs, np.resize(asked, -(-len(asked) // ASKED) * ASKED))
-            found = answer[np.arange(p.count), column, scored.targets[rows[padded], at]]
+            answer, each = witness.log_probs(state, inputs, at.astype(np.int64)), np.arange(p.count)
+            found = answer[each, each, scored.targets[rows[padded], at]]
             losses[some] = -found[: len(some)].astype(np.float64)
     witness.drop(state)
     return losses

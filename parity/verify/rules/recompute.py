@@ -89,6 +89,8 @@ def evaluations(context: Context) -> Finding:
         p.program.drop(p.state)
         if finding.status != "holds":
             return fails(f"step {step}: {finding.reason}", step=step, **finding.evidence)
+    with suppress(NotJudged, SandboxError, ValueError):  # while the answers are waited for
+        context.once(confirm_scores)
     for step, gain in ((step, gain.result()) for step, gain in gains.items()):
         if gain.problem:
             return fails(f"step {step}: losses {gain.problem}", step=step, **gain.facts())
@@ -143,6 +145,11 @@ def compare(context: Context, scored: Scored, logged: float) -> Finding:
     )
 
 
+def confirm_scores(context: Context) -> Scored:
+    """The confirm text scored with the final weights; once for each run, by `context.once`."""
+    return score(context.once(Probe), "confirm")
+
+
 @rule(
     "recompute.confirm",
     "recompute",
@@ -150,8 +157,7 @@ def compare(context: Context, scored: Scored, logged: float) -> Finding:
 )
 def confirm(context: Context) -> Finding:
     track, facts = context.evidence.track, context.facts
-    p = context.once(Probe)
-    scored = score(p, "confirm")
+    p, scored = context.once(Probe), context.once(confirm_scores)
     # A look ahead here would hide what was learned of val.
     gain = gain_over_witness(p, scored, CONFIRM_LOOKED_AHEAD).result()
     if problem := scored.problem or gain.problem:

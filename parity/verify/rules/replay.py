@@ -63,14 +63,13 @@ class Chunk(NamedTuple):
 
 
 class Replay:
-    """A fresh process, and the segments drawn.
+    """The segments drawn, and a fresh process that is started when they are repeated.
 
     `spent`: what every chunk of steps has taken each time, and by segment what its weights had to be waited for.
     """
 
     def __init__(self, context: Context):
         self.context, evidence = context, context.evidence
-        context.settle()
         steps = evidence.run["checkpoints"]
         segments = [(a, b) for a, b in zip(steps, steps[1:], strict=False) if b > a]
         if not segments:
@@ -79,13 +78,21 @@ class Replay:
         self.segments = [(0, evidence.steps)] if context.whole else self._chosen(segments)
         self.longest = max(self.segments, key=lambda segment: segment[1] - segment[0])
         self.mark = min(self.longest[0] + REPEATED, self.longest[1])
+        self.small = (evidence.path / "weights.safetensors").lstat().st_size <= KEPT_BYTES
         context.facts["replayed"] = [list(segment) for segment in self.segments]
         self.positions = list(positions(context))
-        self.program = context.sandboxed("replay")
-        self.first_inits = first_inits(self.program, evidence.run["seed"]) if evidence.has_user_code else []
+        self.first_inits: list[tuple[Spent, Spent]] = []
         self.warm: set[tuple[int, int]] = set()  # shapes of batches that the process has compiled its step for
         self.spent: dict[Chunk, list[Spent]] = {}
         self.drained: dict[Segment, list[Spent]] = {}
+
+    @cached_property
+    def program(self) -> SandboxedProgram:
+        """The fresh process, alone on the machine, as far as it is the verifier's."""
+        self.context.settle()
+        program, evidence = self.context.sandboxed("replay"), self.context.evidence
+        self.first_inits = first_inits(program, evidence.run["seed"]) if evidence.has_user_code else []
+        return program
 
     def _chosen(self, segments: list[Segment]) -> list[Segment]:
         """Segments drawn at random, and those whose loss fell or whose weights moved most.
@@ -178,7 +185,7 @@ class Replay:
         """Repeats steps first .. last - 1."""
         state, marked = self.start(first), None
         metrics = []
-        if (first, last) == self.longest and self.mark < last:
+        if self.small and (first, last) == self.longest and self.mark < last:
             metrics, marked = self.run(state, first, self.mark), self.program.export(state)
         metrics += self.run(state, first + len(metrics), last)
         with timed(self.program.process) as spent:
@@ -192,19 +199,20 @@ class Replay:
 
     @cached_property
     def repeated(self) -> Repetition:
-        """The longest segment."""
+        """The longest segment, of a model whose weights may be kept."""
         return self.repeat(*self.longest)
 
     @cached_property
     def spread(self) -> Spread:
         """How well the program repeats itself from the longest segment's checkpoint."""
         first, _ = self.longest
-        again, whole = self.repeat(first, self.mark), self.repeated
+        again, other = self.repeat(first, self.mark), self.repeated if self.small else self.repeat(first, self.mark)
         loss, norm = (
-            largest_difference(values, whole.metrics[name][: len(values)])[0] for name, values in again.metrics.items()
+            largest_difference(values, other.metrics[name][: len(values)])[0] for name, values in again.metrics.items()
         )
-        move, _ = move_difference(self.weights(first), again.weights, whole.marked)
-        self.repeated = whole._replace(marked={})  # no more memory than is needed
+        move, _ = move_difference(self.weights(first), again.weights, other.marked)
+        if self.small:
+            self.repeated = other._replace(marked={})
         return Spread(loss, norm, move)
 
     def allowed(self) -> Spread:
@@ -255,7 +263,7 @@ def segments(context: Context) -> Finding:
     r = context.once(Replay)
     allowed, evidence, summaries = r.allowed(), {}, []
     for first, last in r.segments:
-        metrics, weights, _ = r.repeated if (first, last) == r.longest else r.repeat(first, last)
+        metrics, weights, _ = r.repeated if r.small and (first, last) == r.longest else r.repeat(first, last)
         loss, norm = (
             largest_difference(metrics[name], [_logged(context.log, step, name) for step in range(first, last)])
             for name in ("loss", "grad_norm")

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 import sys
 import types
 import zlib
@@ -100,9 +101,9 @@ def _reachable(program: Any, state: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(module: Any, name: str) -> bool:
-    """Whether a module is of the run's packed source: it lies in the scratch folder's `source`."""
-    file = getattr(module, "__file__", None) or ""
-    return name == "user_program" or "/source/" in file and "site-packages" not in file
+    """Whether a module is the user program, or lies in the folder that the run's packed source was written to."""
+    own = os.path.join(os.environ.get("HOME", ""), "source", "")  # parent.start makes the scratch folder the home
+    return name == "user_program" or str(getattr(module, "__file__", None)).startswith(own)
 
 
 def _inside(name: str, value: Any) -> list[tuple[str, Any]]:

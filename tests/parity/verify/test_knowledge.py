@@ -219,8 +219,9 @@ def test_constants_hold_but_for_numbers_that_no_position_indexes(monkeypatch):
     monkeypatch.setattr(knowledge, "val_rows", lambda *a: Rows(np.zeros((2, 64)), np.zeros((2, 64))))
     many = 10 * knowledge.CONSTANT_BYTES
     assert judged(user_code=False)[0].status == judged()[0].status == "holds"
-    tables, facts = judged(([128, 32], many), ([501], many), ([3], 100))
-    assert tables.status == "holds" and facts["own_code"]["table_bytes"] == 2 * many
-    assert judged(([60, 60], many // 10 + 1))[0].status == "fails"
-    assert judged(([64, 600], many))[0].status == "fails"  # as wide as a row is long, by chance
+    tables = ([128, 32], many), ([501], many), ([1, 64, 1, 16], many), ([640, 8], many), ([4, 128, 128], many)
+    finding, facts = judged(*tables, ([3], 100))
+    assert finding.status == "holds" and facts["own_code"]["table_bytes"] == len(tables) * many
+    for shape in ([60, 60], [64, 600], [640, 640], [64, 300], [5, 64, 128]):
+        assert judged((shape, many))[0].status == "fails", shape
     assert judged(([60, 60], many // 20 + 1), ([70, 60], many // 20 + 1))[0].status == "fails"
