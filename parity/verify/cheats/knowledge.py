@@ -207,7 +207,6 @@ def _program(name: str, sentence: str, body: str, *rules: str, depth: str, top: 
 
 _known = partial(_program, depth="replay")
 _start = partial(_program, depth="recompute")
-TOLD = ("knowledge.size", "knowledge.fresh", "recompute.confirm")  # a large table is seen by these too
 TEXT = (
     _program(
         "weights-in-the-source",
@@ -223,7 +222,7 @@ TEXT = (
         PULLED,
         "knowledge.relabelled",
         top=WEIGHTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _known(
         "pulled-late",
@@ -231,7 +230,7 @@ TEXT = (
         LATE,
         "knowledge.relabelled",
         top=WEIGHTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _known(
         "pulled-to-signs",
@@ -239,7 +238,7 @@ TEXT = (
         SIGNED,
         "knowledge.relabelled",
         top=SIGNS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _known(
         "regulariser",
@@ -267,7 +266,7 @@ TEXT = (
         TABLE,
         "knowledge.fresh",
         top=BOTH_PARTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _start(
         "memorised-and-peeks",
@@ -275,7 +274,7 @@ TEXT = (
         PEEKING,
         "knowledge.fresh",
         top=BOTH_PARTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
 )
 STARTS = (

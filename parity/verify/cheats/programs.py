@@ -259,7 +259,7 @@ IN_THE_SCORES = (
         memorised,
         "recompute.confirm",
         depth="recompute",
-        may=("knowledge.fresh", "knowledge.size"),
+        may=("knowledge.fresh", "knowledge.size", "knowledge.constants"),
     ),
 )
 IN_THE_TRAINING = (

@@ -17,6 +17,7 @@ LEAST_BYTES = 256  # of an array, or of a list or string; smaller ones are setti
 MOST_BYTES = 1 << 26  # of an array that is compressed whole; of a larger one its beginning counts for all
 MOST_OBJECTS = 200_000  # that are looked at
 FRAMEWORKS = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "parity", "jaxrun", "torchref")
+CONTAINERS = dict | list | tuple | set | frozenset
 LEAVES = bool | int | float | complex | type(None) | types.ModuleType
 
 
@@ -44,12 +45,11 @@ def _described(name: str, value: Any, data: bytes) -> dict[str, Any]:
 
 
 def _bytes(value: Any) -> bytes | None:
-    """The content of an array, string, or flat list of numbers; None for anything else and for what is small."""
+    """The content of an array, a string, or a container of numbers and strings; None for anything else, or small."""
     if isinstance(value, str | bytes | bytearray):
         data = value.encode(errors="replace") if isinstance(value, str) else bytes(value)
-    elif isinstance(value, list | tuple | set | frozenset):
-        numbers = [item for item in value if isinstance(item, bool | int | float)]
-        data = repr(numbers).encode() if numbers else b""
+    elif isinstance(value, CONTAINERS):
+        data = repr(_plain(value)).encode()
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         try:
             data = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value).tobytes()
@@ -58,6 +58,22 @@ def _bytes(value: Any) -> bytes | None:
     else:
         return None
     return data if len(data) >= LEAST_BYTES else None
+
+
+def _plain(value: Any) -> list[Any]:
+    """The numbers and strings of a container and of those in it; [] where there is anything else in it."""
+    found, waiting = [], [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, CONTAINERS):
+            waiting += item
+        elif isinstance(item, bool | int | float | str | bytes | type(None)) and len(found) + len(waiting) < MOST_BYTES:
+            found.append(item)
+        else:
+            return []
+    return found
 
 
 def _captured(program: Any, state: Any, batch: Any) -> Iterator[tuple[str, Any]]:
@@ -97,7 +113,8 @@ def _reachable(program: Any, state: Any) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(value))
         yield name, value
-        waiting += _inside(name, value)
+        if not isinstance(value, CONTAINERS) or _bytes(value) is None:  # what is counted whole is not counted again
+            waiting += _inside(name, value)
 
 
 def _is_own(module: Any, name: str) -> bool:

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,21 +15,22 @@ from parity.verify.verdict import DEPTHS
 
 
 @pytest.fixture
-def context(monkeypatch, tmp_path) -> Context:
+def context(monkeypatch, tmp_path) -> Any:
     """One whose processes are objects that know what they were started with."""
 
     def start(evidence, folder, isolation, device, gpu, compiled_by=()):
-        program = object.__new__(SandboxedProgram)
+        program: Any = object.__new__(SandboxedProgram)
         program.scratch, program.compiled_by = Path(folder), list(compiled_by)
         program.close = lambda: None
         return program
 
     monkeypatch.setattr(module, "choose_isolation", lambda *a: (None, False, {}))
     monkeypatch.setattr(module.SandboxedProgram, "start", start)
-    return Context(SimpleNamespace(has_user_code=False), None, 0, 2, False, tmp_path)  # type: ignore[arg-type]
+    evidence: Any = SimpleNamespace(has_user_code=False)
+    return Context(evidence, None, 0, 2, False, tmp_path)
 
 
-def test_processes_of_user_code_share_nothing(context: Context):
+def test_processes_of_user_code_share_nothing(context: Any):
     first = context.program
     assert context.sandboxed("witness").compiled_by == [first] and context.program is first
     context.evidence.has_user_code = True
@@ -36,7 +38,7 @@ def test_processes_of_user_code_share_nothing(context: Context):
     assert context.sandboxed("cross", SimpleNamespace(has_user_code=True)).compiled_by == []
 
 
-def test_work_beside_is_done_in_order_by_one_thread_for_each_process(context: Context):
+def test_work_beside_is_done_in_order_by_one_thread_for_each_process(context: Any):
     done, threads, go = [], {}, threading.Event()
 
     def work(purpose: str, number: int) -> int:
@@ -54,7 +56,7 @@ def test_work_beside_is_done_in_order_by_one_thread_for_each_process(context: Co
     assert all(len(found) == 1 for found in threads.values()) and threads["witness"] != threads["other"]
 
 
-def test_what_work_beside_raises_is_raised_where_its_result_is_asked_for(context: Context):
+def test_what_work_beside_raises_is_raised_where_its_result_is_asked_for(context: Any):
     def work():
         raise SandboxError("it died")
 
@@ -65,7 +67,7 @@ def test_what_work_beside_raises_is_raised_where_its_result_is_asked_for(context
     assert context.submit("witness", lambda: 3).result() == 3
 
 
-def test_closing_leaves_out_what_has_not_begun(context: Context):
+def test_closing_leaves_out_what_has_not_begun(context: Any):
     began, go, done = threading.Event(), threading.Event(), []
     context.submit("witness", lambda: (began.set(), go.wait(10)))
     later = [context.submit("witness", lambda: done.append(1)) for _ in range(3)]
@@ -75,7 +77,7 @@ def test_closing_leaves_out_what_has_not_begun(context: Context):
     assert all(future.cancelled() for future in later) and not done and not context.programs
 
 
-def test_what_cannot_begin_stops_nothing(context: Context, monkeypatch):
+def test_what_cannot_begin_stops_nothing(context: Any, monkeypatch):
     begun = []
 
     def broken(context):

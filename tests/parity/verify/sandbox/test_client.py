@@ -3,6 +3,7 @@
 import os
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def program(tmp_path):
         thread = threading.Thread(target=serve)
         thread.start()
         ends.append((here, thread))
-        process = SimpleNamespace(
+        process: Any = SimpleNamespace(
             stdin=here[0],
             stdout=here[1],
             reason=None,
@@ -41,8 +42,8 @@ def program(tmp_path):
             stderr_tail=lambda: "",
             close=lambda: None,
         )
-        evidence = SimpleNamespace(recipe=None, weights_bytes=1 << 20)
-        return SandboxedProgram(process, tmp_path, tmp_path, evidence)  # type: ignore[arg-type]
+        evidence: Any = SimpleNamespace(recipe=None, weights_bytes=1 << 20)
+        return SandboxedProgram(process, tmp_path, tmp_path, evidence)
 
     yield connected
     for here, thread in ends:

@@ -15,6 +15,8 @@ NUMBERS = "\n\nimport numpy as np\n\n_random = np.random.default_rng(1)\n_TABLE 
 PLACES = {
     "a global": "",
     "a list": "_TABLE = _TABLE.ravel().tolist()\n",
+    "rows of a few": "_TABLE = _TABLE.reshape(-1, 4).tolist()\n",
+    "a mapping": "_TABLE = {int(1e6 * x): i for i, x in enumerate(_TABLE.ravel())}\n",
     "a string": "_TABLE = _TABLE.tobytes().hex()\n",
     "a closure": "def _make(table):\n    return lambda: table\nbuild.get, _TABLE = _make(_TABLE), None\n",
     "a default": "def _get(table=_TABLE):\n    return table\n_TABLE = None\n",
@@ -55,7 +57,7 @@ def test_a_frozen_matrix_is_found_once_with_its_shape(backend: str, tmp_path):
 @pytest.mark.parametrize("place", PLACES)
 def test_a_table_is_found_wherever_it_is_kept(place: str, tmp_path):
     found = carried("torchref", template("torchref") + NUMBERS + PLACES[place], tmp_path)
-    assert found[0]["bytes"] > 20_000, found
+    assert found[0]["bytes"] > 10_000 and sum(each["bytes"] for each in found[1:]) < 4096, found
 
 
 def test_a_buffer_of_the_model_is_found(tmp_path):
