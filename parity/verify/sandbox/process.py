@@ -54,8 +54,6 @@ class _Pipe(io.RawIOBase):
         self._descriptor, self._ended = os.dup(stream.fileno()), ended
         stream.close()
         os.set_blocking(self._descriptor, False)
-        with suppress(OSError, AttributeError):  # Linux only, and not where a user's pipes are too large already
-            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def readable(self) -> bool:
         return True
@@ -113,7 +111,10 @@ class SandboxedProcess:
         if self._failure:
             raise InputError(f"{command[0]} cannot be started ({self._failure}): check its installation")
         self.stdin = _Pipe(self._process.stdin, self._ended)
-        self.stdout = io.BufferedReader(_Pipe(self._process.stdout, self._ended))
+        answers = _Pipe(self._process.stdout, self._ended)
+        with suppress(OSError, AttributeError):  # Linux only, and not where a user's pipes are too large already
+            fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.stdout = io.BufferedReader(answers)
 
     @property
     def returncode(self) -> int | None:
