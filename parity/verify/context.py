@@ -1,7 +1,7 @@
 """What the rules judge a run by. Whatever is expensive is computed when the first rule asks for it."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from parity.verify.sandbox.client import SandboxedProgram, SandboxError, choose_
 from parity.weights import generator
 
 T = TypeVar("T")
+CLOSE_S = 0.1  # between two looks whether a process that is not needed any more has ended
 
 
 class NotJudged(Exception):
@@ -45,6 +46,7 @@ class Context:
     programs: dict[str, SandboxedProgram | SandboxError] = field(default_factory=dict)
     cache: dict[Callable[["Context"], Any], Any] = field(default_factory=dict)
     threads: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
+    work: dict[str, list[Future]] = field(default_factory=dict)
 
     @property
     def log(self) -> Log:
@@ -78,8 +80,12 @@ class Context:
                 if evidence is self.evidence:
                     self.facts |= facts
                 # User code may not learn from one process what another has seen; ours is held by code.harness.
-                others = [] if evidence.has_user_code else self.programs.values()
-                trusted = [other for other in others if isinstance(other, SandboxedProgram)]
+                others = {} if evidence.has_user_code else self.programs
+                trusted = [
+                    other
+                    for name, other in others.items()
+                    if isinstance(other, SandboxedProgram) and all(future.done() for future in self.work.get(name, ()))
+                ]
                 self.programs[purpose] = SandboxedProgram.start(
                     evidence, self.scratch, isolation, self.device, gpu, trusted
                 )
@@ -103,17 +109,23 @@ class Context:
     def submit(self, purpose: str, work: Callable[[], T]) -> Future[T]:
         """Does work beside the rules that asks one sandboxed process, whatever else it is asked after it is done."""
         self.sandboxed(purpose)  # in this thread, since its process may be started only once
-        return self.threads.setdefault(purpose, ThreadPoolExecutor(1)).submit(work)
+        future = self.threads.setdefault(purpose, ThreadPoolExecutor(1)).submit(work)
+        self.work.setdefault(purpose, []).append(future)
+        return future
 
     def settle(self) -> None:
         """Waits for what goes on beside, so that nothing disturbs what is timed."""
-        for thread in self.threads.values():
-            thread.submit(lambda: None).result()
+        wait([future for futures in self.work.values() for future in futures])
 
     def close(self) -> None:
         """Ends the sandboxed processes."""
+        for purpose, futures in self.work.items():
+            begun = [future for future in futures if not future.cancel()]
+            while wait(begun, CLOSE_S).not_done:
+                if isinstance(program := self.programs[purpose], SandboxedProgram):
+                    program.process.set_deadline(0.0)  # its own thread sees that it ends, and closes it
         for thread in self.threads.values():
-            thread.shutdown(wait=False, cancel_futures=True)
+            thread.shutdown()
         for program in self.programs.values():
             if isinstance(program, SandboxedProgram):
                 program.close()

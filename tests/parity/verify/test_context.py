@@ -67,14 +67,23 @@ def test_what_work_beside_raises_is_raised_where_its_result_is_asked_for(context
     assert context.submit("witness", lambda: 3).result() == 3
 
 
-def test_closing_leaves_out_what_has_not_begun(context: Any):
-    began, go, done = threading.Event(), threading.Event(), []
-    context.submit("witness", lambda: (began.set(), go.wait(10)))
+def test_closing_ends_what_has_begun_and_leaves_out_the_rest(context: Any):
+    began, ended, done = threading.Event(), threading.Event(), []
+    first = context.submit("witness", lambda: (began.set(), ended.wait(10)))
     later = [context.submit("witness", lambda: done.append(1)) for _ in range(3)]
     began.wait(10)
+    context.sandboxed("witness").process = SimpleNamespace(set_deadline=lambda seconds: ended.set())
     context.close()
+    assert first.done() and all(future.cancelled() for future in later) and not done and not context.programs
+
+
+def test_compiled_functions_are_not_taken_from_a_process_that_is_at_work(context: Any):
+    go = threading.Event()
+    context.submit("relabelled", lambda: go.wait(10))
+    assert context.sandboxed("witness").compiled_by == []
     go.set()
-    assert all(future.cancelled() for future in later) and not done and not context.programs
+    context.settle()
+    assert context.sandboxed("replay").compiled_by == [context.sandboxed("relabelled"), context.sandboxed("witness")]
 
 
 def test_what_cannot_begin_stops_nothing(context: Any, monkeypatch):
