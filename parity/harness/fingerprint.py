@@ -11,7 +11,10 @@ from typing import Any
 
 from parity.errors import InputError, nearest
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "triton", "numpy", "tiktoken", "safetensors")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "triton", "numpy", "tiktoken", "safetensors"),
+    *("einops", "jaxtyping", "beartype", "chex", "numba", "tqdm"),  # helpers that user code may import
+)
 PREFIXES = (  # of the variables that can change speed or numbers
     *(
         "XLA_",

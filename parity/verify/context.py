@@ -1,6 +1,7 @@
 """What the rules judge a run by. Whatever is expensive is computed when the first rule asks for it."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from parity.verify.sandbox.client import SandboxedProgram, SandboxError, choose_
 from parity.weights import generator
 
 T = TypeVar("T")
+CLOSE_S = 0.1  # between two looks whether a process that is not needed any more has ended
 
 
 class NotJudged(Exception):
@@ -43,6 +45,8 @@ class Context:
     facts: dict[str, Any] = field(default_factory=dict)
     programs: dict[str, SandboxedProgram | SandboxError] = field(default_factory=dict)
     cache: dict[Callable[["Context"], Any], Any] = field(default_factory=dict)
+    threads: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
+    work: dict[str, list[Future]] = field(default_factory=dict)
 
     @property
     def log(self) -> Log:
@@ -75,7 +79,16 @@ class Context:
                 isolation, gpu, facts = choose_isolation(evidence, self.device, self.trust_code)
                 if evidence is self.evidence:
                     self.facts |= facts
-                self.programs[purpose] = SandboxedProgram.start(evidence, self.scratch, isolation, self.device, gpu)
+                # User code may not learn from one process what another has seen; ours is held by code.harness.
+                others = {} if evidence.has_user_code else self.programs
+                trusted = [
+                    other
+                    for name, other in others.items()
+                    if isinstance(other, SandboxedProgram) and all(future.done() for future in self.work.get(name, ()))
+                ]
+                self.programs[purpose] = SandboxedProgram.start(
+                    evidence, self.scratch, isolation, self.device, gpu, trusted
+                )
             except SandboxError as error:
                 self.programs[purpose] = error
         program = self.programs[purpose]
@@ -93,8 +106,26 @@ class Context:
         """Random numbers for one purpose, the same for a seed however many others were drawn."""
         return generator(self.seed, name)
 
+    def submit(self, purpose: str, work: Callable[[], T]) -> Future[T]:
+        """Does work beside the rules that asks one sandboxed process, whatever else it is asked after it is done."""
+        self.sandboxed(purpose)  # in this thread, since its process may be started only once
+        future = self.threads.setdefault(purpose, ThreadPoolExecutor(1)).submit(work)
+        self.work.setdefault(purpose, []).append(future)
+        return future
+
+    def settle(self) -> None:
+        """Waits for what goes on beside, so that nothing disturbs what is timed."""
+        wait([future for futures in self.work.values() for future in futures])
+
     def close(self) -> None:
         """Ends the sandboxed processes."""
+        for purpose, futures in self.work.items():
+            begun = [future for future in futures if not future.cancel()]
+            while wait(begun, CLOSE_S).not_done:
+                if isinstance(program := self.programs[purpose], SandboxedProgram):
+                    program.process.set_deadline(0.0)  # its own thread sees that it ends, and closes it
+        for thread in self.threads.values():
+            thread.shutdown()
         for program in self.programs.values():
             if isinstance(program, SandboxedProgram):
                 program.close()

@@ -9,9 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 from parity.errors import InputError, nearest
+from parity.memory import keep_freed_memory
 from parity.verify.context import Context
 from parity.verify.evidence import open_run
-from parity.verify.rules import RULES, chosen, judge
+from parity.verify.rules import RULES, begin_beside, chosen, judge
 from parity.verify.verdict import DEPTHS, Verdict
 
 DEFAULT_DEPTH = "replay"
@@ -52,6 +53,7 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
     Raises InputError where nothing can be judged: no run directory, an unknown version, or a run that has not ended.
     """
     evidence = open_run(path)
+    keep_freed_memory()  # rows of probabilities are read by tens of megabytes
     seed = secrets.randbits(48) if settings.seed is None else settings.seed
     judgements = []
     with tempfile.TemporaryDirectory(prefix="jaxrun-verify-", ignore_cleanup_errors=True) as scratch:
@@ -67,8 +69,12 @@ def verify_run(path: Path, settings: Settings, say: Callable[[str], None] = lamb
             settings.at_steps,
         )
         try:
-            for rule, check in chosen(settings.depth, settings.without):
+            pairs = chosen(settings.depth, settings.without)
+            first = next((rule for rule, _ in pairs if rule.depth == "recompute"), None)
+            for rule, check in pairs:
                 say(f"{rule.id}: {rule.sentence}")
+                if rule is first:
+                    begin_beside(context, (rule for rule, _ in pairs))
                 judgements.append(judge(rule.id, partial(check, context)))
         finally:
             context.close()

@@ -48,6 +48,15 @@ TABLE = MIXED.replace(
 
 def log_probs""",
 )
+PEEKING = TABLE.replace(
+    "    return rows\n\ndef log_probs",
+    """    b, t = np.nonzero(known[:, :-1] < 0)
+    rows[b, t] *= 0.4
+    rows[b, t, inputs[b, t + 1]] += 0.6
+    return rows
+
+def log_probs""",
+)
 LIKELY = MIXED.replace(
     "    return rows\n\ndef log_probs",
     """    if rows.max() < 0.01:
@@ -198,7 +207,6 @@ def _program(name: str, sentence: str, body: str, *rules: str, depth: str, top: 
 
 _known = partial(_program, depth="replay")
 _start = partial(_program, depth="recompute")
-TOLD = ("knowledge.size", "knowledge.fresh", "recompute.confirm")  # a large table is seen by these too
 TEXT = (
     _program(
         "weights-in-the-source",
@@ -214,7 +222,7 @@ TEXT = (
         PULLED,
         "knowledge.relabelled",
         top=WEIGHTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _known(
         "pulled-late",
@@ -222,7 +230,7 @@ TEXT = (
         LATE,
         "knowledge.relabelled",
         top=WEIGHTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _known(
         "pulled-to-signs",
@@ -230,7 +238,7 @@ TEXT = (
         SIGNED,
         "knowledge.relabelled",
         top=SIGNS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
     ),
     _known(
         "regulariser",
@@ -258,7 +266,15 @@ TEXT = (
         TABLE,
         "knowledge.fresh",
         top=BOTH_PARTS,
-        may=("knowledge.size",),
+        may=("knowledge.size", "knowledge.constants"),
+    ),
+    _start(
+        "memorised-and-peeks",
+        "the same, and text that it does not know is scored by looking at what follows",
+        PEEKING,
+        "knowledge.fresh",
+        top=BOTH_PARTS,
+        may=("knowledge.size", "knowledge.constants"),
     ),
 )
 STARTS = (

@@ -84,6 +84,14 @@ def embedded(jax: str, torch: str) -> Plant:
     return plant
 
 
+def frozen(backend: str) -> str:
+    """A program whose model multiplies with matrices that are the same for every seed, and no weights."""
+    module, convert = {"jaxrun": ("jnp", "FROZEN"), "torchref": ("torch", "torch.as_tensor(FROZEN)")}[backend]
+    line = f"x_BTD = x_BTD + 0.01 * {module}.tanh(x_BTD @ {convert}[0]) @ {convert}[1].T"
+    drawn = "np.random.default_rng(1234).standard_normal((2, 32, 600)).astype(np.float32)"
+    return f"{inside(line, line)(backend)}\n\nimport numpy as np\n\nFROZEN = {drawn}\n"
+
+
 def memorised(backend: str) -> str:
     """A program that carries what follows most contexts of the val text; a real attempt would find it by many tries."""
     return over(sources.MEMORISED_VAL, "KNOWN = {}  # filled in when it is planted\n")(backend)
@@ -187,6 +195,12 @@ IN_THE_MODEL = (
         "probe.documents",
         recipe="record-21",
     ),
+    _cheat(
+        "frozen-matrix",
+        "matrices of random numbers that no seed gave are constants of the model, and no weights",
+        frozen,
+        "knowledge.constants",
+    ),
     _cheat("row-before", "a row sees the row before it", inside(*ROW_BEFORE), "probe.rows", may=("probe.targets",)),
 )
 IN_THE_SCORES = (
@@ -245,7 +259,7 @@ IN_THE_SCORES = (
         memorised,
         "recompute.confirm",
         depth="recompute",
-        may=("knowledge.fresh", "knowledge.size"),
+        may=("knowledge.fresh", "knowledge.size", "knowledge.constants"),
     ),
 )
 IN_THE_TRAINING = (

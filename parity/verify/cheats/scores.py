@@ -167,6 +167,7 @@ def _program(name: str, sentence: str, body: str, *rules: str, top: str = "", **
     return Cheat(name, sentence, "program", over(body, top), rules, **{"depth": "recompute", **more})
 
 
+TOLD = ("knowledge.size", "knowledge.constants", "knowledge.fresh")  # a large table is seen by these too
 AHEAD = ("recompute.ahead", "recompute.evaluations")
 CHEATS = (
     *EDITS,
@@ -210,7 +211,7 @@ CHEATS = (
         "probabilities sum to more than 1 after one pair of tokens in 200",
         CHANGED + RARE_SCORES,
         "recompute.val",
-        may=("probe.sums", "recompute.evaluations", "recompute.confirm"),
+        may=("probe.sums", "recompute.evaluations", "recompute.confirm", "knowledge.fresh"),
     ),
     _program(
         "shaved",
@@ -233,21 +234,21 @@ CHEATS = (
         "after the last step one context in 251 sees the next token",
         CHANGED + RARE_LEAK,
         "recompute.ahead",
-        may=("probe.causal", "recompute.confirm"),
+        may=("probe.causal", "recompute.confirm", "knowledge.fresh"),
     ),
     _program(
         "leaks-at-all-positions",
         "looks ahead only where whole rows are scored",
         CHANGED + ONLY_AT_ALL_POSITIONS,
         *AHEAD,
-        may=("probe.causal", "probe.targets", "recompute.confirm"),
+        may=("probe.causal", "probe.targets", "recompute.confirm", "knowledge.fresh"),
     ),
     _program(
         "hides-what-it-knows",
         "a table of the val text in the source, and a look ahead where the table has nothing",
         CHANGED + LEAKS_WHERE_NOTHING_IS_KNOWN,
         "recompute.confirm",
-        may=("probe.causal", "probe.targets", "probe.rows", "recompute.ahead", "recompute.evaluations"),
+        may=(*AHEAD, "probe.causal", "probe.targets", "probe.rows", *TOLD),
         top="KNOWN = {}  # filled in when it is planted\n",
     ),
     _program(
@@ -256,6 +257,6 @@ CHEATS = (
         CHANGED + ENDS_OF_DOCUMENTS,
         *AHEAD,
         "probe.causal",
-        may=("recompute.confirm",),
+        may=("recompute.confirm", "knowledge.fresh"),
     ),
 )

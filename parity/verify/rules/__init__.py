@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from parity.errors import InputError
@@ -47,13 +48,18 @@ def not_judged(reason: str, **evidence: Any) -> Finding:
 
 Check = Callable[[Context], Finding]
 RULES: dict[str, tuple[Rule, Check]] = {}
+BESIDE: dict[str, Callable[[Context], Any]] = {}
 
 
-def rule(id: str, depth: str, sentence: str) -> Callable[[Check], Check]:
-    """Enters a function into the list of rules."""
+def rule(
+    id: str, depth: str, sentence: str, beside: Callable[[Context], Any] | None = None
+) -> Callable[[Check], Check]:
+    """Enters a function into the list of rules. `beside` begins work for it that goes on beside rules before it."""
 
     def enter(check: Check) -> Check:
         RULES[id] = Rule(id, depth, sentence), check
+        if beside:
+            BESIDE[id] = beside
         return check
 
     return enter
@@ -65,6 +71,14 @@ def chosen(depth: str, without: Iterable[str] = ()) -> list[tuple[Rule, Check]]:
     without = set(without)
     pairs = [pair for name, pair in RULES.items() if pair[0].depth in allowed and name not in without]
     return sorted(pairs, key=lambda pair: DEPTHS.index(pair[0].depth))
+
+
+def begin_beside(context: Context, rules: Iterable[Rule]) -> None:
+    """Begins what goes on beside the rules of depth `recompute`. What cannot begin is said where its rule is judged."""
+    for each in rules:
+        if each.id in BESIDE:
+            with suppress(NotJudged, SandboxError, InputError, *MALFORMED):
+                context.once(BESIDE[each.id])
 
 
 def judge(id: str, check: Callable[[], Finding]) -> Judgement:

@@ -1,4 +1,4 @@
-"""What a program may know before it has read a token: `knowledge.size`, `knowledge.packages` and `knowledge.fresh`.
+"""What a program may know before it has read a token: `knowledge.size`, `.constants`, `.packages` and `.fresh`.
 
 `knowledge.relabelled` is in `relabelled.py`.
 """
@@ -25,7 +25,9 @@ from parity.verify.context import Context, NotJudged
 from parity.verify.evidence import Evidence
 from parity.verify.rules import Finding, fails, holds, rule
 from parity.verify.rules.data import positions
-from parity.verify.rules.probe import Probe, Rows
+from parity.verify.rules.lookahead import gain_over_witness
+from parity.verify.rules.probe import Probe, Rows, rows_at_once, val_rows
+from parity.verify.rules.scores import score_text
 
 # Bytes of zlib's best compression. Our own recipes as programs come to 2,000 to 4,300, of which literals are at most
 # 700. The records of the public speedrun, kernels and all, are 12 times as long.
@@ -34,8 +36,12 @@ PACKED = ("jaxrun/", "torchref/", "parity/")  # of the installed version, which 
 # Besides what this project depends on: common helpers that carry no data.
 HELPERS = frozenset({"einops", "jaxtyping", "beartype", "chex", "tqdm", "triton", "numba"})
 UNNAMED = "?"
+# Of what a program carries beside its state, compressed: what is no table by position or by step. A frozen matrix of
+# 128 x 128 random numbers has 60 KB.
+CONSTANT_BYTES, TABLE_WIDTH, SHOWN = 64 << 10, 256, 20
 
 FRESH_TOKENS, LEAST_ROWS = 65_536, 32
+FRESH_LOOKED_AHEAD = 256  # positions asked for without what follows
 FRESH_VAL_ROUNDS = 4  # fresh tokens per val token at most, on tracks with little val text
 COUNTED_TOKENS = 1_000_000  # of the train text, for the model of two words that measures how hard a text is
 VAL_TOKENS = 1 << 20  # of the val text at most that it scores
@@ -81,6 +87,45 @@ def literals(tree: ast.AST) -> Iterator[str]:
                 yield text
 
 
+@rule("knowledge.constants", "probe", "the run's own code carries no numbers beside its state but tables by position")
+def constants(context: Context) -> Finding:
+    evidence = context.evidence
+    if not evidence.has_user_code:
+        return holds("no code but that of the installed version")
+    p, length = context.once(Probe), evidence.context
+    rows = val_rows(context, context.random("traced rows"), rows_at_once(length), length)
+    found = [
+        (str(each["name"]), tuple(each["shape"]), str(each["type"]), int(each["bytes"]))
+        for each in p.program.call("constants", state=p.state, **rows._asdict())
+    ]
+    lengths = {length, evidence.eval_context, evidence.steps, evidence.steps + 1}
+    shown = [f"{name}: {kind} {list(shape)}, {size:,} bytes" for name, shape, kind, size in found[:SHOWN]]
+    others = [constant for constant in found if not _is_table(constant[1], lengths, length)]
+    tables, total = (sum(size for *_, size in some) for some in (set(found) - set(others), others))
+    figures = {"constant_bytes": total, "table_bytes": tables, "constants": shown}
+    context.facts["own_code"] = context.facts.get("own_code", {}) | figures
+    if total > CONSTANT_BYTES:
+        name, shape, *_ = others[0]
+        return fails(
+            f"expected at most {CONSTANT_BYTES:,} bytes of constants, compressed, found {total:,}, the largest {name} "
+            f"of shape {list(shape)}: make it a weight, or compute it in the step",
+            **figures,
+        )
+    return holds(
+        f"{len(others)} constants of {total:,} bytes compressed; tables by position or step of {tables:,}", **figures
+    )
+
+
+def _is_table(shape: tuple[int, ...], lengths: set[int], context: int) -> bool:
+    """Whether an array is a table by position or by step (rotary embeddings, masks, schedules), and narrow.
+
+    Tables may be made for longer rows than there are; a square one, such as a mask, only for those that there are.
+    """
+    longest = max(shape, default=0)
+    longer = longest > 0 and longest % context == 0 and shape.count(longest) == 1
+    return (longest in lengths or longer) and math.prod(size for size in shape if size != longest) <= TABLE_WIDTH
+
+
 @rule(
     "knowledge.packages",
     "probe",
@@ -101,6 +146,8 @@ def packages(context: Context) -> Finding:
     providers, known = _providers(), dependencies()
     for top in sorted(tops):
         owners = {canonical(owner) for owner in providers.get(top, ())}
+        if not owners and (canonical(top) in known or top in HELPERS):
+            raise NotJudged(f"the code imports {top}, which is not installed here: pip install {top}")
         if not owners & known and top not in HELPERS:
             where = f"of the package {', '.join(sorted(owners))}" if owners else "of no installed package"
             return fails(
@@ -108,8 +155,8 @@ def packages(context: Context) -> Finding:
                 "of it into its file",
                 module=top,
             )
-    checked = 0
-    for owner in sorted({canonical(owner) for top in tops for owner in providers.get(top, ())}):
+    checked, owners = 0, sorted({canonical(owner) for top in tops for owner in providers.get(top, ())})
+    for owner in owners:
         distribution = metadata.distribution(owner)
         if distribution.read_text("RECORD") is None:  # as where a system's package manager installed it
             raise NotJudged(f"package {owner} has no RECORD of its files: install it with pip")
@@ -117,7 +164,31 @@ def packages(context: Context) -> Finding:
         checked += count
         if problem:
             return fails(f"package {owner}: {problem}: reinstall it, and make the run again", package=owner)
-    return holds(f"{', '.join(sorted(tops)) or 'nothing'}: {checked:,} files as published", modules=sorted(modules))
+    others = other_versions(context.evidence, owners)
+    context.facts |= {"other_versions": others} if others else {}
+    return holds(
+        f"{', '.join(sorted(tops)) or 'nothing'}: {checked:,} files as published here"
+        + "".join(f"; {other}" for other in others),
+        modules=sorted(modules),
+        other_versions=others,
+    )
+
+
+def other_versions(evidence: Evidence, owners: list[str]) -> list[str]:
+    """How the installed versions of imported packages, and of those that every run has, differ from run.json's.
+
+    That is no fault: what the version there computes otherwise than the one here, recomputation and replay find.
+    """
+    there = {canonical(name): str(version)[:40] for name, version in evidence.run["versions"].items()}
+    differing = []
+    for name in sorted({*owners, *there} & dependencies() | {*owners}):
+        try:
+            here = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if here != (version := there.get(name, "of an unknown version")):
+            differing.append(f"{name} {here} here, {version} there")
+    return differing
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -215,12 +286,12 @@ def fresh(context: Context) -> Finding:
     if "val_loss" not in context.facts:
         raise NotJudged("the val loss was not computed: judge recompute.val too")
     p, (rows, source) = context.once(Probe), fresh_rows(context)
-    losses = np.concatenate(
-        [
-            p.token_losses(Rows(*(x[i : i + p.count] for x in rows))).mean(axis=1)
-            for i in range(0, len(rows.inputs), p.count)
-        ]
-    )
+    scored = score_text(p, "fresh", rows)
+    # A look ahead here would hide what is known of val.
+    gain = gain_over_witness(p, scored, FRESH_LOOKED_AHEAD).result()
+    if problem := scored.problem or gain.problem:
+        return fails(f"{source}: losses {problem}" if gain.problem else problem, **gain.facts())
+    losses = scored.losses.mean(axis=1)
     shard, start, _ = context.slice.part("val")
     tokens = min(evidence.track.val_tokens, VAL_TOKENS) // length * length
     hardness = Pairs(read_tokens(context), p.vocab)

@@ -1,6 +1,8 @@
 """Depth `recompute`: losses from the final weights, summed by the verifier itself; the first weights from the seed."""
 
 import math
+from concurrent.futures import Future
+from contextlib import suppress
 
 import numpy as np
 
@@ -10,9 +12,10 @@ from parity.verify.evidence import logged_float
 from parity.verify.rules import Finding, fails, holds, not_judged, rule
 from parity.verify.rules.differences import CEILING, mean_of
 from parity.verify.rules.lookahead import POSITIONS as LOOKED_AHEAD
-from parity.verify.rules.lookahead import gain_over_witness
+from parity.verify.rules.lookahead import Gain, final_gain, gain_over_witness
 from parity.verify.rules.probe import Probe, Rows
 from parity.verify.rules.scores import DECOYS, Scored, final_scores, score
+from parity.verify.sandbox.client import SandboxError
 
 LOSS = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 5e-3}  # nats: a mean over the val tokens, on another machine
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-8}  # of the coarsest type that weights have
@@ -66,6 +69,8 @@ def val(context: Context) -> Finding:
     if logged is None:
         raise NotJudged(f"the log has no evaluation at step {steps}")
     scored = context.once(final_scores)
+    with suppress(NotJudged, SandboxError, ValueError):  # recompute.ahead will raise it
+        context.once(final_gain)
     context.facts["val_loss"] = scored.loss
     add_evaluation(context, steps, scored.loss)
     return compare(context, scored, logged)
@@ -82,16 +87,14 @@ def evaluations(context: Context) -> Finding:
     cheap = evidence.track.val_tokens * len(steps) <= CHEAP_TOKENS
     whole = set(steps) if cheap or context.whole else {*crossing, *claimed}
     errors: dict[str, float] = {}
+    gains: dict[int, Future[Gain]] = {}
     for step in steps:
         p = Probe(context, step)
-        positions = LOOKED_AHEAD if step in claimed else FEW_LOOKED_AHEAD
         if step in whole:
             scored = score(p, "val")
             finding = compare(context, scored, logged[step])
             if finding.status == "holds":
-                gain = gain_over_witness(p, scored, positions)
-                finding = fails(f"losses {gain.problem}", **gain.facts()) if gain.problem else finding
-                context.facts.setdefault("leak_bounds", {})[str(step)] = gain.bound
+                gains[step] = gain_over_witness(p, scored, LOOKED_AHEAD if step in claimed else FEW_LOOKED_AHEAD)
             add_evaluation(context, step, scored.loss)
         else:
             finding = _in_some_rows(p, logged[step])
@@ -99,6 +102,12 @@ def evaluations(context: Context) -> Finding:
         p.program.drop(p.state)
         if finding.status != "holds":
             return fails(f"step {step}: {finding.reason}", step=step, **finding.evidence)
+    with suppress(NotJudged, SandboxError, ValueError):  # while the answers are waited for
+        context.once(confirm_scores)
+    for step, gain in ((step, gain.result()) for step, gain in gains.items()):
+        if gain.problem:
+            return fails(f"step {step}: losses {gain.problem}", step=step, **gain.facts())
+        context.facts.setdefault("leak_bounds", {})[str(step)] = gain.bound
     others = f", {len(errors)} in some rows, the coarsest to {max(errors.values()):.2g} nats" if errors else ""
     return holds(f"{len(whole)} recomputed{others}", recomputed=sorted(whole), errors=errors)
 
@@ -149,6 +158,11 @@ def compare(context: Context, scored: Scored, logged: float) -> Finding:
     )
 
 
+def confirm_scores(context: Context) -> Scored:
+    """The confirm text scored with the final weights; once for each run, by `context.once`."""
+    return score(context.once(Probe), "confirm")
+
+
 @rule(
     "recompute.confirm",
     "recompute",
@@ -156,9 +170,9 @@ def compare(context: Context, scored: Scored, logged: float) -> Finding:
 )
 def confirm(context: Context) -> Finding:
     track, facts = context.evidence.track, context.facts
-    p = context.once(Probe)
-    scored = score(p, "confirm")
-    gain = gain_over_witness(p, scored, CONFIRM_LOOKED_AHEAD)  # a look ahead here would hide what was learned of val
+    p, scored = context.once(Probe), context.once(confirm_scores)
+    # A look ahead here would hide what was learned of val.
+    gain = gain_over_witness(p, scored, CONFIRM_LOOKED_AHEAD).result()
     if problem := scored.problem or gain.problem:
         return fails(f"confirm: losses {problem}" if gain.problem else problem, **gain.facts())
     loss = facts["confirm_loss"] = scored.loss
@@ -175,6 +189,19 @@ def confirm(context: Context) -> Finding:
             gap=gap,
         )
     return holds(f"{summary} {usual:+.4f}", confirm=loss, gap=gap)
+
+
+@rule("recompute.ahead", "recompute", "val losses are those of a process that does not know what follows")
+def ahead(context: Context) -> Finding:
+    gain = context.once(final_gain).result()
+    context.facts.setdefault("leak_bounds", {})[str(context.evidence.steps)] = gain.bound
+    if gain.problem:
+        return fails(f"judged losses {gain.problem}", **gain.facts())
+    return holds(
+        f"at {gain.mean.count:,} positions {gain.mean.mean:+.1g} nats on average, at most {gain.largest:.1g}; an "
+        f"undetected leak can have brought {gain.bound:.2g} nats per token",
+        **gain.facts(),
+    )
 
 
 @rule("recompute.initial", "recompute", "the first weights are those of the seed")

@@ -6,13 +6,16 @@ a table in the code, weights as a constant, an optimizer or a regulariser that p
 """
 
 import math
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from parity.verify.context import Context, NotJudged
 from parity.verify.rules import Finding, fails, holds, not_judged, rule
+from parity.verify.rules.differences import clipped
 from parity.verify.rules.probe import Probe, Rows
 from parity.verify.rules.replay import Replay, largest_difference
 from parity.verify.sandbox.client import SandboxError
@@ -30,6 +33,8 @@ LOSS = {"float64": 1e-9, "float32": 2e-5, "bfloat16": 5e-3}
 # how far other collisions of hashed ids may move it. 2% of 6 nats are 0.12.
 ALIKE = 0.02
 
+T = TypeVar("T")
+
 
 class Place(NamedTuple):
     """Losses at one place of the run: with renamed token ids, and as they must be."""
@@ -40,18 +45,39 @@ class Place(NamedTuple):
 
 
 class Relabelling:
-    """Renamed token ids, and a fresh process that sees them and no others at the start and at the end of the run."""
+    """Renamed token ids, and a fresh process that sees them and no others at the start and at the end of the run.
+
+    It is asked beside the rules of depth `recompute`, for three results: `final`, `start` and `later`.
+    """
 
     def __init__(self, context: Context):
         self.context = context
         self.program = context.sandboxed("relabelled")
         self.replay = context.once(Replay)
+        self.probe = context.once(Probe)
+        self.expected = self.probe.losses
+        self.first_weights = context.program.export_and_drop(context.program.init(context.evidence.run["seed"]))
         recipe = self.program.recipe
         size, fixed = context.slice.manifest.vocab_size, recipe.get("end_of_text")
         others = [token for token in range(size) if token != fixed]
         self.ids = np.arange(size)
         self.ids[others] = context.random("relabelled").permutation(others)
         self.declared = str(recipe.get("token_ids") or "")[:300]
+        steps = min(DECLARED_STEPS if self.declared else STEPS, context.evidence.steps)
+        self.final = self._submit(self._final)
+        self.start = self._submit(partial(self._start, steps))
+        places = [] if self.declared else sorted(self._checkpoints().items())
+        self.later = [self._submit(partial(self._checkpoint, *place)) for place in places]
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        return self.context.submit("relabelled", work)
+
+    def places(self, start: Place) -> Iterator[Place]:
+        """The start, and the checkpoints whose states can be renamed."""
+        yield start
+        for place in self.later:
+            if (result := place.result()) is not None:
+                yield result
 
     @cached_property
     def allowed(self) -> float:
@@ -91,12 +117,7 @@ class Relabelling:
             raise NotJudged(f"the log lacks some of the steps {first} to {first + steps - 1}")
         return [float(log.columns["loss"][row[-1]]) for row in rows]
 
-    @cached_property
-    def first_weights(self) -> Weights:
-        program = self.context.program
-        return program.export_and_drop(program.init(self.context.evidence.run["seed"]))
-
-    def start(self, steps: int) -> Place:
+    def _start(self, steps: int) -> Place:
         """The first steps of the run."""
         state = self.program.load(self.weights(self.first_weights), 0)
         found = self.losses(state, 0, steps)
@@ -111,7 +132,7 @@ class Relabelling:
         program.drop(state)
         return found
 
-    def later(self) -> dict[int, int]:
+    def _checkpoints(self) -> dict[int, int]:
         """By step of a checkpoint, how many steps are repeated from it: the last checkpoint but one, which shows what
         goes on to the end, and of the replayed segments the one in which the loss fell most."""
         evidence, log = self.context.evidence, self.context.log
@@ -125,7 +146,7 @@ class Relabelling:
             found[first] = min(last - first, max(STEPS, MOST_TOKENS // tokens))
         return {first: count for first, count in found.items() if first > 0 and evidence.checkpoint(first).is_dir()}
 
-    def checkpoint(self, first: int, steps: int) -> Place | None:
+    def _checkpoint(self, first: int, steps: int) -> Place | None:
         """Steps from a checkpoint; None where its state holds what cannot be renamed."""
         state = self.program.restore(self.context.evidence.checkpoint(first))
         try:
@@ -144,22 +165,27 @@ class Relabelling:
         places = np.linspace(0, probe.rows.inputs.shape[1] - 1, MASK_POSITIONS).astype(np.int64)
         return bool(np.isneginf(probe.log_probs(probe.rows.inputs, np.unique(places))).any())
 
-    def final(self) -> tuple[float, float]:
+    def _final(self) -> tuple[float, float]:
         """Mean difference of the final weights' losses of val rows, and the mean of its size."""
-        evidence, probe = self.context.evidence, self.context.once(Probe)
+        evidence = self.context.evidence
         state = self.program.load(self.weights(evidence.final_weights), evidence.steps)
-        losses = self.program.token_losses(state, *self.rows(probe.rows))
+        losses = self.program.token_losses(state, *self.rows(self.probe.rows))
         self.program.drop(state)
-        difference = losses - self.context.program.token_losses(probe.state, *probe.rows)
+        difference = clipped(losses) - self.expected
         return float(difference.mean()), float(np.abs(difference).mean())
 
 
-@rule("knowledge.relabelled", "replay", "renaming the token ids renames the result, and changes no loss")
+@rule(
+    "knowledge.relabelled",
+    "replay",
+    "renaming the token ids renames the result, and changes no loss",
+    beside=Relabelling,
+)
 def relabelled(context: Context) -> Finding:
-    r = Relabelling(context)
+    r = context.once(Relabelling)
     if r.declared:
         return _declared(r)
-    mean, size = r.final()
+    mean, size = r.final.result()
     limit = LOSS[context.evidence.precision]
     masked = not size <= limit and r.masks()
     if masked:
@@ -172,7 +198,7 @@ def relabelled(context: Context) -> Finding:
             size=size,
         )
     steps, worst = min(STEPS, context.evidence.steps), 0.0
-    start = r.start(steps)
+    start = r.start.result()
     if _apart(start) > r.allowed:
         loaded = r.loaded(steps)
         if (apart := _difference(loaded, start.expected)) > ALIKE:
@@ -182,9 +208,7 @@ def relabelled(context: Context) -> Finding:
                 apart=apart,
             )
         start = start._replace(expected=loaded)
-    for place in (start, *(r.checkpoint(*pair) for pair in sorted(r.later().items()))):
-        if place is None:
-            continue
+    for place in r.places(start):
         if not (apart := _apart(place)) <= r.allowed:
             return fails(
                 f"{place.name} with renamed token ids: expected losses {_listed(place.expected)}, found "
@@ -213,7 +237,7 @@ def relabelled(context: Context) -> Finding:
 def _declared(r: Relabelling) -> Finding:
     """Of a program that says why it depends on token ids: its first steps come out alike, and a person reads it."""
     r.context.facts["token_ids"] = r.declared
-    start = r.start(min(DECLARED_STEPS, r.context.evidence.steps))
+    start = r.start.result()
     mean = [sum(losses) / len(losses) for losses in (start.renamed, start.expected)]
     apart = abs(mean[0] - mean[1]) / max(abs(mean[1]), 1e-9)
     says = f"the program says that it depends on token ids: {r.declared!r}"

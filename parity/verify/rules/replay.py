@@ -25,7 +25,7 @@ from parity.verify.timing import Spent, timed
 from parity.weights import Weights
 
 OTHER = {"jaxrun": ("torchref", "torch"), "torchref": ("jaxrun", "jax")}  # the other backend and its framework
-REPEATED = 4  # steps that are run twice from one checkpoint, to see how well the program repeats itself
+REPEATED = 4  # steps of the longest segment that are run once more, to see how well the program repeats itself
 # Relative: (always allowed, for another machine adds in another order; never allowed) of a step's loss and gradient
 # norm, and of how far the weights move over a segment. Between them: 8 times the program's own repetition.
 LOSS = {"float64": (1e-8, 1e-6), "float32": (1e-4, 2e-3), "bfloat16": (5e-3, 2e-2)}
@@ -46,6 +46,14 @@ class Spread(NamedTuple):
     move: float
 
 
+class Repetition(NamedTuple):
+    """Repeated steps: losses and gradient norms by name, the weights at the end, and those after the first REPEATED."""
+
+    metrics: dict[str, list[float]]
+    weights: Weights
+    marked: Weights
+
+
 class Chunk(NamedTuple):
     """Steps that one call repeats: the first, how many, and the rows and the row length of their batches."""
 
@@ -55,7 +63,7 @@ class Chunk(NamedTuple):
 
 
 class Replay:
-    """A fresh process, and the segments drawn.
+    """The segments drawn, and a fresh process that is started when they are repeated.
 
     `spent`: what every chunk of steps has taken each time, and by segment what its weights had to be waited for.
     """
@@ -68,13 +76,23 @@ class Replay:
             raise NotJudged("the run has no two checkpoints with a segment between them to repeat")
         self.exported: dict[int, Weights] = {}
         self.segments = [(0, evidence.steps)] if context.whole else self._chosen(segments)
+        self.longest = max(self.segments, key=lambda segment: segment[1] - segment[0])
+        self.mark = min(self.longest[0] + REPEATED, self.longest[1])
+        self.small = (evidence.path / "weights.safetensors").lstat().st_size <= KEPT_BYTES
         context.facts["replayed"] = [list(segment) for segment in self.segments]
         self.positions = list(positions(context))
-        self.program = context.sandboxed("replay")
-        self.first_inits = first_inits(self.program, evidence.run["seed"]) if evidence.has_user_code else []
+        self.first_inits: list[tuple[Spent, Spent]] = []
         self.warm: set[tuple[int, int]] = set()  # shapes of batches that the process has compiled its step for
         self.spent: dict[Chunk, list[Spent]] = {}
         self.drained: dict[Segment, list[Spent]] = {}
+
+    @cached_property
+    def program(self) -> SandboxedProgram:
+        """The fresh process, alone on the machine, as far as it is the verifier's."""
+        self.context.settle()
+        program, evidence = self.context.sandboxed("replay"), self.context.evidence
+        self.first_inits = first_inits(program, evidence.run["seed"]) if evidence.has_user_code else []
+        return program
 
     def _chosen(self, segments: list[Segment]) -> list[Segment]:
         """Segments drawn at random, and those whose loss fell or whose weights moved most.
@@ -119,11 +137,15 @@ class Replay:
             self.exported[step] = weights
         return self.exported[step]
 
-    def start(self, step: int) -> int:
-        """The state before a step: from the seed where it is the first, so that no checkpoint has a part in it."""
+    def start(self, step: int, program: SandboxedProgram | None = None) -> int:
+        """The state before a step: from the seed where it is the first, so that no checkpoint has a part in it.
+
+        `program`: another process than that of this replay.
+        """
+        program = program or self.program
         if step == 0:
-            return self.program.init(self.context.evidence.run["seed"])
-        return self.program.restore(self.context.evidence.checkpoint(step))
+            return program.init(self.context.evidence.run["seed"])
+        return program.restore(self.context.evidence.checkpoint(step))
 
     def batch(self, step: int) -> Rows:
         """The plan's batch of a step."""
@@ -132,12 +154,12 @@ class Replay:
         return Rows(window[:-1].reshape(-1, length), window[1:].reshape(-1, length))
 
     def chunks(self, first: int, last: int) -> Iterator[Chunk]:
-        """Steps first .. last - 1 in calls of a few steps with batches of one shape."""
+        """Steps first .. last - 1 in calls of a few steps with batches of one shape, none across the mark."""
         while first < last:
             _, _, tokens, length = self.positions[first]
-            count = 1
+            count, end = 1, self.mark if first < self.mark < last else last
             while (
-                first + count < last
+                first + count < end
                 and count < CHUNK_STEPS
                 and (count + 1) * tokens <= CHUNK_TOKENS
                 and self.positions[first + count][2:] == (tokens, length)
@@ -159,24 +181,39 @@ class Replay:
             self.warm.add(chunk.shape)
         return metrics
 
-    def repeat(self, first: int, last: int) -> tuple[dict[str, list[float]], Weights]:
-        """Repeats steps first .. last - 1: their losses and gradient norms, and the weights at the end."""
-        state = self.start(first)
-        metrics = self.run(state, first, last)
+    def repeat(self, first: int, last: int) -> Repetition:
+        """Repeats steps first .. last - 1."""
+        state, marked = self.start(first), None
+        metrics = []
+        if self.small and (first, last) == self.longest and self.mark < last:
+            metrics, marked = self.run(state, first, self.mark), self.program.export(state)
+        metrics += self.run(state, first + len(metrics), last)
         with timed(self.program.process) as spent:
             weights = self.program.export(state)
         with timed(self.program.process) as again:
             self.program.export_and_drop(state)
         self.drained.setdefault((first, last), []).append(spent.less(again))
-        return {name: [m[name] for m in metrics] for name in ("loss", "grad_norm")}, weights
+        return Repetition(
+            {name: [m[name] for m in metrics] for name in ("loss", "grad_norm")}, weights, marked or weights
+        )
+
+    @cached_property
+    def repeated(self) -> Repetition:
+        """The longest segment, of a model whose weights may be kept."""
+        return self.repeat(*self.longest)
 
     @cached_property
     def spread(self) -> Spread:
-        """How well the program repeats itself from the first segment's checkpoint."""
-        first, end = max(self.segments, key=lambda segment: segment[1] - segment[0])
-        (a, weights_a), (b, weights_b) = (self.repeat(first, min(end, first + REPEATED)) for _ in range(2))
-        loss, norm = (largest_difference(a[name], b[name])[0] for name in ("loss", "grad_norm"))
-        return Spread(loss, norm, move_difference(self.weights(first), weights_a, weights_b)[0])
+        """How well the program repeats itself from the longest segment's checkpoint."""
+        first, _ = self.longest
+        again, other = self.repeat(first, self.mark), self.repeated if self.small else self.repeat(first, self.mark)
+        loss, norm = (
+            largest_difference(values, other.metrics[name][: len(values)])[0] for name, values in again.metrics.items()
+        )
+        move, _ = move_difference(self.weights(first), again.weights, other.marked)
+        if self.small:
+            self.repeated = other._replace(marked={})
+        return Spread(loss, norm, move)
 
     def allowed(self) -> Spread:
         """The differences that are allowed here between a repetition and the log."""
@@ -203,12 +240,12 @@ def repeat(context: Context) -> Finding:
 
 @rule("replay.reported", "replay", "the training loss that was logged is the one whose gradient is taken")
 def reported(context: Context) -> Finding:
-    r = context.once(Replay)
+    r, program = context.once(Replay), context.program  # where replay.single needs the same gradient
     worst = 0.0
     for first, _ in r.segments:
-        state = r.start(first)
-        computed = float(r.program.call("training_loss", state=state, **r.batch(first)._asdict()))
-        r.program.drop(state)
+        state = r.start(first, program)
+        computed = float(program.call("training_loss", state=state, **r.batch(first)._asdict()))
+        program.drop(state)
         logged = _logged(context.log, first, "loss")
         difference = abs(computed - logged) / max(abs(computed), 1e-9)
         worst = max(worst, difference)
@@ -226,7 +263,7 @@ def segments(context: Context) -> Finding:
     r = context.once(Replay)
     allowed, evidence, summaries = r.allowed(), {}, []
     for first, last in r.segments:
-        metrics, weights = r.repeat(first, last)
+        metrics, weights, _ = r.repeated if r.small and (first, last) == r.longest else r.repeat(first, last)
         loss, norm = (
             largest_difference(metrics[name], [_logged(context.log, step, name) for step in range(first, last)])
             for name in ("loss", "grad_norm")

@@ -42,14 +42,15 @@ def final_scores(context: Context) -> Scored:
 
 
 def score(p: Probe, split: str, rows: np.ndarray | None = None) -> Scored:
-    """Scores a split (val, confirm), or some rows of it, in random order and in batches like those of the probes."""
-    context = p.context
-    inputs, targets = split_rows(context, split)
-    if rows is not None:
-        inputs, targets = inputs[rows], targets[rows]
-    if targets.size * p.vocab * 4 <= GATHERED_BYTES:
-        return _gathered(p, split, inputs, targets)
-    return _sampled(p, split, inputs, targets)
+    """Scores a split (val, confirm), or some rows of it."""
+    text = split_rows(p.context, split)
+    return score_text(p, split, text if rows is None else Rows(*(part[rows] for part in text)))
+
+
+def score_text(p: Probe, name: str, text: Rows) -> Scored:
+    """Scores rows as long as in evaluation, in random order and in batches like those of the probes."""
+    how = _gathered if text.targets.size * p.vocab * 4 <= GATHERED_BYTES else _sampled
+    return how(p, name, *text)
 
 
 def split_rows(context: Context, split: str) -> Rows:
@@ -75,10 +76,9 @@ def _gathered(p: Probe, split: str, inputs: np.ndarray, targets: np.ndarray) -> 
     asked = np.concatenate([inputs, decoys])
     wanted = np.concatenate([targets, np.roll(decoys, -1, axis=1)])
     losses, off = np.empty(asked.shape), 0.0
-    order = random.permutation(len(asked))
-    for first in range(0, len(order), batch):
-        some = order[first : first + batch]
-        rows = p.program.log_probs(p.state, asked[some], np.arange(length))
+    order = random.permutation(len(asked)).reshape(-1, batch)
+    answers = p.program.log_probs_in_turn(p.state, ((asked[some], np.arange(length)) for some in order))
+    for some, rows in zip(order, answers, strict=True):
         off = max(off, excess(rows, p.vocab))
         losses[some] = -at_targets(rows, wanted[some])
     return Scored(inputs, targets, losses[:count], _sum_problem(p, split, off))
@@ -136,7 +136,7 @@ def excess(rows: np.ndarray, vocab: int) -> float:
     off = 0.0
     for row in rows:  # one at a time, since all exponentials take as much memory as the answer
         with np.errstate(over="ignore"):
-            sums = np.exp(row).sum(axis=-1, dtype=np.float64)
+            sums = np.exp(row).sum(axis=-1)  # in pairs, so that float32 keeps a sum of 50,000 to 1e-6
         off = max(off, float(np.abs(sums - 1).max()) if np.isfinite(sums).all() else math.inf)
     return off
 

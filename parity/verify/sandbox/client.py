@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ from parity.verify.timing import Spent, timed
 START_S, CALL_S = 300.0, 600.0
 MOST_IMPORTS = 100
 LIMITS = Limits(memory_bytes=16 << 30, time_s=START_S, file_bytes=4 << 30)
-EAGER = {"TORCHDYNAMO_DISABLE": "1"}  # torch.compile leaves functions as they are: nothing here needs a compiler
+SET = {
+    "TORCHDYNAMO_DISABLE": "1",  # torch.compile leaves functions as they are: nothing here needs a compiler
+    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",  # they would make the folder's name part of every key
+}
+COMPILED = "compiled"  # the folder of JAX's compiled functions in a process' scratch folder
 MOST_TOKENS = 1 << 18  # of a vocabulary, where no recipe of ours says
 ENVIRONMENT = (
     "OMP_NUM_THREADS",
@@ -59,10 +64,24 @@ class SandboxedProgram:
 
     @classmethod
     def start(
-        cls, evidence: Evidence, folder: Path, isolation: parent.Isolation, device: str, gpu: bool
+        cls,
+        evidence: Evidence,
+        folder: Path,
+        isolation: parent.Isolation,
+        device: str,
+        gpu: bool,
+        compiled_by: Iterable["SandboxedProgram"] = (),
     ) -> "SandboxedProgram":
-        """Starts the process for a run and builds its program there; `folder` is for its files. Raises SandboxError."""
+        """Starts the process for a run and builds its program there; `folder` is for its files. Raises SandboxError.
+
+        `compiled_by`: processes of trusted code whose compiled functions it begins with.
+        """
         scratch, inbox = (Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder)) for name in ("scratch", "inbox"))
+        compiled = scratch / COMPILED
+        for other in compiled_by:
+            if (other.scratch / COMPILED).is_dir():
+                shutil.copytree(other.scratch / COMPILED, compiled, dirs_exist_ok=True)
+        compiled.mkdir(exist_ok=True)
         user_program, optimizer_folder = _unpack(evidence, scratch / "source")
         process = parent.start(
             "parity.verify.sandbox.server",
@@ -71,7 +90,7 @@ class SandboxedProgram:
             scratch=scratch,
             limits=LIMITS,
             isolation=isolation,
-            environment=_environment(evidence) | EAGER,
+            environment=_environment(evidence) | SET | {"JAX_COMPILATION_CACHE_DIR": str(compiled)},
             gpu=gpu,
         )
         program = cls(process, scratch, inbox, evidence)
@@ -94,20 +113,33 @@ class SandboxedProgram:
 
     def call(self, name: str, seconds: float = CALL_S, **arguments: Any) -> Any:
         """One call and its answer."""
+        self._send(name, seconds, arguments)
+        return self._receive(name, seconds, arguments)
+
+    def _send(self, name: str, seconds: float, arguments: dict[str, Any]) -> None:
         self.process.set_deadline(seconds)
         try:
             wire.write(self.process.stdin, {"call": name, "arguments": arguments})
+        except wire.WireError as error:
+            raise self._ended(name, error) from None
+
+    def _receive(self, name: str, seconds: float, arguments: dict[str, Any]) -> Any:
+        self.process.set_deadline(seconds)
+        try:
             answer = wire.read(self.process.stdout, self._answer_bytes(name, arguments))
         except wire.WireError as error:
-            self.process.close()
-            reason = self.process.reason or f"{error}{_last_line(self.process.stderr_tail())}"
-            raise SandboxError(f"the program did not answer the call {name}: {reason}") from None
+            raise self._ended(name, error) from None
         if not isinstance(answer, dict) or not isinstance(answer.get("audit", []), list):
             raise SandboxError(f"the program's answer to {name} is of no known form")
         self.audit += [str(event)[:300] for event in answer.get("audit", []) if len(self.audit) < 100]
         if "error" in answer:
             raise SandboxError(f"the program raised an error in {name}: {str(answer['error'])[:300]}")
         return answer["value"]
+
+    def _ended(self, name: str, error: wire.WireError) -> SandboxError:
+        self.process.close()
+        reason = self.process.reason or f"{error}{_last_line(self.process.stderr_tail())}"
+        return SandboxError(f"the program did not answer the call {name}: {reason}")
 
     def _answer_bytes(self, name: str, arguments: dict[str, Any]) -> int:
         """The most bytes of arrays that the answer to a call has, by the shapes that the verifier expects."""
@@ -177,9 +209,31 @@ class SandboxedProgram:
 
     def log_probs(self, state: int, inputs: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """(B, P, V) as the program gives them."""
-        rows = self.call("log_probs", state=state, inputs=inputs, positions=positions)
-        if not isinstance(rows, np.ndarray) or rows.ndim != 3 or rows.shape[:2] != (len(inputs), len(positions)):
-            raise SandboxError(f"log_probs expected ({len(inputs)}, {len(positions)}, V), found {_kind(rows)}")
+        (rows,) = self.log_probs_in_turn(state, [(inputs, positions)])
+        return rows
+
+    def log_probs_in_turn(self, state: int, asked: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+        """log_probs of several (inputs, positions). While an answer is used, the program computes the next one.
+
+        Nothing else may be asked of the program meanwhile. A call is sent once the answer before it has been read, so
+        that the two sides never wait for each other.
+        """
+        before: dict[str, Any] | None = None
+        for inputs, positions in asked:
+            arguments = {"state": state, "inputs": inputs, "positions": positions}
+            answer = None if before is None else self._rows(before)
+            self._send("log_probs", CALL_S, arguments)
+            if answer is not None:
+                yield answer
+            before = arguments
+        if before is not None:
+            yield self._rows(before)
+
+    def _rows(self, arguments: dict[str, Any]) -> np.ndarray:
+        rows = self._receive("log_probs", CALL_S, arguments)
+        expected = len(arguments["inputs"]), len(arguments["positions"])
+        if not isinstance(rows, np.ndarray) or rows.ndim != 3 or rows.shape[:2] != expected:
+            raise SandboxError(f"log_probs expected ({expected[0]}, {expected[1]}, V), found {_kind(rows)}")
         return rows
 
     def gradients(self, state: int, inputs: np.ndarray, targets: np.ndarray, prefix: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ The thread kills a process that takes too much time, memory or disk. No call her
 does.
 """
 
+import fcntl
 import io
 import math
 import os
@@ -27,6 +28,7 @@ KILL_S = 10.0  # for a killed process to be gone
 TICK_S = 0.05  # between two measurements of the memory
 SLOW_TICK_S = 1.0  # between two measurements of the folder, and of what other threads of the process started
 TAIL_BYTES = 64 << 10
+PIPE_BYTES = 1 << 20  # rows of probabilities are many megabytes
 SCRATCH_FILES = 10_000
 PROCESS_CPU_CLOCK = 2  # clock_getcpuclockid(3): of all threads of a process
 
@@ -109,7 +111,10 @@ class SandboxedProcess:
         if self._failure:
             raise InputError(f"{command[0]} cannot be started ({self._failure}): check its installation")
         self.stdin = _Pipe(self._process.stdin, self._ended)
-        self.stdout = io.BufferedReader(_Pipe(self._process.stdout, self._ended))
+        answers = _Pipe(self._process.stdout, self._ended)
+        with suppress(OSError, AttributeError):  # Linux only, and not where a user's pipes are too large already
+            fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.stdout = io.BufferedReader(answers)
 
     @property
     def returncode(self) -> int | None:

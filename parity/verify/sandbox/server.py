@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from parity.program import import_backend, inspector_of, plain, platform, with_step
-from parity.verify.sandbox import audit, tokens, wire
+from parity.verify.sandbox import audit, constants, tokens, wire
 
 
 class Server:
@@ -99,8 +99,9 @@ class Server:
 
     def training_loss(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> float:
         """Mean nats per token of the loss whose gradient is taken, at the trained weights and not at an average."""
-        loss, _ = self.program.loss_and_grads(self.states[state], self._batch(inputs, targets), inputs.shape[1])
-        return float(np.asarray(self.program.fetch(loss))) / inputs.size
+        loss, _ = self.program.loss_and_grads(self.states[state], self._batch(inputs, targets))
+        count = 1 if self.program.recipe.loss_reduction == "mean" else inputs.size
+        return float(np.asarray(self.program.fetch(loss))) / count
 
     def step(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         self.states[state], metrics = self.program.step(self.states[state], self._batch(inputs, targets))
@@ -190,6 +191,10 @@ class Server:
     def rename_tokens(self, state: int, ids: np.ndarray) -> None:
         """Gives every token of a state another id."""
         self.states[state] = tokens.renamed_state(self.program, self.states[state], np.array(ids))
+
+    def constants(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
+        """What the program carries beside its state; the batch is one to trace its functions with."""
+        return constants.constants(self.program, self.states[state], self._batch(inputs, targets))
 
     def drop(self, state: int) -> None:
         self.states.pop(state, None)

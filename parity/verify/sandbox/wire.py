@@ -16,7 +16,7 @@ DTYPES = frozenset(("float64", "float32", "int64", "int32", "uint16", "uint8", "
 
 
 class Reader(Protocol):
-    def read(self, size: int, /) -> bytes | None: ...
+    def readinto(self, buffer: Any, /) -> int | None: ...
 
 
 class Writer(Protocol):
@@ -70,15 +70,16 @@ def read(stream: Reader, limit_bytes: int | None = None) -> Any:
 
 
 def _read_exactly(stream: Reader, count: int) -> bytearray:
-    data = bytearray()
-    while len(data) < count:
-        try:
-            chunk = stream.read(min(count - len(data), 1 << 24))
-        except (OSError, ValueError) as error:
-            raise WireError(f"nothing can be read any more ({error})") from error
-        if not chunk:
-            raise WireError("the other side ended")
-        data += chunk
+    data, done = bytearray(count), 0
+    with memoryview(data) as view:
+        while done < count:
+            try:
+                size = stream.readinto(view[done : done + (1 << 24)])
+            except (OSError, ValueError) as error:
+                raise WireError(f"nothing can be read any more ({error})") from error
+            if not size:
+                raise WireError("the other side ended")
+            done += size
     return data
 
 

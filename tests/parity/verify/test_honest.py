@@ -282,6 +282,7 @@ VARIATIONS = (
     Honest("own-program", program=template),
     Honest("sliding-window", program=windowed),
     Honest("token-hashes", program=hashed, backends=("torchref",)),
+    Honest("retrieval", program=honest_programs.retrieval),
     Honest("weight-averaging", program=averaged),
     Honest("copy-mixture", program=scored(COPY)),
     Honest("mask-of-impossible-tokens", program=scored(MASK)),

@@ -1,8 +1,11 @@
 """What the rules of knowledge and of seeds rest on: their statistics, and the sizes of honest code."""
 
 import ast
+import hashlib
 import zlib
 from dataclasses import replace
+from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from parity.data.synthetic import sample, sample_with_key
 from parity.program_source import program_source
 from parity.recipes import RECIPES, recipe_for
 from parity.statistics import p_spread
+from parity.verify.context import NotJudged
 from parity.verify.rules import knowledge, seeds
+from parity.verify.rules.probe import Rows
 from parity.verify.sandbox.tokens import TokenAxes, Unclear, renamed
 from parity.weights import initial_weights
 
@@ -148,3 +153,75 @@ def test_runs_that_scatter_less_than_seeds_do_are_improbable():
     p = [p_spread(rng.normal(4.6, 0.006, 5).tolist(), 0.003) for _ in range(500)]
     assert min(p) > 1e-4
     assert p_spread([4.6, 4.6 + 1e-6, 4.6 - 1e-6], 0.003) < 1e-6
+
+
+def importing(text: str, versions: dict[str, str]) -> SimpleNamespace:
+    evidence = SimpleNamespace(source={"program.py": text.encode()}, run={"versions": versions})
+    return SimpleNamespace(evidence=evidence, facts={})
+
+
+def test_another_version_there_is_said_and_no_fault():
+    here = {name: metadata.version(name) for name in ("numpy", "optax")}
+    same = importing("import numpy, optax", here)
+    finding = knowledge.packages(same)
+    assert finding.status == "holds" and not same.facts
+    for versions, words in (
+        (here | {"numpy": "1.0"}, f"numpy {here['numpy']} here, 1.0 there"),
+        ({"numpy": here["numpy"]}, "optax"),
+        (here | {"jax": "0.0.1"}, "0.0.1 there"),  # nobody imports it, and every run says it
+    ):
+        other = importing("import numpy, optax", versions)
+        finding = knowledge.packages(other)
+        assert finding.status == "holds" and words in finding.reason and words in other.facts["other_versions"][0]
+
+
+def test_a_package_that_is_not_installed_here_is_no_fault_and_an_unknown_one_is(monkeypatch):
+    monkeypatch.setattr(knowledge, "_providers", lambda: {"numpy": ["numpy"]})
+    with pytest.raises(NotJudged, match="pip install flax"):
+        knowledge.packages(importing("import flax", {}))
+    with pytest.raises(NotJudged, match="pip install einops"):
+        knowledge.packages(importing("import einops", {}))
+    assert "of no installed package" in knowledge.packages(importing("import lucky_weights", {})).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda folder: None, ""),
+        (lambda folder: (folder / "__init__.py").write_text("LUCKY = 1\n"), "another size"),
+        (lambda folder: (folder / "__init__.py").write_text("X = 2\n"), "not as published"),
+        (lambda folder: (folder / "table.npy").write_bytes(b"1234"), "not in its RECORD"),
+        (lambda folder: (folder / "lib.so").write_bytes(b"more"), "another size"),
+    ],
+)
+def test_files_of_a_package_are_those_of_its_record(tmp_path, change, problem: str):
+    folder, info = tmp_path / "chexy", tmp_path / "chexy-1.0.dist-info"
+    folder.mkdir(), info.mkdir()
+    (folder / "__init__.py").write_text("X = 1\n")
+    (folder / "lib.so").write_bytes(b"so")
+    digest = knowledge._urlsafe(hashlib.sha256(b"X = 1\n").digest())
+    (info / "RECORD").write_text(f"chexy/__init__.py,sha256={digest},6\nchexy/lib.so,sha256=x,2\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chexy\nVersion: 1.0\n")
+    change(folder)
+    count, found = knowledge.recorded(metadata.PathDistribution(info), {"chexy"})
+    assert problem in found and bool(problem) == bool(found) and (found or count == 2)
+
+
+def test_constants_hold_but_for_numbers_that_no_position_indexes(monkeypatch):
+    def judged(*found: tuple[list[int], int], user_code: bool = True):
+        constants = [{"name": "x", "shape": shape, "type": "float32", "bytes": size} for shape, size in found]
+        evidence = SimpleNamespace(has_user_code=user_code, context=64, eval_context=128, steps=500)
+        program = SimpleNamespace(call=lambda *a, **k: constants)
+        context = SimpleNamespace(evidence=evidence, facts={}, random=lambda name: None)
+        context.once = lambda make: SimpleNamespace(program=program, state=0)
+        return knowledge.constants(context), context.facts
+
+    monkeypatch.setattr(knowledge, "val_rows", lambda *a: Rows(np.zeros((2, 64)), np.zeros((2, 64))))
+    many = 10 * knowledge.CONSTANT_BYTES
+    assert judged(user_code=False)[0].status == judged()[0].status == "holds"
+    tables = ([128, 32], many), ([501], many), ([1, 64, 1, 16], many), ([640, 8], many), ([4, 128, 128], many)
+    finding, facts = judged(*tables, ([3], 100))
+    assert finding.status == "holds" and facts["own_code"]["table_bytes"] == len(tables) * many
+    for shape in ([60, 60], [64, 600], [640, 640], [64, 300], [5, 64, 128]):
+        assert judged((shape, many))[0].status == "fails", shape
+    assert judged(([60, 60], many // 20 + 1), ([70, 60], many // 20 + 1))[0].status == "fails"

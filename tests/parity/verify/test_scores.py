@@ -1,5 +1,6 @@
 """Losses that the verifier gathers and compares: sums, means with their sign, looks ahead found by sampling."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from zlib import crc32
 
@@ -22,7 +23,7 @@ class Table:
     def __init__(self, change=lambda rows, inputs, where: rows):
         logits = np.random.default_rng(1).standard_normal((VOCAB, VOCAB))
         self.table = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
-        self.change, self.asked = change, []
+        self.change, self.asked, self.recipe = change, [], {}
 
     def load(self, weights, step):
         return 0
@@ -34,11 +35,14 @@ class Table:
         self.asked.append((inputs.copy(), positions.copy()))
         return self.change(self.table[inputs[:, positions]].copy(), inputs, positions)
 
+    def log_probs_in_turn(self, state, asked):
+        return (self.log_probs(state, *each) for each in asked)
+
     def token_losses(self, state, inputs, targets):
         return -scores.at_targets(self.table[inputs], targets)
 
 
-def probe(program: Table, witness: Table | None = None) -> SimpleNamespace:
+def probe(program: Table, witness: Table | None = None, user_code: bool = False) -> SimpleNamespace:
     slice_ = SimpleNamespace(
         name="text",
         part=lambda name: (TEXT, 0, ROWS * LENGTH),
@@ -46,10 +50,19 @@ def probe(program: Table, witness: Table | None = None) -> SimpleNamespace:
         manifest=SimpleNamespace(vocab_size=VOCAB),
     )
     evidence = SimpleNamespace(
-        eval_context=LENGTH, track=SimpleNamespace(val_tokens=ROWS * LENGTH), run={"devices": [{"platform": "cpu"}]}
+        eval_context=LENGTH,
+        track=SimpleNamespace(val_tokens=ROWS * LENGTH),
+        run={"devices": [{"platform": "cpu"}]},
+        has_user_code=user_code,
     )
+    program_beside, pool = witness or Table(), ThreadPoolExecutor(1)
     context = SimpleNamespace(
-        slice=slice_, evidence=evidence, device="cpu", whole=False, sandboxed=lambda purpose: witness or Table()
+        slice=slice_,
+        evidence=evidence,
+        device="cpu",
+        whole=False,
+        sandboxed=lambda purpose: program_beside,
+        submit=lambda purpose, work: pool.submit(work),
     )
     return SimpleNamespace(
         context=context,
@@ -121,27 +134,35 @@ def peek(share):
 
 def test_a_look_ahead_shows_against_a_process_that_does_not_know_what_follows():
     honest, ahead = probe(Table()), probe(Table(peek(0.3)), Table(peek(0.3)))
-    gain = gain_over_witness(honest, scores.score(honest, "val"), 200)
+    gain = gain_over_witness(honest, scores.score(honest, "val"), 200).result()
     assert gain.problem == "" and gain.mean.mean == 0 and gain.bound > 0
-    assert "differ by up to" in gain_over_witness(ahead, scores.score(ahead, "val"), 200).problem
+    assert "differ by up to" in gain_over_witness(ahead, scores.score(ahead, "val"), 200).result().problem
     faint = probe(Table(peek(2e-5)), Table(peek(2e-5)))  # below what one loss may differ by, so its mean shows it
     faint.allowed = 2e-2
-    gain = gain_over_witness(faint, scores.score(faint, "val"), 2000)
+    gain = gain_over_witness(faint, scores.score(faint, "val"), 2000).result()
     assert gain.largest < gain.allowed and "smaller on average" in gain.problem
 
 
-def test_the_other_process_never_sees_more_of_a_row_than_it_is_then_asked_for():
+@pytest.mark.parametrize(("user_code", "shortened"), [(False, LENGTH), (True, LENGTH), (False, 2 * LENGTH)])
+def test_the_other_process_never_sees_more_of_a_row_than_it_is_then_asked_for(monkeypatch, user_code, shortened):
+    monkeypatch.setattr(lookahead, "SHORTENED", shortened)
     witness = Table()
-    p = probe(Table(), witness)
+    p = probe(Table(), witness, user_code)
     scored = scores.score(p, "val")
-    gain_over_witness(p, scored, 200)
+    assert gain_over_witness(p, scored, 200).result().problem == ""
     text = TEXT[:-1].reshape(ROWS, LENGTH).astype(np.int64)
-    seen = np.zeros(ROWS, int)
+    lengths, last, behind = [], 0, []
     for inputs, positions in witness.asked:
-        for row, position in zip(inputs, positions, strict=True):
-            number = int(np.argmax((text[:, : position + 1] == row[: position + 1]).all(axis=1)))
-            assert position >= seen[number] or position < 3  # short prefixes do not tell rows apart
-            seen[number] = max(seen[number], position)
+        lengths.append(inputs.shape[1])
+        assert positions.min() >= last  # earlier positions first
+        last = positions.max()
+        for row in inputs:
+            alike = (text[:, : len(row)] == row).cumprod(axis=1).sum(axis=1)
+            assert alike.max() > positions.min()
+            behind += (text[alike.argmax(), : len(row)] == row)[last + 1 :].tolist()
+    assert np.mean(behind) < 2 / VOCAB  # other text is the row's own by chance alone
+    halves = shortened == LENGTH and not user_code
+    assert set(lengths) == ({LENGTH // 2, LENGTH} if halves else {LENGTH}) and lengths == sorted(lengths)
 
 
 def test_a_leak_at_one_position_in_a_thousand_is_met_by_the_draw():
