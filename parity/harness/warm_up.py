@@ -9,6 +9,7 @@ import numpy as np
 from parity.data.stream import Segment
 from parity.errors import InputError, RunFailed
 from parity.harness import flops
+from parity.harness.clock import cpu_readings
 from parity.harness.run import RunFiles, RunSpec
 from parity.program import with_step
 from parity.user_program import user_code
@@ -62,11 +63,11 @@ def batch_shapes(plan: Sequence[Segment]) -> dict[tuple[int, int], int]:
 @contextmanager
 def log_phase(spec: RunSpec, files: RunFiles, name: str) -> Iterator[None]:
     """Logs the beginning and the end of a phase that is not training; each line has the clocks' readings."""
-    files.log.event("phase", name=name, edge="begin")
+    files.log.event("phase", name=name, edge="begin", **cpu_readings())
     before, spec.guard.phase = spec.guard.phase, name
     yield
     spec.guard.phase = before
-    files.log.event("phase", name=name, edge="end")
+    files.log.event("phase", name=name, edge="end", **cpu_readings())
 
 
 def put_batch(spec: RunSpec, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[Any, None]:

@@ -1,12 +1,11 @@
 """How long a sandboxed process takes for its work, told from what other programs on the machine do meanwhile."""
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from parity.harness.clock import machine_cpu_s
 from parity.verify.sandbox.process import SandboxedProcess
 
 BUSY = 0.15  # of a core: what others may use of an idle machine, by a counter that steps by 10 ms
@@ -57,21 +56,12 @@ def _sum(a: float | None, b: float | None, sign: int) -> float | None:
 def timed(process: SandboxedProcess) -> Iterator[Spent]:
     """Measures the work between its beginning and its end."""
     spent, wall_s, cpu_s = Spent(), time.monotonic(), process.cpu_s()
-    own_s, all_s = time.process_time(), busy_s()
+    own_s, all_s = time.process_time(), machine_cpu_s()
     yield spent
     spent.wall_s, cpu_after_s = time.monotonic() - wall_s, process.cpu_s()
     spent.cpu_s = None if cpu_s is None or cpu_after_s is None else cpu_after_s - cpu_s
-    after_s, own_s = busy_s(), time.process_time() - own_s
+    after_s, own_s = machine_cpu_s(), time.process_time() - own_s
     if all_s is None or after_s is None or spent.cpu_s is None:
         spent.others_s = None
     else:
         spent.others_s = max(0.0, after_s - all_s - spent.cpu_s - own_s)
-
-
-def busy_s() -> float | None:
-    """Seconds that all processors together have worked; None where the system does not say."""
-    with suppress(OSError, ValueError):
-        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        idle = sum(fields[3:5])
-        return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
-    return None

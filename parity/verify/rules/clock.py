@@ -17,6 +17,8 @@ EDGE_S = 0.25  # between a reading of the training clock and the log's line that
 SAME_S, SAME = 1e-4, 1e-6  # between two records of one interval
 GAP_S, GAP = 0.05, 0.05  # between phases: reading the last loss, the guard, the log's lines
 UNTIMED_S, HIDDEN = 1.0, 0.25  # of the training: on a busy machine evaluations and checkpoints are not equally long
+# Where other programs leave no processor idle everything takes longer: GAP_S, UNTIMED_S, DIGEST_S up to so often.
+FULL, SLOWED = 0.9, 4.0
 # How much longer than the first the phases may be on the whole; disks vary.
 UNTIMED_PHASES = {"evaluate": 1.5, "checkpoint": 4.0}
 # Building and the first weights: a program's imports take up to a minute from a network disk; drawing, copying and
@@ -25,6 +27,31 @@ SETUP_S, SETUP_WEIGHT_S, SETUP = 60.0, 4e-7, 0.1
 # Scoring a token is a third of a step's work on it, and at most half (replay.speed); twice that for a busy machine.
 EVALUATION = 1.0
 DIGEST_S = 6e-8  # for a weight: its 12 bytes of state twice, at 400 MB/s
+
+
+def slowed(context: Context) -> float:
+    """How much longer than alone the run took at most, 1 to SLOWED: by the processors' seconds that its phases log.
+
+    1 on a machine that had processors idle, with a GPU, and where the log does not say.
+    """
+    run = context.evidence.run
+    if any(device["platform"] != "cpu" for device in run["devices"]):
+        return 1.0
+    wall_s = own_s = machine_s = 0.0
+    before: dict[str, Any] | None = None
+    for event in context.log.events:
+        if event["event"] == "resume":
+            before = None
+        if event["event"] != "phase" or not {"cpu_s", "machine_cpu_s"} <= event.keys():
+            continue
+        if before is not None:
+            wall_s += event["clock_s"] - before["clock_s"]
+            own_s += event["cpu_s"] - before["cpu_s"]
+            machine_s += event["machine_cpu_s"] - before["machine_cpu_s"]
+        before = event
+    if wall_s <= 0 or own_s <= 0 or machine_s < FULL * run["host"]["cores"] * wall_s:
+        return 1.0
+    return float(np.clip(machine_s / own_s, 1.0, SLOWED))
 
 
 class Phase(NamedTuple):
@@ -159,7 +186,7 @@ def all_in_phases(context: Context) -> Finding:
         if not any(before.last < n < after.last for n in resumes)
     ]
     total, train = sum(gaps), sum(phase.seconds for phase in trained)
-    allowed = UNTIMED_S / 2 + GAP_S * len(gaps) + GAP * train
+    allowed = slowed(context) * (UNTIMED_S / 2 + GAP_S * len(gaps)) + GAP * train
     if total > allowed:
         return fails(
             f"{total:.2f} s between the phases, expected at most {allowed:.2f} s: work continued while the clock was "
@@ -179,7 +206,7 @@ def untimed(context: Context) -> Finding:
         seconds = [phase.seconds for phase in complete if phase.name == name]
         if not seconds:
             return fails(f"the log has no phase {name}")
-        allowed = factor * len(seconds) * seconds[0] + UNTIMED_S + HIDDEN * train
+        allowed = factor * len(seconds) * seconds[0] + slowed(context) * UNTIMED_S + HIDDEN * train
         if sum(seconds) > allowed:
             return fails(
                 f"{len(seconds)} {name} phases took {sum(seconds):.2f} s, the first of them {seconds[0]:.2f} s; "
@@ -230,7 +257,8 @@ def evaluation(context: Context) -> Finding:
     train, digested = float(log.columns["train_s"].max()), len(log.states("after evaluation"))
     took = sum(phase.seconds for phase in evaluations)
     scoring = EVALUATION * per_token_s * run["val_tokens"] * len(evaluations)
-    allowed = scoring + DIGEST_S * _weights(context.evidence) * digested + UNTIMED_S + HIDDEN * train
+    digesting = DIGEST_S * _weights(context.evidence) * digested
+    allowed = scoring + slowed(context) * (digesting + UNTIMED_S) + HIDDEN * train
     spent = {"evaluations_s": took, "step_token_s": per_token_s, "allowed_s": allowed}
     if took > allowed:
         return fails(
