@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -362,7 +363,11 @@ def _check_updates(updates: Any, weights: dict[str, jax.Array]) -> None:
 
 
 def keep_compiled() -> None:
-    """Caches compiled programs for later processes: in JAX_COMPILATION_CACHE_DIR, or below the user's cache folder."""
+    """Caches compiled programs for later processes: in JAX_COMPILATION_CACHE_DIR, or below the user's cache folder.
+
+    Where that cannot be written they are compiled anew each time, which is no reason for a warning.
+    """
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path(platformdirs.user_cache_dir("jaxrun")) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

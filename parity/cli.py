@@ -109,3 +109,15 @@ def environment_seconds(name: str, default: float) -> float:
     if not 0 < seconds < math.inf:
         raise InputError(f"{name}={value!r}: expected seconds in this environment variable: correct or unset it")
     return seconds
+
+
+def check_text(path: str | Path | None, what: str) -> None:
+    """Raises InputError for a path that is no text: JSON files, checkpoints and compilers cannot name it."""
+    for text in () if path is None else (str(path), os.path.realpath(path)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{what} {text}: expected a path in UTF-8, found bytes that are not, which the files of a run cannot "
+                "name: rename it, or choose another place"
+            ) from None

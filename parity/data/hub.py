@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from parity.data.proxy import proxy_words, without_secrets
 from parity.errors import InputError
 from parity.formats.files import CHUNK_BYTES, cannot_write, sha256_file, sync
 from parity.progress import ProgressLine
@@ -64,9 +65,9 @@ def _address(repository: str, file: str) -> tuple[str, dict[str, str], str, int]
 def _unreachable(url: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(
-        f"{url}: expected to read it from the Hugging Face hub, found: {reason[0]}; connect to the network, or set "
-        "HF_ENDPOINT to a mirror, or copy the shards from another machine into the slice's folder, then run the "
-        "command again: what was downloaded is kept"
+        f"{url}: expected to read it from the Hugging Face hub, found: {without_secrets(reason[0])}; {proxy_words()}"
+        "connect to the network, or set HF_ENDPOINT to a mirror, or copy the shards from another machine into the "
+        "slice's folder, then run the command again: what was downloaded is kept"
     )
 
 
@@ -79,6 +80,8 @@ def _download(url: str, headers: dict[str, str], partial: Path, size: int, file:
         problem: Exception = requests.ConnectionError("the responses ended early")
         try:
             _append(requests, url, headers, partial, size_so_far, size, file, progress)
+        except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:  # of a proxy
+            raise _unreachable(url, error) from error
         except requests.RequestException as error:
             problem = error
         size_so_far = _size(partial)

@@ -4,12 +4,14 @@ import functools
 import importlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from parity.cli import environment_seconds
+from parity.cli import check_text, environment_seconds
+from parity.data.assets import FOLDER as ASSETS
 from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
 from parity.data.manifest import FILE_NAME, Manifest, Part
 from parity.data.pinned import PINNED
@@ -187,25 +189,35 @@ def prepare(
     wait_s = environment_seconds(WAIT_VARIABLE, WAIT_S)
     home = data_home(data_dir)
     directory = home / name
+    check_text(directory, "the data folder")
     damage = _damage(name, data_dir, train_tokens, progress)
     if damage == "":
         return open_slice(name, data_dir)
     if damage:
         progress.note(f"{damage}: it is made again")
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(home, error) from error
-    with waited_for(home / f"{name}.lock", f"prepares {name} in {home}", wait_s, progress.note) as waited:
+    lock = waited_for(home / f"{name}.lock", f"prepares {name} in {home}", wait_s, progress.note)
+    with _folders(directory, home / ASSETS), lock as waited:
         if waited and _damage(name, data_dir, train_tokens, progress) == "":
             return open_slice(name, data_dir)
-        try:
-            directory.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(directory, error) from error
         remove_temporary(directory)
         importlib.import_module(_MODULES[name]).build(directory, home, train_tokens, progress)
     return open_slice(name, data_dir)
+
+
+@contextmanager
+def _folders(directory: Path, assets: Path) -> Iterator[None]:
+    """The folders of a slice; those that stay empty are removed. Raises InputError where they cannot be made."""
+    missing = [folder for folder in (assets, directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(directory.parent, error) from error
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _damage(name: str, data_dir: str | Path | None, train_tokens: int | None, progress: ProgressLine) -> str | None:

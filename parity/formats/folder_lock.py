@@ -104,7 +104,7 @@ def waited_for(path: Path, what: str, wait_s: float, say: Callable[[str], None])
     holder does `what` ("prepares news").
     """
     begin_s, waits = time.monotonic(), False
-    while isinstance(release := _take(path), Holder):
+    while isinstance(release := _take(path, make_folder=True), Holder):
         whom = f"another process (pid {release}{_removal(path, release)})"
         if time.monotonic() - begin_s >= wait_s:
             raise InputError(f"{path}: {whom} still {what} after {wait_s:g} s: stop it, or run the command again later")
@@ -118,9 +118,11 @@ def waited_for(path: Path, what: str, wait_s: float, say: Callable[[str], None])
         release()
 
 
-def _take(path: Path) -> Callable[[], None] | Holder:
+def _take(path: Path, make_folder: bool = False) -> Callable[[], None] | Holder:
     """Takes a lock and returns what releases it, or the process that holds it."""
     try:
+        if make_folder:  # one that waits may find it removed by one that has failed
+            path.parent.mkdir(parents=True, exist_ok=True)
         for number in range(RETRIES):
             descriptor = _open(path)
             try:

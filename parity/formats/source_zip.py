@@ -2,13 +2,16 @@
 
 import hashlib
 import io
+import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from parity.errors import InputError
-from parity.formats.files import read_bounded, write_file
+from parity.formats.files import open_plain, read_bounded, write_file
 
 MAX_BYTES, MAX_PACKED_BYTES, MAX_FILES = 64 << 20, 16 << 20, 2000
 DATE = (1980, 1, 1, 0, 0, 0)
@@ -26,7 +29,7 @@ def digest(members: Mapping[str, bytes]) -> str:
 
 
 def pack(path: Path, packages: Iterable[Path], files: Iterable[Path]) -> str:
-    """Packs the *.py files of packages, as `<package>/<path in it>`, and further files by name; returns the digest.
+    """Packs the modules of packages, as `<package>/<path in it>`, and further files by name; returns the digest.
 
     Raises InputError where a file is missing, two would have one name, or the zip cannot be written.
     """
@@ -43,21 +46,69 @@ def pack(path: Path, packages: Iterable[Path], files: Iterable[Path]) -> str:
 
 def collect(packages: Iterable[Path], files: Iterable[Path]) -> dict[str, bytes]:
     """Names and contents of what `pack` packs."""
-    sources = [(file.name, file) for file in map(Path, files)]
-    for root in (Path(package).resolve() for package in packages):
-        modules = [(f"{root.name}/{file.relative_to(root).as_posix()}", file) for file in root.rglob("*.py")]
-        if not modules:
-            raise InputError(f"{root} has no Python files to pack: expected a package's directory")
-        sources += modules
     members: dict[str, bytes] = {}
-    for name, file in sources:
-        if name in members:
-            raise InputError(f"{file} cannot be packed: another source file is named {name}: rename one")
+    for file in map(Path, files):
         try:
-            members[name] = file.read_bytes()
+            with open_plain(file, follow=True) as source:
+                _add(members, file.name, source.read())
         except OSError as error:
             raise InputError(f"the source file {file} cannot be packed ({error.strerror}): check the path") from None
+    for root in (Path(package).resolve() for package in packages):
+        modules = package_modules(root)
+        if not modules:
+            raise InputError(f"{root} has no Python files to pack: expected a package's directory")
+        for name, content in modules.items():
+            _add(members, name, content)
     return members
+
+
+def _add(members: dict[str, bytes], name: str, content: bytes) -> None:
+    if name in members:
+        raise InputError(f"{name} cannot be packed: another source file is named so: rename one")
+    members[name] = content
+
+
+def package_modules(root: Path) -> dict[str, bytes]:
+    """The files that Python can import from a package's folder, by their packed names, with their contents.
+
+    Modules and the folders that lead to them are named by identifiers, and are plain files that can be read, in their
+    encoding, through links too. All else is no source: what editors, systems and synchronised folders leave there.
+    """
+    found: dict[str, bytes] = {}
+    waiting = [(root, root.name, [os.path.realpath(root)])]
+    while waiting:
+        folder, name, above = waiting.pop()
+        try:
+            entries = os.listdir(folder)
+        except OSError:
+            continue  # Python cannot read it either
+        for entry in entries:
+            path, inner, target = folder / entry, f"{name}/{entry}", os.path.realpath(folder / entry)
+            if entry.isidentifier() and entry != "__pycache__" and path.is_dir() and target not in above:
+                waiting.append((path, inner, [*above, target]))
+            elif is_module_name(inner):
+                with suppress(OSError, InputError), open_plain(path, follow=True) as file:
+                    content = file.read()
+                    if is_readable(content):
+                        found[inner] = content
+    return found
+
+
+def is_module_name(name: str) -> bool:
+    """Whether a packed name is that of a file that Python can import from its package."""
+    *folders, file = name.split("/")
+    stem, _, ending = file.rpartition(".")
+    return ending == "py" and all(part.isidentifier() and part != "__pycache__" for part in (*folders, stem))
+
+
+def is_readable(content: bytes) -> bool:
+    """Whether Python can read a source file's text: in the encoding that it names, or UTF-8."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        content.decode(encoding)
+    except (SyntaxError, ValueError, LookupError):
+        return False
+    return True
 
 
 def read(path: Path) -> dict[str, bytes]:

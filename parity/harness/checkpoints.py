@@ -1,11 +1,12 @@
 """Checkpoints of a run: folders that appear whole or not at all, each saying which run and step it belongs to."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from parity.errors import InputError
+from parity.errors import REMEDIES, InputError
 from parity.formats import schemas
 from parity.formats.files import atomic_folder, free_bytes, sha256_file
 from parity.harness.processes import ProcessGroup
@@ -35,8 +36,11 @@ def save(
     with atomic_folder(path) as partial:
         try:
             program.save(state, partial)
-        except (RuntimeError, ValueError):
-            _check_disk_full(directory, partial)  # PyTorch and tensorstore have no error of their own for a full disk
+        except (RuntimeError, ValueError) as error:  # tensorstore has no error of its own for a full disk
+            for number in REMEDIES:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number)) from error
+            _check_disk_full(directory, partial)
             raise
         facts = {"schema": SCHEMA, "step": step, "digest": digest, "identity": identity, "files": _digests(partial)}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")

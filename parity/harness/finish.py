@@ -117,6 +117,7 @@ def summary(spec: RunSpec, result: dict[str, Any]) -> list[tuple[str, str]]:
         ("bits per byte", f"{bits:.4f}" if bits is not None else "unknown"),
         ("target", target),
         ("training time", f"{result['train_s']:.1f} s for {result['steps']:,} steps, {result['step_ms']:.0f} ms each"),
+        ("building", f"{spec.build_s:.1f} s before training, for the program"),
         ("speed", f"{result['tokens_per_s']:,.0f} tokens/s over {result['tokens']:,} tokens"),
         ("FLOPs", f"{result['flops']:.3g} counted, {result['model_flops']:.3g} by the model's formula"),
         ("memory", f"{result['peak_host_bytes'] / 1e9:.2f} GB peak"),

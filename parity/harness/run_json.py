@@ -60,6 +60,7 @@ def values(spec: RunSpec, source_sha256: str) -> dict[str, Any]:
         "eval_steps": list(recipe.eval_steps()),
         "checkpoints": list(recipe.checkpoint_steps()),
         "flops": None,
+        "build_s": spec.build_s,
         **({"idle_weights": list(spec.idle_weights)} if spec.idle_weights else {}),
     }
 

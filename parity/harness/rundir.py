@@ -1,17 +1,22 @@
 """The run directory: what a run leaves behind as evidence."""
 
 import json
-from contextlib import ExitStack
+import re
+import stat
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from parity.errors import InputError
+from parity.errors import InputError, remedy
 from parity.formats import schemas
-from parity.formats.files import write_file
-from parity.formats.folder_lock import locked
+from parity.formats.files import cannot_write, write_file
+from parity.formats.folder_lock import holder, locked
 
 SCHEMA = "run.v1"
+# What a directory holds before its run begins: with the first whole line of the log.
+BEFORE_START = re.compile(r"run\.json|source\.zip|log\.jsonl|checkpoints|\.lock(\.pid(\.\d+\.tmp)?)?|\..+\.\d+\.tmp")
+FIRST_LINE_BYTES = 1 << 20
 
 
 class RunDir:
@@ -27,6 +32,7 @@ class RunDir:
         self.curve = self.path / "curve.png"
         self.verdict = self.path / "verdict.json"
         self._lock = ExitStack()
+        self._made: list[Path] = []
 
     def lock(self) -> None:
         """Marks the run as live until `release` or the end of the process.
@@ -39,6 +45,67 @@ class RunDir:
     def release(self) -> None:
         """Releases the lock; harmless when it is not held."""
         self._lock.close()
+
+    def make(self) -> None:
+        """Makes the directory, with those above it, and locks it; of one that is there already only what an earlier
+        process left before its run began may be in it, and goes.
+
+        Raises FileExistsError where anything else is there, InputError where it is locked or cannot be written.
+        """
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True)
+            self._made = missing
+        except FileExistsError:
+            if not self.is_unused() or holder(self.path):
+                raise
+        try:
+            self.lock()
+            self._remove_unused()
+            self.checkpoints.mkdir()
+        except OSError as error:
+            self.discard()
+            raise cannot_write(self.path, error) from error
+        except BaseException:
+            self._remove_folders()
+            raise
+
+    def discard(self) -> None:
+        """Removes, before the run begins, what this process made: files, and folders that were not there before."""
+        with suppress(OSError):
+            self._remove_unused()
+        self.release()
+        self._remove_folders()
+
+    def is_unused(self) -> bool:
+        """Whether there is nothing but what a process leaves whose run never began, as after kill -9."""
+        try:
+            kinds = {path.name: path.lstat().st_mode for path in self.path.iterdir()}
+            folders = {name for name, mode in kinds.items() if stat.S_ISDIR(mode)}
+            if not all(BEFORE_START.fullmatch(name) for name in kinds) or not folders <= {"checkpoints"}:
+                return False
+            if not all(stat.S_ISREG(mode) for name, mode in kinds.items() if name not in folders):
+                return False
+            if "log.jsonl" in kinds:
+                with open(self.log, "rb") as file:
+                    if b"\n" in file.read(FIRST_LINE_BYTES):
+                        return False
+            return "checkpoints" not in kinds or not any(self.checkpoints.iterdir())
+        except OSError:
+            return False
+
+    def _remove_unused(self) -> None:
+        for path in self.path.iterdir() if self.is_unused() else ():
+            if path == self.checkpoints:
+                path.rmdir()
+            elif not path.name.startswith(".lock"):
+                path.unlink()
+
+    def _remove_folders(self) -> None:
+        """Removes the folders that this process made, unless another has put something there."""
+        with suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def __enter__(self) -> "RunDir":
         return self
@@ -54,6 +121,11 @@ class RunDir:
 
     def read_run_json(self) -> dict[str, Any]:
         """The values of run.json, checked. Raises InputError where it is missing, damaged, or of an unknown version."""
+        if not self.run_json.exists() and self.is_unused() and any(self.path.iterdir()):
+            raise InputError(
+                f"{self.path} is not a run directory: expected one in which a run has begun, found only what a process "
+                "made before: start the run with its --name again, without --resume, or remove it"
+            )
         if not self.run_json.exists():
             raise InputError(
                 f"{self.path} is not a run directory: expected run.json in it, found none: name a directory that a "
@@ -83,22 +155,27 @@ def create(root: Path, track: str, name: str | None, *, default: str = "run") ->
     number = 1
     while True:
         path = Path(root) / track / (stem if number == 1 else f"{stem}-{number}")
+        run = RunDir(path)
         try:
-            path.mkdir(parents=True)
-            break
+            if name is None and path.is_dir():
+                raise FileExistsError
+            run.make()
+            return run
         except FileExistsError:
             number += 1
             if name is None and path.is_dir():
                 continue
+            if not run.run_json.exists() and not holder(path):
+                raise InputError(
+                    f"{path} exists and is no run directory: expected a new folder, found one without run.json: remove "
+                    "it, or choose another --name"
+                ) from None
             raise InputError(f"{path} exists: continue it with --resume {path}, or choose another --name") from None
         except OSError as error:
             raise InputError(
-                f"{path} cannot be made ({error.strerror}): choose a --runs directory that you may write to"
+                f"{path} cannot be made ({error.strerror}): choose a --runs directory that you may write to, or "
+                f"{remedy(error)}"
             ) from None
-    run = RunDir(path)
-    run.lock()
-    run.checkpoints.mkdir()
-    return run
 
 
 def open_existing(path: Path, *, lock: bool = False) -> RunDir:

@@ -9,6 +9,7 @@ from parity.streams import SafeStream
 from parity.tables import WIDTH, duration, labelled, printable
 
 DRAW_INTERVAL_S = 0.125
+BORDERS, NARROWEST = 7, 20  # columns of the table's lines, and of its values at least
 PLAIN_LINES = 20  # lines about steps in a whole run, where there is no terminal
 
 
@@ -126,11 +127,16 @@ class _LiveLine:
         from rich.text import Text
 
         self.clear()
+        label_width = max((len(name) for name, _ in rows), default=0)
+        if self._console.width < label_width + BORDERS + NARROWEST:  # no room for two columns: one below the other
+            for name, text in [("", title), *rows]:
+                for line in filter(None, (name, f"  {text}" if name else text)):
+                    self._console.print(Text(line), overflow="fold")
+            return
         width = None if self._console.width >= WIDTH else self._console.width
         table = Table(title=title, title_justify="left", box=ROUNDED, show_header=False, width=width)
         table.add_column(style="cyan", no_wrap=True)
-        label_width = max((len(name) for name, _ in rows), default=0)
-        table.add_column(overflow="fold", max_width=WIDTH - label_width - 7)
+        table.add_column(overflow="fold", max_width=WIDTH - label_width - BORDERS)
         for name, text in rows:
             table.add_row(name, Text(text))
         self._console.print(table)

@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from parity import program as programs
 from parity import user_program
-from parity.cli import python_command
+from parity.cli import check_text, python_command
 from parity.data import slices
 from parity.data.stream import check_plan
 from parity.errors import InputError
@@ -39,6 +39,7 @@ from parity.recipes import Recipe, from_fields
 from parity.track import Track, check_recipe, track_for
 
 FRAMEWORKS = {"jaxrun": "jax", "torchref": "torch"}
+PROGRAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*[.]py")
 FREE_ON_RESUME = {
     *("resume", "device", "coordinator", "processes", "process", "data_dir", "samples", "json", "tensorboard"),
     *run_json.LAYOUT,
@@ -107,6 +108,8 @@ def resolve(backend: str, arguments: Arguments, processes: ProcessGroup, stack: 
     Raises InputError for options that do not go together.
     """
     options, track, recipe, explicit = arguments
+    for name in ("runs", "program", "resume"):
+        check_text(getattr(options, name), f"--{name}")
     if options.resume is None:
         if "precision" not in explicit and programs.platform(backend, options.device) == "gpu":
             recipe = dataclasses.replace(recipe, precision="bfloat16")
@@ -153,7 +156,12 @@ def watch(request: Request, stack: ExitStack) -> Guard:
     if options.program or options.optimizer or getattr(options, "compile", False):
         scratch = stack.enter_context(own_caches())
     fingerprint.host()  # asks the system by another program, once
-    tempfile.gettempdir()  # tries by writing a file, once
+    try:
+        tempfile.gettempdir()  # tries by writing a file, once
+    except FileNotFoundError:
+        raise InputError(
+            "expected a folder for temporary files, found none that can be written: set TMPDIR to one"
+        ) from None
     writable = [request.dir.path] if request.dir else []
     places = Places(map(Path, filter(None, readable)), writable, scratch)
     return Guard(slices.data_home(options.data_dir) / request.track.slice, places)
@@ -216,6 +224,11 @@ def load_user_program(request: Request) -> tuple[ModuleType | None, Recipe]:
         raise InputError(
             f"--program: track {track.name} fixes data, batch and architecture, so that only the optimizer is "
             "yours: bring it as --optimizer module:function, or choose --track pocket or small"
+        )
+    if not PROGRAM_NAME.fullmatch(options.program.name):
+        raise InputError(
+            f"--program {options.program}: expected a file named by letters, digits, '_', '-', '.' and blanks that "
+            "starts with a letter or digit and ends in .py, as run.json names it, found another name: rename it"
         )
     for name in ("optimizer", "compile"):
         if getattr(options, name, None):
@@ -381,11 +394,19 @@ def _make_dir(spec: RunSpec, stack: ExitStack) -> tuple[RunDir, RunLog]:
     directory = rundir.create(options.runs, spec.track.name, options.name, default=name)
     stack.callback(directory.release)
     spec.guard.allow(directory.path)
-    source_sha256 = run_json.pack_source(directory.source, spec.backend, options)
-    directory.write_run_json(run_json.values(spec, source_sha256))
-    log = RunLog(directory.log)
-    facts = {name: spec.identity[name] for name in ("track", "seed", "backend", "slice")}
-    run_json_sha256 = sha256_file(directory.run_json)
-    log.event("start", run=directory.path.name, **facts, run_json=run_json_sha256, build_s=spec.build_s)
+    log = None
+    try:
+        source_sha256 = run_json.pack_source(directory.source, spec.backend, options)
+        directory.write_run_json(run_json.values(spec, source_sha256))
+        log = RunLog(directory.log)
+        facts = {name: spec.identity[name] for name in ("track", "seed", "backend", "slice")}
+        run_json_sha256 = sha256_file(directory.run_json)
+        log.event("start", run=directory.path.name, **facts, run_json=run_json_sha256, build_s=spec.build_s)
+    except BaseException:  # a directory without a first event could be neither resumed nor made again
+        if log:
+            with suppress(InputError):
+                log.close()
+        directory.discard()
+        raise
     spec.processes.broadcast(str(directory.path))
     return directory, log

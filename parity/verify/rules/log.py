@@ -274,10 +274,10 @@ def source(context: Context) -> Finding:
 def harness(context: Context) -> Finding:
     evidence = context.evidence
     packed = harness_code(evidence)
-    files = {_member(file): file for file in [*(ROOT / "parity").rglob("*.py"), *_backend_files(evidence.backend)]}
+    files = source_zip.package_modules(ROOT / "parity") | source_zip.package_modules(_backend_folder(evidence.backend))
     installed = {name: files[name] for name in _harness_names(files, evidence.backend)}
     for name in sorted(packed.keys() | installed.keys()):
-        if name not in packed or name not in installed or packed[name] != installed[name].read_bytes():
+        if packed.get(name) != installed.get(name):
             return fails(
                 f"{name} is not that of the installed version: verify with the version that made the run, or make the "
                 "run again"
@@ -325,8 +325,13 @@ def _tokens_after(evidence: Evidence) -> np.ndarray:
 
 
 def harness_code(evidence: Evidence) -> dict[str, bytes]:
-    """The packed files of harness and backend: the code that takes part in a run."""
-    return {name: evidence.source[name] for name in _harness_names(evidence.source, evidence.backend)}
+    """The packed files of harness and backend: the code that takes part in a run, and so what Python can import."""
+    packed = {name: evidence.source[name] for name in _harness_names(evidence.source, evidence.backend)}
+    return {
+        name: content
+        for name, content in packed.items()
+        if source_zip.is_module_name(name) and source_zip.is_readable(content)
+    }
 
 
 def _harness_names(names: Iterable[str], backend: str) -> list[str]:
@@ -337,20 +342,12 @@ def _harness_names(names: Iterable[str], backend: str) -> list[str]:
     ]
 
 
-def _backend_files(backend: str) -> list[Path]:
-    """The files of a backend's package, found without importing it."""
+def _backend_folder(backend: str) -> Path:
+    """The folder of a backend's package, found without importing it."""
     spec = importlib.util.find_spec(backend)
     if spec is None or spec.origin is None:
         raise NotJudged(f"{backend} is not installed here")
-    return sorted(Path(spec.origin).parent.rglob("*.py"))
-
-
-def _member(file: Path) -> str:
-    """The name of an installed file in source.zip."""
-    for parent in file.parents:
-        if parent.name in ("parity", "jaxrun", "torchref") and not (parent.parent / "__init__.py").exists():
-            return file.relative_to(parent.parent).as_posix()
-    return file.name
+    return Path(spec.origin).parent
 
 
 def _equal(expected: Any, logged: Any) -> bool:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,59 @@ def test_a_source_zip_that_is_cut_is_refused(package, tmp_path):
     packed.write_bytes(packed.read_bytes()[:-30])
     with pytest.raises(InputError, match="found a damaged one"):
         source_zip.read(packed)
+
+
+def write(path, content=b"x = 1\n"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+# What editors, systems and synchronised folders leave beside modules: none of it can be imported.
+FOREIGN = {
+    "metadata-of-macos": lambda root: write(root / "._model.py", b"\0\5\x16\7Mac OS X"),
+    "lock-of-an-editor": lambda root: (root / ".#model.py").symlink_to("me@host.123:456"),
+    "dangling-link": lambda root: (root / "gone.py").symlink_to("nowhere.py"),
+    "backup": lambda root: write(root / "model.py~"),
+    "swap-file": lambda root: write(root / ".model.py.swp", b"\0\xff"),
+    "copy": lambda root: write(root / "model copy.py"),
+    "conflict": lambda root: write(root / "model (Case Conflict).py"),
+    "conflict-of-syncthing": lambda root: write(root / "model.sync-conflict-20260102-030405-ABCDEFG.py"),
+    "cache": lambda root: write(root / "__pycache__/model.py"),
+    "notebooks": lambda root: write(root / ".ipynb_checkpoints/model-checkpoint.py"),
+    "notebooks-by-their-name": lambda root: write(root / ".ipynb_checkpoints/model.py"),
+    "hidden-folder": lambda root: write(root / ".git/hooks/hook.py"),
+    "folder-with-a-blank": lambda root: write(root / "deep copy/model.py"),
+    "digit": lambda root: write(root / "2model.py"),
+    "folder-named-so": lambda root: write(root / "model2.py/inner.txt"),
+    "pipe": lambda root: os.mkfifo(root / "pipe.py"),
+    "no-unicode-name": lambda root: write(Path(os.fsdecode(os.fsencode(root) + b"/m\xffdel.py"))),
+    "no-unicode-text": lambda root: write(root / "latin.py", "x = '\xe4'".encode("latin-1")),
+    "unknown-encoding": lambda root: write(root / "odd.py", b"# coding: nothing-known\n"),
+    "folder-in-itself": lambda root: (root / "inner").symlink_to(root, target_is_directory=True),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_python_cannot_import_is_no_source(package, tmp_path, name):
+    before = source_zip.pack(tmp_path / "source.zip", [package], [])
+    FOREIGN[name](package)
+    assert source_zip.pack(tmp_path / "source.zip", [package], []) == before
+
+
+def test_what_python_can_import_is_source_through_links_and_in_its_encoding_too(package, tmp_path):
+    write(tmp_path / "elsewhere/linked.py")
+    (package / "linked.py").symlink_to(tmp_path / "elsewhere/linked.py")
+    (package / "folder").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    write(package / "modèle.py")
+    write(package / "latin.py", "# coding: latin-1\nx = '\xe4'\n".encode("latin-1"))
+    names = {"__init__.py", "deep/model.py", "linked.py", "folder/linked.py", "modèle.py", "latin.py"}
+    assert source_zip.collect([package], []).keys() == {f"mine/{name}" for name in names}
+
+
+@pytest.mark.parametrize("mode", [0, 0o200])
+def test_a_module_that_cannot_be_read_is_no_source(package, mode):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    write(package / "closed.py")
+    (package / "closed.py").chmod(mode)
+    assert "mine/closed.py" not in source_zip.collect([package], [])

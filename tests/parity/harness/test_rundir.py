@@ -1,5 +1,6 @@
 """The run directory: made once, locked while live, and never half written."""
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from parity.errors import InputError
+from parity.formats.files import DISK_FULL
 from parity.harness import rundir
 
 RUN = {
@@ -121,6 +123,89 @@ def test_open_existing_refuses_what_is_missing_a_file_or_has_no_run_json(tmp_pat
 def test_open_existing_reads_a_live_run_without_its_lock(run):
     run.write_run_json(RUN)
     assert rundir.open_existing(run.path).read_run_json() == RUN
+
+
+# Before a run begins
+
+
+def leftovers(path: Path) -> None:
+    """What kill -9 leaves before the log has a line."""
+    (path / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "source.zip", "run.json", ".run.json.12.tmp"):
+        (path / name).write_text("half")
+    (path / ".lock.pid").write_text("4194300")
+    (path / "log.jsonl").write_text('{"n":1,"event":"sta')
+
+
+def test_what_is_left_of_a_run_that_never_began_is_made_anew(tmp_path):
+    leftovers(tmp_path / "tiny" / "first")
+    with rundir.create(tmp_path, "tiny", "first") as run:
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", ".lock.pid", "checkpoints"]
+    with rundir.create(tmp_path, "tiny", "first") as run:
+        pass
+    assert [path.name for path in run.path.iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "checkpoints/step-000000/state", "weights.safetensors", "sub/source.zip"]
+)
+def test_a_directory_with_anything_else_in_it_is_left_alone(tmp_path, name):
+    path = tmp_path / "tiny" / "first"
+    leftovers(path)
+    (path / "run.json").unlink()
+    (path / name).parent.mkdir(exist_ok=True, parents=True)
+    (path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="is no run directory: .* found one without run.json: remove it, or .*--name"):
+        rundir.create(tmp_path, "tiny", "first")
+    assert sorted(tmp_path.rglob("*")) == before and (path / name).read_text() == "mine"
+
+
+def test_a_run_whose_log_has_a_line_is_left_alone(tmp_path):
+    path = tmp_path / "tiny" / "first"
+    leftovers(path)
+    (path / "log.jsonl").write_text('{"n":1}\n')
+    with pytest.raises(InputError, match="exists: continue it with --resume"):
+        rundir.create(tmp_path, "tiny", "first")
+    assert (path / "run.json").read_text() == "half"
+
+
+def test_resuming_what_is_left_of_a_run_that_never_began_says_to_start_it_again(tmp_path):
+    leftovers(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InputError, match="only what a process made before: start the run with its --name again"):
+        rundir.open_existing(tmp_path)
+
+
+def test_discarding_removes_what_this_process_made_and_nothing_that_was_there(tmp_path):
+    run = rundir.create(tmp_path / "runs", "tiny", "first")
+    run.source.write_text("zip")
+    run.discard()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    rundir.create(tmp_path / "runs", "tiny", "first").discard()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+    leftovers(tmp_path / "runs/tiny/first")
+    run = rundir.create(tmp_path / "runs", "tiny", "first")
+    (run.path / "notes.txt").write_text("mine")
+    run.discard()
+    assert (run.path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
+@pytest.mark.parametrize("call", ["OPEN", "WRITE"])
+def test_a_directory_that_cannot_be_written_is_not_left_there(tmp_path, shim, number, call):
+    code = NOT_WRITABLE.replace("os.setuid(65534)", "pass")
+    below = tmp_path / "tiny/first/" if call == "OPEN" else tmp_path
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | shim(BELOW=below, **{call: number}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert os.strerror(number) in done.stdout and ("free some space" in done.stdout) == (number in DISK_FULL)
+    assert list(tmp_path.iterdir()) == []
 
 
 # The lock

@@ -34,14 +34,14 @@ def run_in_pipe(code: str = RUN, **environment: str) -> subprocess.CompletedProc
     )
 
 
-def run_on_terminal(code: str = RUN, terminal: str = "xterm-256color") -> str:
+def run_on_terminal(code: str = RUN, terminal: str = "xterm-256color", columns: int = 90) -> str:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=os.environ | {"TERM": terminal, "COLUMNS": "90"},
+        env=os.environ | {"TERM": terminal, "COLUMNS": str(columns)},
     )
     os.close(theirs)
     shown = b""
@@ -135,3 +135,19 @@ def test_the_live_line_is_drawn_about_eight_times_a_second():
 
 def test_rich_is_not_imported_in_a_pipe():
     assert run_in_pipe(RUN + "\nassert 'rich' not in sys.modules").returncode == 0
+
+
+@pytest.mark.parametrize("columns", [8, 20, 30, 40, 41, 60, 200])
+def test_every_value_of_the_table_is_shown_however_narrow_the_terminal_is(columns):
+    """Folded, at most: without what draws the table and breaks its lines, each name and value is there."""
+    rows = [("training time", "123.5 s for 256 steps, 780 ms each"), ("val loss", "4.6051 nats per token"),
+            ("run", "/a/path/without/any/blank/that/is/longer/than/a/line/of/the/narrow/terminals")]  # fmt: skip
+    code = f"from parity.harness.screen import Screen; Screen('muon', 'pocket', 9).table({rows!r})"
+    shown = run_on_terminal(code, columns=columns)
+    lines = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line).rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= columns
+    if columns >= 40:
+        shown = "".join("".join(line.split("│")[2:3]) for line in lines)
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|[^\x21-\x7e]", "", shown)
+    for _, value in rows:
+        assert value.replace(" ", "") in plain
