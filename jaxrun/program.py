@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import platformdirs
 from flax import nnx
 from jax.sharding import NamedSharding
 
@@ -22,6 +21,7 @@ from jaxrun.kernels.cross_entropy import BoundedSoftcap
 from jaxrun.kernels.platform import compiling_for
 from jaxrun.kernels.remat import remat
 from parity import weights as canonical
+from parity.cli import user_cache
 from parity.errors import InputError
 from parity.program import check_rows
 from parity.recipes import Recipe
@@ -368,8 +368,8 @@ def keep_compiled() -> None:
     Where that cannot be written they are compiled anew each time, which is no reason for a warning.
     """
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(platformdirs.user_cache_dir("jaxrun")) / "compiled"))
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (folder := user_cache()):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -99,6 +99,17 @@ def python_command() -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
+def user_cache() -> Path | None:
+    """The user's cache folder for this project; None for a user without a home, as in some containers."""
+    import platformdirs
+
+    try:
+        folder = platformdirs.user_cache_dir("jaxrun")
+    except RuntimeError:
+        return None
+    return None if folder.startswith("~") else Path(folder)
+
+
 def environment_seconds(name: str, default: float) -> float:
     """The seconds that an environment variable says. Raises InputError where it is no number above 0."""
     value = os.environ.get(name, str(default))

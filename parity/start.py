@@ -37,6 +37,12 @@ def start(module: str, *arguments: str) -> int:
 
 def check(module: str, arguments: Sequence[str]) -> None:
     """Raises InputError for what would end the process, or import other code, before a command can say so."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError(
+            "the working directory is gone: change to one that exists, and run the command again"
+        ) from None
     if module in WRITERS:
         refuse_paths_that_are_no_text()
     refuse_hidden_packages()

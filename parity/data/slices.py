@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.cli import check_text, environment_seconds
+from parity.cli import check_text, environment_seconds, user_cache
 from parity.data.assets import FOLDER as ASSETS
 from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
 from parity.data.manifest import FILE_NAME, Manifest, Part
@@ -35,13 +35,18 @@ _MODULES = {name: f"parity.data.{name}" for name in SLICES} | {"fineweb10B": "pa
 
 
 def data_home(data_dir: str | Path | None = None) -> Path:
-    """The folder that holds the slices: `data_dir`, or the environment's JAXRUN_DATA, or the user's cache folder."""
-    chosen = data_dir or os.environ.get(DATA_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
+    """The folder that holds the slices: `data_dir`, or the environment's JAXRUN_DATA, or the user's cache folder.
 
-    return Path(platformdirs.user_cache_dir("jaxrun"))
+    Raises InputError where it is below a home that the system does not know.
+    """
+    chosen = data_dir or os.environ.get(DATA_VARIABLE) or user_cache() or "~"
+    folder = os.path.expanduser(chosen)
+    if folder.startswith("~"):
+        raise InputError(
+            f"{chosen}: expected a home folder of this user for the slices, found none: set HOME, or {DATA_VARIABLE} "
+            "to a folder"
+        )
+    return Path(folder)
 
 
 def prepare_command(name: str, data_dir: str | Path | None = None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import platformdirs
+from parity.cli import user_cache
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/nix", "/System", "/Library")
@@ -177,7 +177,8 @@ def installed_libraries() -> list[str]:
 
 def shared_caches() -> list[Path]:
     """Caches of compilers that runs of the recipes' own programs share."""
-    return [Path(platformdirs.user_cache_dir("jaxrun")), Path("~/.triton").expanduser(), Path("~/.nv").expanduser()]
+    folders = user_cache(), *(Path(os.path.expanduser(folder)) for folder in ("~/.triton", "~/.nv"))
+    return [folder for folder in folders if folder and folder.is_absolute()]  # a user without a home has none
 
 
 @cache

@@ -58,9 +58,42 @@ def test_a_killed_run_without_flock_is_resumed(commands, arguments, shim, tmp_pa
     process.communicate()
 
 
-def test_without_a_home_nothing_of_libraries_is_printed(commands, arguments):
-    done = commands.run(*arguments("jaxrun"), env=NO_HOME)
+UNKNOWN_USER = """
+import os, pwd
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+os.environ.pop("HOME", None)
+"""
+
+
+@pytest.fixture
+def unknown_user(commands, tmp_path):
+    """The environment of a user whom the system does not know, as in a container: without a home."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(UNKNOWN_USER)
+    return {"PYTHONPATH": f"{tmp_path / 'site'}:{commands.env['PYTHONPATH']}", "JAX_COMPILATION_CACHE_DIR": ""}
+
+
+@pytest.mark.parametrize("kind", ["not-writable", "none"])
+def test_without_a_home_nothing_of_libraries_is_printed(commands, arguments, unknown_user, kind):
+    done = commands.run(*arguments("jaxrun"), env=unknown_user if kind == "none" else NO_HOME)
     assert (done.code, done.err) == (0, "")
+
+
+def test_slices_need_a_home_or_a_folder(commands, tmp_path, unknown_user):
+    done = commands.run("parity.data", "prepare", "synthetic", env=unknown_user, cwd=tmp_path)
+    assert done.code == 2 and "set HOME, or JAXRUN_DATA" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_a_working_directory_that_is_gone_is_one_sentence(commands):
+    code = (
+        "import os, sys, tempfile; os.chdir(tempfile.mkdtemp()); os.rmdir(os.getcwd()); from parity.start import start"
+    )
+    code += "; sys.exit(start('parity.data.command'))"
+    done = subprocess.run([sys.executable, "-c", code], env=commands.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: the working directory is gone")
 
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
