@@ -84,7 +84,7 @@ def package_modules(root: Path) -> dict[str, bytes]:
             continue  # Python cannot read it either
         for entry in entries:
             path, inner, target = folder / entry, f"{name}/{entry}", os.path.realpath(folder / entry)
-            if entry.isidentifier() and entry != "__pycache__" and path.is_dir() and target not in above:
+            if entry.isidentifier() and path.is_dir() and target not in above:
                 waiting.append((path, inner, [*above, target]))
             elif is_module_name(inner):
                 with suppress(OSError, InputError), open_plain(path, follow=True) as file:

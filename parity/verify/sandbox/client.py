@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.errors import InputError
+from parity.errors import InputError, remedy
 from parity.formats.files import open_plain
 from parity.verify.evidence import Evidence
 from parity.verify.sandbox import parent, wire
@@ -147,7 +147,8 @@ class SandboxedProgram:
                     shutil.copyfileobj(file, target)
             copy.mkdir(exist_ok=True)
         except (OSError, InputError) as error:
-            raise SandboxError(f"{checkpoint} could not be copied to {self.inbox} ({error}): make room there") from None
+            what_to_do = remedy(error) if isinstance(error, OSError) else "make the run again"
+            raise SandboxError(f"{checkpoint} could not be copied to {self.inbox} ({error}): {what_to_do}") from None
         try:
             return self.call("restore", directory=str(copy))
         finally:

@@ -147,7 +147,7 @@ def test_what_is_left_of_a_run_that_never_began_is_made_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "checkpoints/step-000000/state", "weights.safetensors", "sub/source.zip"]
+    "name", ["notes.txt", "checkpoints/step-000000/state", "weights.safetensors", ".own.12.tmp/mine"]
 )
 def test_a_directory_with_anything_else_in_it_is_left_alone(tmp_path, name):
     path = tmp_path / "tiny" / "first"
