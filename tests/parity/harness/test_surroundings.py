@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from parity.errors import InputError
+from parity.harness.train import train
 from parity.program_source import program_source
 
 NO_HOME = {"HOME": "/dev/null", "XDG_CACHE_HOME": "", "MPLCONFIGDIR": "/dev/null/x", "JAX_COMPILATION_CACHE_DIR": ""}
@@ -40,7 +42,7 @@ def test_a_run_on_a_clusters_file_system_with_no_home(commands, arguments, shim,
     assert done.code == 2 and "exists: continue it with --resume" in done.err
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+@pytest.mark.parametrize("number", [errno.ENOSYS, pytest.param(errno.ENOLCK, marks=pytest.mark.slow)])
 def test_a_killed_run_without_flock_is_resumed(commands, arguments, shim, tmp_path, number):
     cluster = shim(FLOCK=number)
     process = commands.start(*arguments("torchref", "--steps", "400", "--val-every", "10"), env=cluster)
@@ -75,7 +77,7 @@ def unknown_user(commands, tmp_path):
     return {"PYTHONPATH": f"{tmp_path / 'site'}:{commands.env['PYTHONPATH']}", "JAX_COMPILATION_CACHE_DIR": ""}
 
 
-@pytest.mark.parametrize("kind", ["not-writable", "none"])
+@pytest.mark.parametrize("kind", ["not-writable", pytest.param("none", marks=pytest.mark.slow)])
 def test_without_a_home_nothing_of_libraries_is_printed(commands, arguments, unknown_user, kind):
     done = commands.run(*arguments("jaxrun"), env=unknown_user if kind == "none" else NO_HOME)
     assert (done.code, done.err) == (0, "")
@@ -137,11 +139,11 @@ def test_a_path_that_is_no_text_is_refused_before_anything_is_made(commands, tmp
 
 
 @pytest.mark.parametrize("name", ["modèle.py", ".hidden.py", "new\nline.py", "program.txt"])
-def test_a_program_whose_name_run_json_cannot_have_is_refused(commands, arguments, tmp_path, name):
+def test_a_program_whose_name_run_json_cannot_have_is_refused(arguments, tmp_path, name):
     program = tmp_path / name
     program.write_text(program_source("torchref", "muon"))
-    done = commands.run(*arguments("torchref", "--program", program))
-    assert done.code == 2 and f"--program {tmp_path}" in done.err and "rename it" in done.err
+    with pytest.raises(InputError, match=f"--program {tmp_path}.*(?s:.)*rename it"):
+        train("torchref", list(map(str, arguments("torchref", "--program", program)[1:])))
     assert list(tmp_path.iterdir()) == [program]
 
 
