@@ -111,7 +111,13 @@ def _append(
 ) -> None:
     """Asks for the bytes that are missing and appends them as they come."""
     request = {**headers, "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=request, stream=True, timeout=TIMEOUT_S) as response:
+    try:
+        response = requests.get(url, headers=request, stream=True, timeout=TIMEOUT_S)
+    except requests.RequestException:
+        raise
+    except (OSError, ValueError) as error:  # of the environment: certificates that are not there, addresses
+        raise _unreachable(url, error) from error
+    with response:
         response.raise_for_status()
         # 206 is the requested range; 200 is the whole file from its start.
         resumed = response.status_code == 206

@@ -63,7 +63,13 @@ def open_shard(path: Path) -> np.memmap:
             f"{path}: expected {expected:,} bytes for the {tokens:,} tokens of its header, found {size:,} bytes; "
             f"{remedy}"
         )
-    return np.memmap(path, "<u2", "r", HEADER_BYTES, (tokens,))
+    try:
+        return np.memmap(path, "<u2", "r", HEADER_BYTES, (tokens,))
+    except OSError as error:  # some network file systems cannot
+        raise InputError(
+            f"{path}: cannot be mapped into memory ({error.strerror}); copy the slice to another file system, and name "
+            "its folder with --data-dir"
+        ) from error
 
 
 def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path | str, first: int = 0) -> None:

@@ -56,3 +56,9 @@ def test_without_a_proxy_none_is_named(monkeypatch):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     assert "proxy" not in str(hub._unreachable("https://x", OSError("no network")))
+
+
+def test_certificates_that_are_not_there_are_no_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(InputError, match="expected to read it from the Hugging Face hub, found: .*none.pem"):
+        hub._download("https://127.0.0.1:1/x", {}, tmp_path / "part", 100, "x", ProgressLine(silent=True))

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,13 @@ def test_a_failed_write_leaves_the_old_shard_and_no_temporary_file(make_shard, m
     with pytest.raises(InputError, match=f"{path}: the disk is full.*free some space"):
         write_shard(path, np.array([4], np.uint16))
     assert open_shard(path).tolist() == [1, 2, 3] and [path] == list(path.parent.iterdir())
+
+
+def test_a_file_system_that_cannot_map_files_is_one_sentence(make_shard, monkeypatch):
+    def cannot(*_: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    path = make_shard([1, 2, 3])
+    monkeypatch.setattr(np, "memmap", cannot)
+    with pytest.raises(InputError, match="cannot be mapped into memory .*; copy the slice to another file system"):
+        open_shard(path)
