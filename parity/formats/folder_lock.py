@@ -240,7 +240,6 @@ def _create(path: Path, data: bytes) -> bool:
     """Makes a file that is whole from its first moment on; False where there is one."""
     aside = _aside(path)
     try:
-        aside.unlink(missing_ok=True)
         with open(aside, "xb") as file:
             file.write(data)
         try:
@@ -260,7 +259,7 @@ def _create(path: Path, data: bytes) -> bool:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    return path.with_name(f"{path.name}.{os.urandom(8).hex()}{TEMPORARY_SUFFIX}")  # pids of two machines may be equal
 
 
 def _host() -> str:
