@@ -26,7 +26,8 @@ LOCK, RECORD_SUFFIX = ".lock", ".pid"
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 RECORD_BYTES = 2000
 POLL_S = 0.2
-RETRIES = 10
+RETRIES, RETRY_S = 20, 0.01
+GUARD_SUFFIX, GUARD_S = ".stale", 30.0
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,14 @@ def _take(path: Path, make_folder: bool = False) -> Callable[[], None] | Holder:
             os.close(descriptor)
             if taken:
                 return taken
-        return Holder(0)
+            time.sleep(RETRY_S)
+        return _read(_record(path)) or Holder(0)
     except OSError as error:
         raise cannot_write(path.parent, error) from None
 
 
 def _take_open(path: Path, descriptor: int, last: bool) -> Callable[[], None] | Holder | None:
-    """As `_take`, with the lock's file open; None where another process has removed the file meanwhile."""
+    """As `_take`, with the lock's file open; None where another process has been faster: then it is tried again."""
     record_path, has_flock = _record(path), True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,16 +165,16 @@ def _take_open(path: Path, descriptor: int, last: bool) -> Callable[[], None] | 
 
 def _take_record(path: Path, record_path: Path, descriptor: int, has_flock: bool) -> Callable[[], None] | Holder | None:
     """As `_take`, once the system's lock is held or found missing."""
-    if os.path.lexists(record_path):
+    with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(record_path).st_mode):
             raise _not_a_lock(record_path)
         record = _read(record_path) or Holder(0, soft=not has_flock)
         if (record.soft or not has_flock) and not record.ended:
             return record
-        _remove_stale(record_path, record)
+        _remove_stale(record_path, record, not has_flock)
     own = Holder(os.getpid(), _host(), _start(os.getpid()), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", not has_flock)
     if not _create(record_path, json.dumps(asdict(own)).encode()):
-        return _read(record_path) or Holder(0)
+        return None
 
     def release() -> None:
         with contextlib.suppress(OSError):
@@ -224,16 +226,21 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _remove_stale(path: Path, record: Holder) -> None:
-    """Removes the record of a process that has ended, and no newer one that another process made in between."""
-    aside = _aside(path)
-    with contextlib.suppress(FileNotFoundError):  # another process removes it
-        os.rename(path, aside)
-        newer = _read(aside)
-        if newer and newer != record:
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-        aside.unlink()
+def _remove_stale(path: Path, record: Holder, soft: bool) -> None:
+    """Removes the record of a process that has ended; one process at a time, so that none removes a newer one."""
+    guard = path.with_name(path.name + GUARD_SUFFIX)
+    try:
+        os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
+    except FileExistsError:
+        with contextlib.suppress(OSError):
+            if time.time() - guard.stat().st_mtime > GUARD_S:  # its process was killed
+                guard.unlink()
+        return
+    try:
+        if (_read(path) or Holder(0, soft=soft)) == record:
+            path.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 def _create(path: Path, data: bytes) -> bool:

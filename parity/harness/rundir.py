@@ -15,7 +15,7 @@ from parity.formats.folder_lock import holder, locked
 
 SCHEMA = "run.v1"
 # What a directory holds before its run begins: with the first whole line of the log.
-BEFORE_START = re.compile(r"run\.json|source\.zip|log\.jsonl|checkpoints|\.lock(\.pid(\.\w+\.tmp)?)?|\..+\.\d+\.tmp")
+BEFORE_START = re.compile(r"run\.json|source\.zip|log\.jsonl|checkpoints|\.lock(\.pid(\.\w+(\.tmp)?)?)?|\..+\.\d+\.tmp")
 FIRST_LINE_BYTES = 1 << 20
 
 

@@ -157,3 +157,30 @@ def test_a_record_that_says_nothing_is_named_where_there_is_no_flock(shim, tmp_p
 def test_who_has_ended_is_known_on_this_machine_only():
     assert not Holder(os.getpid(), _host()).ended and Holder(4194300, _host()).ended
     assert not Holder(4194300, "node7").ended and not Holder(0).ended
+
+
+RACE = """
+import os, random, sys, time
+from pathlib import Path
+from parity.formats import folder_lock
+folder_lock.POLL_S = 0.002
+here, end, rounds = Path(sys.argv[1]), time.monotonic() + 1, 0
+while time.monotonic() < end:
+    with folder_lock.waited_for(here / "x.lock", "works", 30, lambda text: None):
+        (here / "inside").touch(exist_ok=False)  # fails where two are inside
+        time.sleep(random.random() / 1000)
+        (here / "inside").unlink()
+        if random.random() < 0.05:
+            os.kill(os.getpid(), 9)
+    rounds += 1
+print(rounds)
+"""
+
+
+@pytest.mark.parametrize("kind", ["flock", "no-system-call", "no-links"])
+def test_of_processes_that_race_for_a_lock_and_are_killed_never_two_have_it(shim, tmp_path, kind):
+    command = [sys.executable, "-c", RACE, tmp_path]
+    environment = os.environ | shim(**WITHOUT[kind])
+    racers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    for racer in racers:
+        assert racer.communicate(timeout=60)[1] == "" and racer.returncode in (0, -9)
