@@ -18,7 +18,7 @@ REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "choose a place that is not read-only",
+    errno.EROFS: "remount it for writing",
     errno.EACCES: "check the permissions of its folder",
     errno.EPERM: "check the permissions of its folder",
     errno.EIO: "check the disk and its connection",

@@ -139,7 +139,7 @@ def test_a_disk_that_fails_while_a_folder_is_synced_is_an_error(shim, tmp_path):
     [
         (errno.ENOSPC, "free some space"),
         (errno.EDQUOT, "free some space"),
-        (errno.EROFS, "choose a place that is not read-only"),
+        (errno.EROFS, "remount it for writing"),
         (errno.EACCES, "check the permissions of its folder"),
         (errno.EFBIG, "raise the limit on the size of files (ulimit -f)"),
         (errno.EIO, "check the disk and its connection"),
