@@ -198,11 +198,12 @@ def prepare(
     damage = _damage(name, data_dir, train_tokens, progress)
     if damage == "":
         return open_slice(name, data_dir)
-    if damage:
+    if damage and name in PINNED:
         progress.note(f"{damage}: it is made again")
     lock = waited_for(home / f"{name}.lock", f"prepares {name} in {home}", wait_s, progress.note)
     with _folders(directory, home / ASSETS), lock as waited:
-        if waited and _damage(name, data_dir, train_tokens, progress) == "":
+        # another process may have made it meanwhile; the digests of shards that are downloaded are read once
+        if (waited or name in PINNED) and _damage(name, data_dir, train_tokens, progress) == "":
             return open_slice(name, data_dir)
         remove_temporary(directory)
         importlib.import_module(_MODULES[name]).build(directory, home, train_tokens, progress)

@@ -61,13 +61,16 @@ class RunDir:
                 raise
         try:
             self.lock()
-            self._remove_unused()
-            self.checkpoints.mkdir()
-        except OSError as error:
-            self.discard()
-            raise cannot_write(self.path, error) from error
         except BaseException:
             self._remove_folders()
+            raise
+        try:
+            self._remove_unused()
+            self.checkpoints.mkdir()
+        except BaseException as error:
+            self.discard()
+            if isinstance(error, OSError):
+                raise cannot_write(self.path, error) from error
             raise
 
     def discard(self) -> None:
