@@ -297,11 +297,11 @@ def full_disk(path: Path, limit_bytes: int, then: str) -> list[str]:
 
 
 @pytest.mark.parametrize("limit_bytes", [4096, 5000, 5555])
-def test_a_full_disk_gives_a_sentence_that_says_what_to_do_and_leaves_a_valid_log(path, limit_bytes):
+def test_a_limit_on_the_size_of_files_gives_a_sentence_that_says_what_to_do_and_leaves_a_valid_log(path, limit_bytes):
     messages = full_disk(path, limit_bytes, "stop")
     assert len(messages) == 2
     for message in messages:
-        assert str(path) in message and "free some space" in message and f"--resume {path.parent}" in message
+        assert str(path) in message and "ulimit -f" in message and f"--resume {path.parent}" in message
     assert f"its {count(path)} lines are safe" in messages[0]
     assert path.stat().st_size <= limit_bytes
 
