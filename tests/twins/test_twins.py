@@ -29,6 +29,7 @@ ONLY_IN_ONE = {
     *("apply", "Definition"),  # JAX runs a model's definition on weights that are passed in
     "torch_dtype",  # torch's types are objects, JAX takes their names
     *("AdamState", "MomentumState", "scale_by_adam", "Muon"),  # torch's optimizers own their state; AdamW is torch's
+    "check_updates",  # torch's optimizers change the weights themselves
     "Window",  # torch compiles for bounds of the window, which JAX traces
 }
 NAMES_ONLY = {
