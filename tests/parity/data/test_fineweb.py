@@ -220,7 +220,7 @@ def test_a_shard_that_changed_on_the_hub_since_it_was_first_seen_is_refused(hub,
         open_slice("fineweb10B", home)
     write_shard(hub.folder / FILE, np.zeros(1_000_000, np.uint16))
     ran = hub.run(PREPARE, home, 1000)
-    assert ran.returncode == 2 and "as when it was first seen" in ran.stderr and f"{FILE}.differs" in ran.stderr
+    assert ran.returncode == 2 and "as when it was first downloaded" in ran.stderr and f"{FILE}.differs" in ran.stderr
     assert not (home / "fineweb10B" / FILE).exists()
 
 
@@ -235,7 +235,7 @@ def test_a_shard_that_changed_here_since_it_was_first_seen_is_refused(hub, home)
     assert (
         ran.returncode == 2
         and f"{FILE}: expected sha256" in ran.stderr
-        and "pinned when it was first seen" in ran.stderr
+        and "pinned when it was first downloaded" in ran.stderr
     )
 
 
