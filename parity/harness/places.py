@@ -3,11 +3,13 @@
 Decided by resolved path, by who asks, and by phase. Code that is not a package's is the run's own.
 """
 
+import getpass
 import os
 import re
 import shutil
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -177,8 +179,18 @@ def installed_libraries() -> list[str]:
 
 def shared_caches() -> list[Path]:
     """Caches of compilers that runs of the recipes' own programs share."""
-    folders = user_cache(), *(Path(os.path.expanduser(folder)) for folder in ("~/.triton", "~/.nv"))
+    folders = user_cache(), inductor_cache(), *(Path(os.path.expanduser(folder)) for folder in ("~/.triton", "~/.nv"))
     return [folder for folder in folders if folder and folder.is_absolute()]  # a user without a home has none
+
+
+def inductor_cache() -> Path:
+    """The folder that PyTorch makes with the first optimizer of a process, even where nothing is compiled."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, ModuleNotFoundError, OSError):
+        user = f"uid_{os.getuid()}"
+    folder = os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))
+    return Path(os.path.abspath(os.environ.get("TORCHINDUCTOR_CACHE_DIR", folder)))
 
 
 @cache

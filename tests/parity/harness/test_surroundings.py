@@ -89,6 +89,15 @@ def test_slices_need_a_home_or_a_folder(commands, tmp_path, unknown_user):
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
+def test_a_new_folder_for_temporary_files_is_no_finding_of_the_guard(commands, arguments, tmp_path):
+    """PyTorch makes a cache in it with the first optimizer, as in a job of a cluster that has a TMPDIR of its own."""
+    (tmp_path / "new").mkdir()
+    done = commands.run(*arguments("torchref"), env={"TMPDIR": str(tmp_path / "new")})
+    assert (done.code, done.err) == (0, "")
+    events = [json.loads(line) for line in (tmp_path / "runs/tiny/r/log.jsonl").read_text().splitlines()]
+    assert {len(event["events"]) for event in events if event["event"] == "guard"} == {0}
+
+
 def test_a_working_directory_that_is_gone_is_one_sentence(commands):
     code = (
         "import os, sys, tempfile; os.chdir(tempfile.mkdtemp()); os.rmdir(os.getcwd()); from parity.start import start"
