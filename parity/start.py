@@ -30,6 +30,8 @@ def start(module: str, *arguments: str) -> int:
     keep_printing()
     # What libraries say of a home that cannot be written: they do without it.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # The traceback of what a user's callback raises: the error's sentence names its file and line.
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
     if code := run_command(lambda: check(module, arguments)):
         return code
     return importlib.import_module(module).main(*arguments)

@@ -1,5 +1,6 @@
 """User optimizers: torch optimizers with their schedulers, and perhaps `eval_params`, from module:function."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,11 +38,22 @@ def load_optimizer(recipe: Recipe, spec: str) -> Callable[[dict[str, nn.Paramete
                 "them and a function eval_params(), found "
                 f"{', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are"
             )
+        if needing := [part for part in optimizers if needs_closure(part)]:
+            raise InputError(
+                f"--optimizer {spec}: expected an optimizer whose step() needs no closure, found "
+                f"{type(needing[0]).__name__}: choose one that makes a step from the gradients alone"
+            )
         named = {f"optimizer{number or ''}": part for number, part in enumerate(optimizers)}
         named |= {f"scheduler{number or ''}": part for number, part in enumerate(schedulers)}
         return optim.ByGroup(named, {}, eval_params=rest[0] if rest else None)
 
     return make
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step needs a function that computes the loss again, as that of LBFGS does."""
+    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()  # a scheduler replaces that of `self`
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 def stated_rates(optimizer: Any) -> dict[str, float]:

@@ -58,7 +58,8 @@ OPTIMIZERS = {
     "another": ("torchref",
                 "    return torch.optim.SGD([*weights.values(), torch.zeros(3, requires_grad=True)], lr=1.0)\n",
                 2, "another tensor of shape (3,)"),
-    "closure": ("torchref", "    return torch.optim.LBFGS(list(weights.values()))\n", 2, "raised TypeError"),
+    "closure": ("torchref", "    return torch.optim.LBFGS(list(weights.values()))\n",
+                2, "needs no closure, found LBFGS"),
     "no-group": ("torchref", "    return torch.optim.SGD([], lr=1e-3)\n", 2, "make raised ValueError"),
     "scheduler": ("torchref", "    o = torch.optim.SGD(weights.values(), lr=1e-4)\n"
                   "    return o, torch.optim.lr_scheduler.LambdaLR(o, lambda n: 1 / (3 - n))\n", 1,
