@@ -103,8 +103,15 @@ def make_recipe(module: ModuleType, base: Recipe) -> Recipe:
     return recipe
 
 
+def enable_float64(recipe: Recipe) -> None:
+    """Lets JAX compute in float64 where the recipe does and the loaded file has imported it; by default JAX rounds."""
+    if recipe.precision == "float64" and (jax := sys.modules.get("jax")):
+        jax.config.update("jax_enable_x64", True)
+
+
 def build(module: ModuleType, recipe: Recipe, **options: Any) -> Program:
     """The file's program of a recipe. Raises InputError if it lacks a method of the protocol."""
+    enable_float64(recipe)
     with user_code(str(module.__file__), "build"):
         program = module.build(recipe, **options)
     missing = [name for name in (*METHODS, "framework", "recipe", "devices") if not hasattr(program, name)]

@@ -13,7 +13,7 @@ from parity.compare.observation import Observation
 from parity.errors import InputError, nearest
 from parity.program import BACKENDS, build
 from parity.recipes import Recipe
-from parity.user_program import load, user_code
+from parity.user_program import enable_float64, load, user_code
 
 if TYPE_CHECKING:
     from parity.compare.case import Case
@@ -75,6 +75,7 @@ class Side:
         with self._importable():
             if self._module is None:
                 self._module = load(self.spec, f"compared_{abs(hash(Path(self.spec).resolve()))}")
+            enable_float64(recipe)
             with user_code(self.spec, "build"):
                 program = self._module.build(recipe)
         if not callable(getattr(program, "load", None)) and not callable(getattr(program, "init", None)):

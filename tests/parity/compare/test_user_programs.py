@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from parity.program_source import program_source
+
 PAGE = (Path(__file__).parents[3] / "docs" / "porting.md").read_text()
 
 
@@ -54,6 +56,16 @@ def test_the_second_example_holds_with_transformers_itself(compare, hugging_face
     result = compare(*options)
     assert result.code == 2 and "compare with --dim 32 --layers 1 --gelu tanh, or name" in result.err, result.err
     result = compare(*options, "--dim", "32", "--layers", "1", "--gelu", "tanh")
+    assert result.code == 0, result.err or result.out
+
+
+def test_a_copy_of_a_recipes_model_in_jax_holds_without_enabling_float64_itself(compare, tmp_path):
+    """Its layers are derived from the package's, and call theirs."""
+    text = program_source("jaxrun", "muon").replace("= Linear(", "= Mine1(")
+    layer = "class Mine1(Linear):\n    def __call__(self, x):\n        return super().__call__(x)\n\n\n"
+    (tmp_path / "copy.py").write_text(text.replace("class Attention(", f"{layer}class Attention(", 1))
+    sys.modules["jax"].config.update("jax_enable_x64", False)
+    result = compare("--a", tmp_path / "copy.py", "--recipe", "muon", "--layers", 1, "--levels", "forward,loss")
     assert result.code == 0, result.err or result.out
 
 
