@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 
 MAX_NAMED = 8  # known names in one message
-REPORT_AT = "please report it with the lines above, the command and the run's run.json"
+REPORT_AT = "please report it with the lines above, the command and the run's run.json (docs/troubleshooting.md)"
 # What the system refuses because of the place, its limits or its state, and what the user can do about it.
 REMEDIES = {
     errno.ENOSPC: "free some space",
