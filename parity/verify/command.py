@@ -117,6 +117,8 @@ def _verify(options: Options) -> int:
             except InputError as error:  # the verdict stands, written or not
                 print(f"note: {error}", file=sys.stderr)
     codes = [verdict.exit_code for verdict in verdicts]
+    if any(codes) and not options.json:
+        print("what to do: docs/troubleshooting.md")
     return 1 if 1 in codes else max(codes)
 
 

@@ -53,7 +53,8 @@ def test_equal_picks_give_the_same_verdict(copied, commands):
 
 def test_a_rule_that_is_left_out_leaves_the_verdict_incomplete(copied, capsys):
     assert main([str(copied("torchref").path), "--depth", "log", "--without", "log.twin", "--no-write"]) == 2
-    assert "INCOMPLETE: log.twin could not be judged" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "INCOMPLETE: log.twin could not be judged" in out and "what to do: docs/troubleshooting.md" in out
 
 
 @pytest.mark.parametrize(
