@@ -52,8 +52,11 @@ def load_optimizer(recipe: Recipe, spec: str) -> Callable[[dict[str, nn.Paramete
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step needs a function that computes the loss again, as that of LBFGS does."""
-    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()  # a scheduler replaces that of `self`
-    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    try:
+        parameters = list(inspect.signature(type(optimizer).step).parameters.values())  # a scheduler replaces its own
+    except (TypeError, ValueError):  # no Python function
+        return False
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[1:])
 
 
 def stated_rates(optimizer: Any) -> dict[str, float]:
