@@ -28,8 +28,18 @@ def train(run: Run, stop: StopRequest) -> State:
     """Trains a run, or the rest of a resumed one, to the end of its plan; returns the final state.
 
     Raises RunFailed where the loss is not finite, Interrupted where the user asked to stop; after these and any other
-    error the run directory can be resumed and its log has the reason.
+    error the run directory can be resumed and its log has the reason. InputError before the first evaluation, as where
+    user code raises in the warm-up: then no directory is left, so that the command can be given again.
     """
+    try:
+        return _train(run, stop)
+    except InputError:
+        if run.spec.processes.first and not run.files.resumed and not run.progress.evaluations:
+            run.files.dir.discard(begun=True)
+        raise
+
+
+def _train(run: Run, stop: StopRequest) -> State:
     spec, files, progress = run.spec, run.files, run.progress
     processes, last = spec.processes, spec.recipe.steps
     done = 0

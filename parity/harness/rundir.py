@@ -73,9 +73,12 @@ class RunDir:
                 raise cannot_write(self.path, error) from error
             raise
 
-    def discard(self) -> None:
-        """Removes, before the run begins, what this process made: files, and folders that were not there before."""
+    def discard(self, *, begun: bool = False) -> None:
+        """Removes what this process made: files, and folders that were not there before. Of a run whose log has begun
+        only with `begun`."""
         with suppress(OSError):
+            if begun:
+                self.log.unlink()
             self._remove_unused()
         self.release()
         self._remove_folders()

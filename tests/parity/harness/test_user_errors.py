@@ -117,6 +117,7 @@ def test_an_optimizer_that_does_not_fit_or_raises_is_one_sentence(train, tmp_pat
     error = train(backend, "--optimizer", f"{module}:make")
     assert isinstance(error, InputError if code == 2 else RunFailed), error
     assert words in str(error) and "\n" not in str(error), error
+    assert code == 1 or not (tmp_path / "runs").exists()
     if code == 1:
         assert f"{module}.py, line " in str(error)
         events = [json.loads(line) for line in (tmp_path / "runs/tiny/r/log.jsonl").read_text().splitlines()]
@@ -140,6 +141,7 @@ MODELS = {
     "buffer": ("torchref", "self.register_buffer('ones', torch.ones(recipe.dim))", "x_BTD * self.ones", None),
     "changing": ("torchref", "self.register_buffer('n', torch.zeros(3))", "x_BTD + 0 * self.n.add_(1).sum()",
                  "buffer n: expected a constant"),
+    "first-call": ("torchref", "self.calls = 0", "x_BTD + undefined", "raised NameError: name 'undefined'"),
     "parameter": ("torchref", "self.more = torch.nn.Parameter(torch.zeros(3))", "x_BTD", "weight more is not part of"),
 }  # fmt: skip
 
@@ -159,6 +161,7 @@ def test_what_a_model_has_besides_weights_is_a_constant_or_refused_by_name(train
     file.write_text(text)
     error = train(backend, "--program", file)
     assert (error is None) if words is None else isinstance(error, InputError) and words in str(error), error
+    assert (tmp_path / "runs").exists() == (words is None)  # so that the same command can be given again
 
 
 TWO = """    matrices = [w for n, w in weights.items() if w.ndim == 2 and "embed" not in n and "head" not in n]
