@@ -38,7 +38,7 @@ def load_optimizer(recipe: Recipe, spec: str) -> Callable[[dict[str, nn.Paramete
                 "them and a function eval_params(), found "
                 f"{', '.join(type(part).__name__ for part in parts)}: return what torch's optimizers are"
             )
-        if needing := [part for part in optimizers if needs_closure(part)]:
+        if needing := [part for part in optimizers if _needs_closure(part)]:
             raise InputError(
                 f"--optimizer {spec}: expected an optimizer whose step() needs no closure, found "
                 f"{type(needing[0]).__name__}: choose one that makes a step from the gradients alone"
@@ -50,7 +50,7 @@ def load_optimizer(recipe: Recipe, spec: str) -> Callable[[dict[str, nn.Paramete
     return make
 
 
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step needs a function that computes the loss again, as that of LBFGS does."""
     try:
         parameters = list(inspect.signature(type(optimizer).step).parameters.values())  # a scheduler replaces its own
