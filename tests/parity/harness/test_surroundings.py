@@ -55,7 +55,7 @@ def test_a_killed_run_without_flock_is_resumed(commands, arguments, shim, tmp_pa
     process.kill()
     process.communicate()
     process = commands.start("torchref.train", "--resume", folder, "--data-dir", commands.data, env=cluster)
-    assert "compiling" in process.stdout.readline()
+    assert any("compiling" in process.stdout.readline() for _ in range(2))  # the first says what is lost
     process.kill()
     process.communicate()
 
