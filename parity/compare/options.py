@@ -103,7 +103,11 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         raise InputError("--precision: expected --dtype, which is its name here: say that")
     given = {name if name in everywhere else name.removeprefix("no_") for name in given} & everywhere
     if given and not chosen.recipe:
-        raise InputError(f"--{_spelled(min(given))}: expected --recipe with it, found none: name the recipe")
+        having = [name for name, kind in RECIPES.items() if given <= _field_types(kind).keys()]
+        if len(having) != 1:
+            raise InputError(f"--{_spelled(min(given))}: expected --recipe with it, found none: name the recipe")
+        chosen.recipe = having[0]  # the only one with these fields
+        argv += ["--recipe", chosen.recipe]
     if given or (chosen.recipe and {"--help", "-h"} & set(argv)):
         options = _with_fields(argv, recipe_for(chosen.recipe, chosen.scale or ""), given)
     else:

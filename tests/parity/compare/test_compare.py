@@ -193,6 +193,7 @@ def test_fields_of_the_recipe_are_what_both_sides_are_built_with(compare, tmp_pa
     fields = {"gelu": "tanh", "dim": 32, "layers": 1, "vocab_size": 512, "betas": (0.8, 0.9)}
     assert parse(["--recipe", "nanogpt", *options]).fields == fields
     assert parse(["--recipe", "record-21", "--no-fp8"]).fields == {"fp8": False}
+    assert parse(["--gelu", "tanh", "--dim", "96"]).recipe == "nanogpt"  # the only recipe with these fields
     result = compare("--recipe", "nanogpt", *options, "--levels", "2,4,6,9", "--json", tmp_path / "r.json")
     assert result.code == 0, result.out or result.err
     assert json.loads((tmp_path / "r.json").read_text())["options"]["fields"]["dim"] == 32
