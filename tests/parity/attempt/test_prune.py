@@ -33,6 +33,7 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_crash_loses_the_steps_since_the_last_save_and_says_how_many(commands, tmp_path):
     (tmp_path / "own.py").write_text(OPTIMIZER)
     (tmp_path / "crash").touch()
@@ -51,6 +52,7 @@ def test_a_crash_loses_the_steps_since_the_last_save_and_says_how_many(commands,
     assert verdict.status == "holds", verdict.table()
 
 
+@pytest.mark.slow
 def test_seconds_of_training_are_an_interval_too(commands, tmp_path):
     done = commands.run(*commands.small("torchref", tmp_path, "r", "--save-every", "0.001s", "--samples", "0"))
     assert done.code == 0, done.err

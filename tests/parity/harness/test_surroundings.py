@@ -42,7 +42,8 @@ def test_a_run_on_a_clusters_file_system_with_no_home(commands, arguments, shim,
     assert done.code == 2 and "exists: continue it with --resume" in done.err
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, pytest.param(errno.ENOLCK, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
 def test_a_killed_run_without_flock_is_resumed(commands, arguments, shim, tmp_path, number):
     cluster = shim(FLOCK=number)
     process = commands.start(*arguments("torchref", "--steps", "400", "--val-every", "10"), env=cluster)
@@ -77,7 +78,8 @@ def unknown_user(commands, tmp_path):
     return {"PYTHONPATH": f"{tmp_path / 'site'}:{commands.env['PYTHONPATH']}", "JAX_COMPILATION_CACHE_DIR": ""}
 
 
-@pytest.mark.parametrize("kind", ["not-writable", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["not-writable", "none"])
 def test_without_a_home_nothing_of_libraries_is_printed(commands, arguments, unknown_user, kind):
     done = commands.run(*arguments("jaxrun"), env=unknown_user if kind == "none" else NO_HOME)
     assert (done.code, done.err) == (0, "")
@@ -108,7 +110,10 @@ def test_a_working_directory_that_is_gone_is_one_sentence(commands):
 
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
-@pytest.mark.parametrize(("size_bytes", "file"), [(100_000, "source.zip"), (900_000, "checkpoints/step-000000")])
+@pytest.mark.parametrize(
+    ("size_bytes", "file"),
+    [(100_000, "source.zip"), pytest.param(900_000, "checkpoints/step-000000", marks=pytest.mark.slow)],
+)
 def test_a_limit_on_the_size_of_files_is_one_sentence(commands, arguments, tmp_path, backend, size_bytes, file):
     done = commands.run(*arguments(backend, "--dim", "256"), preexec_fn=limited(size_bytes))
     (line,) = done.err.splitlines()

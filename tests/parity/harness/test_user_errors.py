@@ -36,6 +36,13 @@ LATER = """    seen = []
 """
 TORCH = "import torch\n\n\n"
 # backend, text of the function `make`, exit code, words of the sentence
+
+
+def some_slow(cases, slow: str) -> list:
+    """The names of the cases, of which those named take a compilation and show what others do."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow.split() else name for name in cases]
+
+
 OPTIMIZERS = {
     "one-number": ("jaxrun", STATELESS.format("tree(lambda x: -1e-4 * x.mean())(g)"), 2, "found float32 of shape ()"),
     "one-row": ("jaxrun", STATELESS.format("tree(lambda x: x[:1])(g)"), 2, "expected real numbers of shape"),
@@ -108,7 +115,7 @@ def train(commands, tmp_path, monkeypatch):
     return train
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", some_slow(OPTIMIZERS, "one-row one-more-axis unknown a-list integers masked callback"))
 def test_an_optimizer_that_does_not_fit_or_raises_is_one_sentence(train, tmp_path, name):
     backend, text, code, words = OPTIMIZERS[name]
     module = f"optimizer_{name.replace('-', '_')}"
@@ -146,7 +153,7 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some_slow(MODELS, "constant dropout"))
 def test_what_a_model_has_besides_weights_is_a_constant_or_refused_by_name(train, tmp_path, name):
     backend, line, value, words = MODELS[name]
     text, at = program_source(backend, "muon"), "x_BTD = self.norm_in(self.embed(tokens_BT))"
@@ -187,6 +194,7 @@ def test_two_torch_optimizers_with_schedulers_and_arguments(train, tmp_path):
     assert run["options"]["optimizer"] == "two:make(lr=2e-3,wd=0.1)" and "idle_weights" not in run
 
 
+@pytest.mark.slow
 def test_injected_learning_rates_are_logged(train, tmp_path):
     (tmp_path / "injected.py").write_text(JAX + "def make(recipe, lr, b1):\n" + INJECTED)
     assert train("jaxrun", "--optimizer", "injected:make", "--optimizer-args", "lr=1e-3,b1=0.8") is None
@@ -225,14 +233,14 @@ def page_optimizer(mark: str) -> str:
     return page.partition(f"<!-- {mark} -->\n```python\n")[2].partition("```")[0]
 
 
-@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+@pytest.mark.parametrize("backend", some_slow(["jaxrun", "torchref"], "jaxrun"))
 def test_the_optimizers_of_the_page_train(train, tmp_path, backend):
     (tmp_path / f"page_{backend}.py").write_text(page_optimizer(f"optimizer {backend}"))
     arguments = ("--optimizer", f"page_{backend}:make", "--optimizer-args", "lr=0.01,decay=0.1")
     assert train(backend, *arguments) is None
 
 
-@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+@pytest.mark.parametrize("backend", some_slow(["jaxrun", "torchref"], "jaxrun"))
 def test_evaluations_and_final_weights_are_those_of_eval_params(train, tmp_path, backend, commands):
     text = page_optimizer(f"averages {backend}")
     (tmp_path / f"averages_{backend}.py").write_text(text)
