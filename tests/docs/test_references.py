@@ -94,6 +94,7 @@ def options(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - FOREIGN
 
 
+@pytest.mark.slow
 @pages()
 def test_every_option_is_one_of_its_command(page):
     missing = []

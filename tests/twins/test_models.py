@@ -244,7 +244,7 @@ def test_windows_are_of_blocks_within_a_document(pieces, rng, window):
     np.testing.assert_allclose(y, naive_window(q, k, v, 0.3, documents, window, 4), **CLOSE)
 
 
-@pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
+@pytest.mark.parametrize("backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])
 def test_short_windows_are_half_of_the_long_one(backend, monkeypatch):
     """Of six blocks the first, the third, the fourth and the last have the long window; the fourth has no attention."""
     pytest.importorskip("jax" if backend == "jaxrun" else "torch")

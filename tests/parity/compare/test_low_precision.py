@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from parity import statistics
 from parity.compare import low_precision
@@ -21,6 +22,7 @@ def test_equal_errors_without_spread_are_no_finding():
     assert low_precision.beyond_margin([3.0] * 8, [1.0] * 16)[1] == 0.0
 
 
+@pytest.mark.slow
 def test_false_positives_of_a_whole_report_stay_below_one_in_a_hundred_where_the_rate_is_that():
     """300 reports of 60 tests on errors from one distribution; at 1 in 1,000 too few could be counted."""
     rng, false_positives = np.random.default_rng(2), 0

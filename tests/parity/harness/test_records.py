@@ -35,7 +35,7 @@ def command(backend, recipe, commands, runs, *args):
     ]
 
 
-@pytest.fixture(scope="module", params=["jaxrun", "torchref"])
+@pytest.fixture(scope="module", params=[pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])
 def run(request, commands, tmp_path_factory):
     """A finished run of record-21: backend, folder."""
     runs = tmp_path_factory.mktemp("records")

@@ -194,6 +194,7 @@ def killed(commands: Any, backend: str, runs: Path, times: int, seed: int) -> li
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(backend, commands, finished, tmp_path):
     seed = random.SystemRandom().randrange(10**6)
@@ -275,6 +276,7 @@ def crashed(commands: Any, pool: ThreadPoolExecutor, tmp_path_factory: pytest.Te
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", LONG_IN_JAX)
 def test_a_crash_of_user_code_ends_with_exit_code_1_and_can_be_resumed_once_it_is_fixed(backend, crashed):
     (first, again, fixed), path = crashed(backend)

@@ -91,6 +91,7 @@ def test_slices_need_a_home_or_a_folder(commands, tmp_path, unknown_user):
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
+@pytest.mark.slow
 def test_a_new_folder_for_temporary_files_is_no_finding_of_the_guard(commands, arguments, tmp_path):
     """PyTorch makes a cache in it with the first optimizer, as in a job of a cluster that has a TMPDIR of its own."""
     (tmp_path / "new").mkdir()

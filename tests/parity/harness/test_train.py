@@ -215,7 +215,7 @@ def test_tensorboard_finds_the_figures_of_a_run(commands, tmp_path):
 
 
 @pytest.mark.parametrize("backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])
-@pytest.mark.parametrize("recipe", ["muon", pytest.param("nanogpt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", [pytest.param("muon", marks=pytest.mark.slow), "nanogpt"])
 def test_a_run_in_bfloat16_trains_and_saves(backend, recipe, commands, tmp_path):
     done = commands.run(
         *commands.small(backend, tmp_path, "narrow", "--recipe", recipe, "--precision", "bfloat16", "--steps", "8")

@@ -221,6 +221,7 @@ FROZEN = """    frozen = {n: "no" if n.startswith("embed") else "yes" for n in r
 """
 
 
+@pytest.mark.slow
 def test_weights_whose_updates_depend_on_no_gradient_are_named(train, tmp_path, capsys):
     (tmp_path / "frozen.py").write_text(JAX + "def make(recipe):\n" + FROZEN)
     assert train("jaxrun", "--optimizer", "frozen:make") is None

@@ -44,6 +44,7 @@ def test_an_edit_of_the_evidence_is_found_by_its_rules_and_no_others(shop: Works
     assert planted.right, message(planted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_a_cheat_in_the_program_is_found_by_its_rules_and_no_others(shop: Workshop, name: str):
     planted = outcome(shop, CHEATS[name], FEW[name])

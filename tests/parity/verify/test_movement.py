@@ -51,7 +51,7 @@ def test_broadcast_steps_are_found_behind_rounding():
 
 
 @pytest.mark.parametrize("backend", ["jaxrun", "torchref"])
-@pytest.mark.parametrize("recipe", ["muon", "nanogpt"])
+@pytest.mark.parametrize("recipe", ["muon", pytest.param("nanogpt", marks=pytest.mark.slow)])
 def test_runs_of_the_recipes_hold(commands, finished, backend, recipe):
     from parity.verify.rules import RULES
     from parity.verify.run import Settings, verify_run
