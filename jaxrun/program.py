@@ -362,7 +362,7 @@ def build(
 def keep_compiled() -> None:
     """Caches compiled programs for later processes: in JAX_COMPILATION_CACHE_DIR, or below the user's cache folder.
 
-    Where that cannot be written they are compiled anew each time, which is no reason for a warning.
+    Where that cannot be written they are compiled each time, which is no reason for a warning.
     """
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (folder := user_cache()):

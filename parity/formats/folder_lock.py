@@ -153,7 +153,7 @@ def _take_open(path: Path, descriptor: int, last: bool) -> Callable[[], None] | 
         if error.errno not in NO_FLOCK:
             raise
         has_flock = False
-    if has_flock and not last and not _names(path, descriptor):  # the last time: some file systems number files anew
+    if has_flock and not last and not _names(path, descriptor):  # last: some file systems renumber files
         return None
     try:
         return _take_record(path, record_path, descriptor, has_flock)
