@@ -18,7 +18,7 @@ from parity.verify.rules.scores import DECOYS, Scored, final_scores, score
 from parity.verify.sandbox.client import SandboxError
 
 LOSS = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 5e-3}  # nats: a mean over the val tokens, on another machine
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-8}  # of the coarsest type that weights have
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-23}  # averages are taken in float32 at least
 CHEAP_TOKENS = 1 << 16  # of all evaluations together: so many are recomputed whole
 SOME = 16  # one of so many rows of an evaluation on which nothing rests
 ROW_SIGMAS = 6.5  # what 5 are of a normal distribution, of one with 31 degrees of freedom
