@@ -183,8 +183,9 @@ class Guard:
         if isinstance(path, str | bytes | os.PathLike) and not self._asks(self._removes):
             given = os.fsdecode(path)
             full = os.path.join(os.path.realpath(os.path.dirname(given) or "."), os.path.basename(given))
-            if event != "os.mkdir" or not os.path.isdir(full):
-                self._note_write(full, event)
+            if event == "os.mkdir" and (os.path.isdir(full) or self.places.may_make_folder(full, self._asker()[1])):
+                return
+            self._note_write(full, event)
 
     def _note_process(self, event: str, args: tuple[Any, ...]) -> None:
         named = args[1] if event == "subprocess.Popen" else args[0] if args else ""

@@ -85,6 +85,10 @@ class Places:
             return not own
         return within(path, self.writable) or bool(DEVICES.fullmatch(path) and not path.startswith("/sys"))
 
+    def may_make_folder(self, path: str, own: bool) -> bool:
+        """Whether a folder may be made: also one on the way to a place that may be written, as ~/.cache is."""
+        return self.may_write(path, own) or any(within(place, (path,)) for place in self.writable)
+
     def may_read(self, path: str, reader: str) -> bool:
         """Whether a file may be read; `reader` is the file of the code that asks.
 

@@ -37,6 +37,20 @@ def test_a_run_writes_in_its_own_places_only(places, tmp_path, scratch):
         assert not places.may_write(path, own=True) and not places.may_write(path, own=False)
 
 
+def test_a_new_users_cache_may_be_made_with_the_folders_on_the_way_to_it(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    places = Places([], [])
+    with Guard(tmp_path / "data", places) as guard:
+        (home / ".cache/jaxrun/x").mkdir(parents=True)
+        (home / ".cache/other").mkdir()
+        (home / ".cache/file").write_bytes(b"")
+    events = [event["what"].removeprefix("os.mkdir ") for event in guard.collect()["events"]]
+    assert events == [f"{home}/.cache/other", f"{home}/.cache/file"]
+
+
 def test_only_packages_write_what_they_compile(places, scratch):
     path = str(scratch / "compiled/torchinductor/ab/c.so")
     assert places.may_write(path, own=False) and not places.may_write(path, own=True)
