@@ -17,6 +17,7 @@ from parity.verify.rules.probe import REPEATS, Probe, Rows, prefixes, probes, ro
 from parity.verify.rules.scores import Scored, final_scores, unigram
 
 POSITIONS = 3000  # of the val text that are asked for in a process that does not know what follows
+POSITIONS_OF_RECIPES = 256  # of our own recipes, whose code here is the verifier's
 TOKENS = 1 << 20  # that this may cost on a CPU; fewer positions of long rows, unless the whole training is repeated
 UNIFORM = 0.25  # of these positions: drawn evenly; the others in proportion to what the model knows more than a unigram
 SHORTENED = 256  # tokens of rows that are worth compiling for another length
@@ -226,6 +227,8 @@ def gain_over_witness(p: Probe, scored: Scored, positions: int) -> Future[Gain]:
     gpu = context.device != "cpu" and any(device["platform"] != "cpu" for device in context.evidence.run["devices"])
     if not gpu and not context.whole:
         positions = min(positions, TOKENS // length)
+    if not context.evidence.has_user_code:
+        positions = min(positions, POSITIONS_OF_RECIPES)
     advantage = np.maximum(unigram(context.slice)[scored.targets] - scored.losses, 0.0).ravel()
     tokens, times, weights = draw(advantage, positions, p.random("witnessed"))
     allowed = 10 * p.allowed

@@ -1,7 +1,8 @@
 """The losses that count: gathered by the verifier from whole rows of log_probs, which must sum to 1.
 
-The program is asked for the probabilities of every token at a position and not told the target. Where all of them are
-too many to ask for, its token_losses are held against the rows at random positions.
+User code is asked for the probabilities of every token at a position and not told the target. Where all of them are too
+many to ask for, and of our own recipes, whose code here is the verifier's, token_losses are held against the rows at
+random positions.
 """
 
 import math
@@ -17,6 +18,7 @@ from parity.verify.rules.probe import SUMS, Probe, Rows
 GATHERED_BYTES = 4 << 30  # of float32 probabilities: as many are asked for as a split has; 2.1 GB on track pocket
 ANSWER_BYTES = 80 << 20  # of one answer: rows of 16 x 256 tokens of a vocabulary of 4,096 and a little more
 SAMPLED = 10_000  # positions whose rows are asked for where a split has more
+SAMPLED_OF_RECIPES = 1000  # the same of our own recipes
 DECOYS = 16  # one row of random tokens for so many of text
 COUNTED = 1 << 20  # train tokens that the unigram counts
 
@@ -49,7 +51,8 @@ def score(p: Probe, split: str, rows: np.ndarray | None = None) -> Scored:
 
 def score_text(p: Probe, name: str, text: Rows) -> Scored:
     """Scores rows as long as in evaluation, in random order and in batches like those of the probes."""
-    how = _gathered if text.targets.size * p.vocab * 4 <= GATHERED_BYTES else _sampled
+    user_code = p.context.evidence.has_user_code
+    how = _gathered if user_code and text.targets.size * p.vocab * 4 <= GATHERED_BYTES else _sampled
     return how(p, name, *text)
 
 
@@ -95,9 +98,10 @@ def _sampled(p: Probe, split: str, inputs: np.ndarray, targets: np.ndarray) -> S
     if not np.nanmin(losses) >= -ROUNDING[p.precision]:
         problem = f"{split}: a loss of {np.nanmin(losses):.4g} nats is no -log of a probability"
         return Scored(inputs, targets, losses, problem)
-    each = max(1, min(length, ANSWER_BYTES // (4 * p.vocab * p.count)))
+    wanted = SAMPLED if p.context.evidence.has_user_code else SAMPLED_OF_RECIPES
+    each = max(1, min(length, ANSWER_BYTES // (4 * p.vocab * p.count), -(-wanted // p.count)))
     off, differences = 0.0, []
-    for _ in range(-(-SAMPLED // (each * p.count))):
+    for _ in range(-(-wanted // (each * p.count))):
         some = random.choice(count, p.count, replace=count < p.count)
         where = np.sort(random.choice(length, each, replace=False))
         rows = p.program.log_probs(p.state, inputs[some], where)

@@ -42,7 +42,7 @@ class Table:
         return -scores.at_targets(self.table[inputs], targets)
 
 
-def probe(program: Table, witness: Table | None = None, user_code: bool = False) -> SimpleNamespace:
+def probe(program: Table, witness: Table | None = None, user_code: bool = True) -> SimpleNamespace:
     slice_ = SimpleNamespace(
         name="text",
         part=lambda name: (TEXT, 0, ROWS * LENGTH),
@@ -108,6 +108,20 @@ def test_rows_that_sum_to_more_than_1_at_one_position_of_the_text_are_no_losses(
     rows = np.full((1, 1, VOCAB), -np.log(VOCAB))
     assert scores.excess(rows, VOCAB) < 1e-9 and scores.excess(rows, VOCAB + 1) == np.inf
     assert scores.excess(np.full((1, 1, VOCAB), np.nan), VOCAB) == np.inf
+
+
+def test_of_our_own_recipes_losses_are_asked_for_with_few_rows_and_few_positions_of_another_process(monkeypatch):
+    monkeypatch.setattr(scores, "SAMPLED_OF_RECIPES", 8)
+    monkeypatch.setattr(lookahead, "POSITIONS_OF_RECIPES", 12)
+    program, witness = Table(), Table()
+    p = probe(program, witness, user_code=False)
+    scored = scores.score(p, "val")
+    assert scored.problem == "" and sum(inputs.shape[0] * len(where) for inputs, where in program.asked) == 8
+    gain = gain_over_witness(p, scored, 200).result()
+    assert gain.problem == "" and gain.mean.count == 12
+    shaved = Table()
+    shaved.token_losses = lambda state, inputs, targets: Table.token_losses(shaved, state, inputs, targets) - 1e-4
+    assert "-0.0001 nats on average" in scores.score(probe(shaved, user_code=False), "val").problem
 
 
 def test_token_losses_of_a_large_split_are_held_against_whole_rows(monkeypatch):
