@@ -64,6 +64,12 @@ class Context:
             ) from None
 
     @property
+    def trusts_code(self) -> bool:
+        """Whether the program is one of our own recipes, whose code here is the verifier's: what costs more than it can
+        show of such code is left out, unless the whole training is repeated."""
+        return not (self.evidence.has_user_code or self.whole)
+
+    @property
     def program(self) -> SandboxedProgram:
         """The program with which most rules work. Raises SandboxError where it may not or cannot run."""
         return self.sandboxed("program")

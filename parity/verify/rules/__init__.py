@@ -25,6 +25,8 @@ MALFORMED = (
     ArithmeticError,
 )
 
+OWN_CODE = "the code is the verifier's own"
+
 
 class Finding(NamedTuple):
     """What a rule says of a run or an attempt."""

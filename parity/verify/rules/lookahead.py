@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity.verify.context import Context
-from parity.verify.rules import Finding, fails, holds, rule
+from parity.verify.rules import OWN_CODE, Finding, fails, holds, rule
 from parity.verify.rules.differences import MEAN_ROUNDING, ROUNDING, SIGMAS, Mean, clipped, largest, mean_of
 from parity.verify.rules.probe import REPEATS, Probe, Rows, prefixes, probes, rows_at_once, val_rows
 from parity.verify.rules.scores import Scored, final_scores, unigram
@@ -110,6 +110,8 @@ def _gains(p: Probe, rows: Rows, losses: np.ndarray, lengths: list[int], name: s
 
 @rule("probe.gradient", "probe", "the gradient of early losses does not depend on late inputs")
 def gradient(context: Context) -> Finding:
+    if context.trusts_code:
+        return holds(OWN_CODE)
     p = context.once(Probe)
     length, random = context.evidence.context, context.random("gradient prefixes")
     early = int(random.integers(length // 4, length // 2))
@@ -227,7 +229,7 @@ def gain_over_witness(p: Probe, scored: Scored, positions: int) -> Future[Gain]:
     gpu = context.device != "cpu" and any(device["platform"] != "cpu" for device in context.evidence.run["devices"])
     if not gpu and not context.whole:
         positions = min(positions, TOKENS // length)
-    if not context.evidence.has_user_code:
+    if context.trusts_code:
         positions = min(positions, POSITIONS_OF_RECIPES)
     advantage = np.maximum(unigram(context.slice)[scored.targets] - scored.losses, 0.0).ravel()
     tokens, times, weights = draw(advantage, positions, p.random("witnessed"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from parity import weights as canonical
 from parity.verify.context import Context, NotJudged
-from parity.verify.rules import Finding, fails, holds, rule
+from parity.verify.rules import OWN_CODE, Finding, fails, holds, rule
 from parity.verify.rules.differences import MEAN_ROUNDING, ROUNDING, SIGMAS, clipped, largest, mean_of
 from parity.verify.sandbox.client import SandboxedProgram
 
@@ -264,6 +264,8 @@ def independent_documents(context: Context) -> Finding:
 
 @rule("probe.pure", "probe", "evaluation leaves nothing behind: not in the state, nor in later losses")
 def pure(context: Context) -> Finding:
+    if context.trusts_code:
+        return holds(OWN_CODE)
     moved, smaller = 0.0, 0.0
     for p in probes(context):
         program, half = p.program, p.count // 2

@@ -51,8 +51,7 @@ def score(p: Probe, split: str, rows: np.ndarray | None = None) -> Scored:
 
 def score_text(p: Probe, name: str, text: Rows) -> Scored:
     """Scores rows as long as in evaluation, in random order and in batches like those of the probes."""
-    user_code = p.context.evidence.has_user_code
-    how = _gathered if user_code and text.targets.size * p.vocab * 4 <= GATHERED_BYTES else _sampled
+    how = _gathered if not p.context.trusts_code and text.targets.size * p.vocab * 4 <= GATHERED_BYTES else _sampled
     return how(p, name, *text)
 
 
@@ -98,7 +97,7 @@ def _sampled(p: Probe, split: str, inputs: np.ndarray, targets: np.ndarray) -> S
     if not np.nanmin(losses) >= -ROUNDING[p.precision]:
         problem = f"{split}: a loss of {np.nanmin(losses):.4g} nats is no -log of a probability"
         return Scored(inputs, targets, losses, problem)
-    wanted = SAMPLED if p.context.evidence.has_user_code else SAMPLED_OF_RECIPES
+    wanted = SAMPLED_OF_RECIPES if p.context.trusts_code else SAMPLED
     each = max(1, min(length, ANSWER_BYTES // (4 * p.vocab * p.count), -(-wanted // p.count)))
     off, differences = 0.0, []
     for _ in range(-(-wanted // (each * p.count))):

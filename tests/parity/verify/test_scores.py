@@ -61,6 +61,7 @@ def probe(program: Table, witness: Table | None = None, user_code: bool = True) 
         evidence=evidence,
         device="cpu",
         whole=False,
+        trusts_code=not user_code,
         sandboxed=lambda purpose: program_beside,
         submit=lambda purpose, work: pool.submit(work),
     )
