@@ -74,10 +74,10 @@ class Context:
         """The program with which most rules work. Raises SandboxError where it may not or cannot run."""
         return self.sandboxed("program")
 
-    def sandboxed(self, purpose: str, evidence: Evidence | None = None) -> SandboxedProgram:
+    def sandboxed(self, purpose: str, evidence: Evidence | None = None, compilers: bool = False) -> SandboxedProgram:
         """A sandboxed process for one purpose, started once. Where that fails, later calls raise the same error.
 
-        `evidence`: of another run than this context's. Raises SandboxError.
+        `evidence`: of another run than this context's. `compilers`: it may start some. Raises SandboxError.
         """
         evidence = evidence or self.evidence
         if purpose not in self.programs:
@@ -93,7 +93,7 @@ class Context:
                     if isinstance(other, SandboxedProgram) and all(future.done() for future in self.work.get(name, ()))
                 ]
                 self.programs[purpose] = SandboxedProgram.start(
-                    evidence, self.scratch, isolation, self.device, gpu, trusted
+                    evidence, self.scratch, isolation, self.device, gpu, trusted, compilers
                 )
             except SandboxError as error:
                 self.programs[purpose] = error
@@ -101,6 +101,12 @@ class Context:
         if isinstance(program, SandboxError):
             raise program
         return program
+
+    def end(self, purpose: str) -> None:
+        """Ends the process of a purpose; the next that is asked for is a new one."""
+        program = self.programs.pop(purpose, None)
+        if isinstance(program, SandboxedProgram):
+            program.close()
 
     def once(self, make: Callable[["Context"], T]) -> T:
         """What `make` returns for this run, computed by the first rule that needs it."""

@@ -54,6 +54,11 @@ class Evidence:
         return bool(self.user_program or self.optimizer)
 
     @property
+    def was_compiled(self) -> bool:
+        """Whether the run started compilers, or was told to by --compile; JAX's own is part of it."""
+        return bool(self.log.compilers or self.run.get("options", {}).get("compile"))
+
+    @property
     def steps(self) -> int:
         return sum(segment["steps"] for segment in self.run["plan"])
 

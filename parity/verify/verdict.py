@@ -113,6 +113,8 @@ class Verdict:
         lines.append(RULE)
         if "isolation" in self.facts:
             lines.append(f"isolation: {self.facts['isolation']}")
+        if "compiled" in self.facts:
+            lines.append(f"compiled: {self.facts['compiled']}")
         return fit([*lines, *paragraph(self.conclusion())])
 
     def conclusion(self) -> str:

@@ -72,7 +72,7 @@ def process(context: Context) -> Finding:
         return fails(f"{events[0]['what']} in phase {events[0]['phase']}", events=events[:50])
     names = context.log.compilers
     if names:
-        return holds(f"none but {', '.join(names)}; the verifier runs the program without them", compilers=names[:50])
+        return holds(f"none but {', '.join(names)}; the verifier scores the program without them", compilers=names[:50])
     return holds("none")
 
 

@@ -82,6 +82,7 @@ class Replay:
         context.facts["replayed"] = [list(segment) for segment in self.segments]
         self.positions = list(positions(context))
         self.first_inits: list[tuple[Spent, Spent]] = []
+        self.not_compiled = ""  # why a program that was compiled is not, here
         self.warm: set[tuple[int, int]] = set()  # shapes of batches that the process has compiled its step for
         self.spent: dict[Chunk, list[Spent]] = {}
         self.drained: dict[Segment, list[Spent]] = {}
@@ -90,9 +91,37 @@ class Replay:
     def program(self) -> SandboxedProgram:
         """The fresh process, alone on the machine, as far as it is the verifier's."""
         self.context.settle()
-        program, evidence = self.context.sandboxed("replay"), self.context.evidence
+        evidence = self.context.evidence
+        if evidence.was_compiled and (compiled := self._compiled()):
+            return compiled
+        return self._started(compilers=False)
+
+    def _started(self, compilers: bool) -> SandboxedProgram:
+        program, evidence = self.context.sandboxed("replay", compilers=compilers), self.context.evidence
         self.first_inits = first_inits(program, evidence.run["seed"]) if evidence.has_user_code else []
         return program
+
+    def _compiled(self) -> SandboxedProgram | None:
+        """The process, with the program compiled in it as it was for the run; None where that cannot be done here.
+
+        Compilers are started only where bubblewrap confines them: what they are given is untrusted.
+        """
+        facts = self.context.facts
+        if "bubblewrap" not in facts.get("isolation", ""):
+            self.not_compiled = "the program was compiled there, and here only bubblewrap could confine a compiler"
+        else:
+            try:
+                program = self._started(compilers=True)
+                state = program.init(self.context.evidence.run["seed"])
+                program.step(state, *self.batch(0))
+                program.drop(state)
+                facts["compiled"] = "repeated steps are compiled, in a process that may start compilers"
+                return program
+            except SandboxError as error:
+                self.context.end("replay")
+                self.not_compiled = f"the program was compiled there, and cannot be here: {str(error).splitlines()[0]}"
+        facts["compiled"] = f"not here: {self.not_compiled}"
+        return None
 
     def _chosen(self, segments: list[Segment]) -> list[Segment]:
         """Segments drawn at random, and those whose loss fell or whose weights moved most.

@@ -138,6 +138,7 @@ class Pace(NamedTuple):
 @rule("replay.speed", "replay", "steps, evaluations and the first weights take here what they were logged to take")
 def speed(context: Context) -> Finding:
     r, log, evidence = context.once(Replay), context.log, context.evidence
+    _ = r.program  # started first: it says whether it could be compiled
     elsewhere, threads = other_machine(context), _threads(context)
     logged = {step: float(log.columns["step_s"][row]) for step, row in last_rows(log).items()}
     pace = _pace(r, logged, threads)
@@ -186,8 +187,8 @@ def other_machine(context: Context) -> str:
     from parity.harness import fingerprint  # names no framework; the verifier imports nothing else that makes a run
 
     run = context.evidence.run
-    if context.log.compilers:
-        return "the program was compiled there, and runs without a compiler here"
+    if reason := context.once(Replay).not_compiled:
+        return reason
     here, there = fingerprint.host(), run["host"]
     for name in ("cpu", "cores"):
         if here[name] != there.get(name):
@@ -201,8 +202,6 @@ def other_machine(context: Context) -> str:
     for name in ("jax", "jaxlib") if context.evidence.backend == "jaxrun" else ("torch",):
         if versions.get(name) != run["versions"].get(name):
             return f"{name} {versions.get(name)} here, {run['versions'].get(name)} there"
-    if run.get("options", {}).get("compile"):
-        return "a program compiled there"
     return ""
 
 

@@ -4,9 +4,11 @@ Untrusted code could undo the recording with some effort: it is evidence, and no
 """
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 MOST_EVENTS = 100  # the first are enough to see what the code does
@@ -31,6 +33,7 @@ class _Recorder:
         self.code: tuple[str, ...] = ()
         self.readable: tuple[str, ...] = ()
         self.writable: tuple[str, ...] = ()
+        self.programs: tuple[str, ...] = ()
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
         """For sys.addaudithook. An exception raised here would be raised by the audited call."""
@@ -54,10 +57,19 @@ class _Recorder:
             path = args[0] if event == "ctypes.dlopen" else args[1]
             return self.outside("native code", [path], self.code) if os.sep in os.fsdecode(path or "") else None
         if event in STARTS.split():
+            if event in ("subprocess.Popen", "os.posix_spawn") and self.may_start(event, args):
+                return None
             return f"{event} {args[1] if event == 'subprocess.Popen' else args[0] if args else ''}".strip()
         if event in REACHES.split() or (event == "socket.__new__" and args[1] not in (-1, socket.AF_UNIX)):
             return f"{event} {tuple(arg for arg in args if not isinstance(arg, socket.socket))}"
         return None
+
+    def may_start(self, event: str, args: tuple[Any, ...]) -> bool:
+        """Whether the program that is started is one of those that may be."""
+        words, environment = (args[1], args[3]) if event == "subprocess.Popen" else (args[1], args[2])
+        named = os.fsdecode(args[0] or (words if isinstance(words, str | bytes) else words[0]))
+        found = named if os.sep in named else shutil.which(named, path=(environment or os.environ).get("PATH"))
+        return found is not None and any(Path(os.path.realpath(found)).is_relative_to(each) for each in self.programs)
 
     def outside(self, action: str, paths: Iterable[Any], allowed: tuple[str, ...]) -> str | None:
         named = [os.path.realpath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | os.PathLike)]
@@ -68,10 +80,11 @@ class _Recorder:
 _recorder = _Recorder()
 
 
-def allow(code: Iterable[str], readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Sets the paths whose use is not recorded: native code may be loaded from `code`, files read from all three."""
-    _recorder.code, _recorder.writable = _real(code), _real(writable)
-    _recorder.readable = _recorder.code + _real(readable) + _recorder.writable
+def allow(code: Iterable[str], readable: Iterable[str], writable: Iterable[str], programs: Iterable[str] = ()) -> None:
+    """Sets the paths whose use is not recorded: native code may be loaded from `code`, files read from all, and
+    `programs` started."""
+    _recorder.code, _recorder.writable, _recorder.programs = _real(code), _real(writable), _real(programs)
+    _recorder.readable = _recorder.code + _real(readable) + _recorder.writable + _recorder.programs
 
 
 def watch() -> None:

@@ -109,7 +109,8 @@ def main() -> None:
     sys.path[:0] = spec.path
     sys.meta_path.insert(0, _Packages)  # type: ignore[arg-type]
     writable = [spec.scratch, *spec.devices]
-    audit.allow(spec.libraries, [*spec.readable, *spec.programs, "/sys"], writable)  # JAX looks for TPUs in /sys
+    code = [*spec.libraries, spec.scratch] if spec.programs else spec.libraries  # where compilers put theirs
+    audit.allow(code, [*spec.readable, "/sys"], writable, spec.programs)  # JAX looks for TPUs in /sys
     os.write(1, READY)
     if spec.module:
         sys.exit(importlib.import_module(spec.module).main(sys.argv[1:]))

@@ -27,8 +27,9 @@ from parity.verify.timing import Spent, timed
 START_S, CALL_S = 300.0, 600.0
 MOST_IMPORTS = 100
 LIMITS = Limits(memory_bytes=16 << 30, time_s=START_S, file_bytes=4 << 30)
+WITHOUT_COMPILERS = {"TORCHDYNAMO_DISABLE": "1"}  # torch.compile leaves functions as they are
+WITH_COMPILERS = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no processes that wait for work
 SET = {
-    "TORCHDYNAMO_DISABLE": "1",  # torch.compile leaves functions as they are: nothing here needs a compiler
     "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",  # they would make the folder's name part of every key
 }
 COMPILED = "compiled"  # the folder of JAX's compiled functions in a process' scratch folder
@@ -71,10 +72,12 @@ class SandboxedProgram:
         device: str,
         gpu: bool,
         compiled_by: Iterable["SandboxedProgram"] = (),
+        compilers: bool = False,
     ) -> "SandboxedProgram":
         """Starts the process for a run and builds its program there; `folder` is for its files. Raises SandboxError.
 
-        `compiled_by`: processes of trusted code whose compiled functions it begins with.
+        `compiled_by`: processes of trusted code whose compiled functions it begins with. `compilers`: it may start the
+        compilers that torch.compile needs; otherwise functions are not compiled by it.
         """
         scratch, inbox = (Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder)) for name in ("scratch", "inbox"))
         compiled = scratch / COMPILED
@@ -90,8 +93,12 @@ class SandboxedProgram:
             scratch=scratch,
             limits=LIMITS,
             isolation=isolation,
-            environment=_environment(evidence) | SET | {"JAX_COMPILATION_CACHE_DIR": str(compiled)},
+            environment=_environment(evidence)
+            | SET
+            | (WITH_COMPILERS if compilers else WITHOUT_COMPILERS)
+            | {"JAX_COMPILATION_CACHE_DIR": str(compiled)},
             gpu=gpu,
+            compilers=compilers,
         )
         program = cls(process, scratch, inbox, evidence)
         try:
@@ -105,6 +112,7 @@ class SandboxedProgram:
                     user_program=user_program,
                     optimizer=evidence.optimizer,
                     device=device,
+                    compile=compilers and bool(evidence.run.get("options", {}).get("compile")),
                 )
         except SandboxError:
             program.close()
@@ -295,7 +303,8 @@ def _imports(evidence: Evidence) -> list[str]:
     names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     own = {name.removesuffix(".py").partition("/")[0] for name in evidence.source if name.endswith(".py")}
     packages = {"jaxrun", "torchref", "parity"}
-    return [name for name in dict.fromkeys(names) if name.partition(".")[0] not in own - packages][:MOST_IMPORTS]
+    imported = [name for name in dict.fromkeys(names) if name.partition(".")[0] not in own - packages][:MOST_IMPORTS]
+    return imported + (["torch._dynamo", "torch._inductor"] if evidence.was_compiled else [])
 
 
 def _environment(evidence: Evidence) -> dict[str, str]:

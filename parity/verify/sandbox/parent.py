@@ -34,9 +34,10 @@ MACHINE = """
 """
 GPU_MACHINE = "/proc/driver /proc/devices /proc/modules /sys"
 DEVICES = "/dev/null /dev/zero /dev/random /dev/urandom"
-C_COMPILER, C_COMPILER_FOLDERS = "cc gcc as ld", ("/usr/lib/gcc", "/usr/libexec/gcc")
+C_COMPILER, C_COMPILER_FOLDERS = "cc gcc c++ g++ as ld openssl", ("/usr/lib/gcc", "/usr/libexec/gcc")
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 
+PATH = "/usr/bin:/bin"  # in this order: a compiler looks for its files beside itself, and /bin may be a link or not
 BOOT = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parity.verify.sandbox.child import main; "
     "del sys.path[0]; main()"
@@ -130,24 +131,26 @@ def start(
     isolation: Isolation | None = None,
     environment: Mapping[str, str] | None = None,
     gpu: bool = False,
+    compilers: bool = False,
 ) -> SandboxedProcess:
     """Starts `module.main(args)` in a child; returns once its limits are in force, before the child loads the module.
 
     The child reads `readable`, Python and its packages (links are followed: give no path that untrusted code made). It
     writes only `scratch` (created where it is missing; with seccomp it can put no links and no pipes there). It has a
     minimal environment and `environment`, whose PYTHONPATH counts once it is confined. An empty module ends at once.
-    `isolation` is `available(gpu)` by default. Raises InputError for unusable paths, and where confining fails.
+    `compilers`: it may start the system's C++ compiler and Python, confined as it is itself. `isolation` is
+    `available(gpu)` by default. Raises InputError for unusable paths, and where confining fails.
     """
     if module and not all(name.isidentifier() for name in module.split(".")):
         raise InputError(f"isolation: expected the name of a module, found {module!r}: name one that can be imported")
     isolation, environment = isolation or available(gpu), environment or {}
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = scratch.resolve()
-    spec = _spec(module, readable, scratch, limits, isolation, environment, gpu)
+    spec = _spec(module, readable, scratch, limits, isolation, environment, gpu, compilers)
     command = [sys.executable, "-P", "-s", "-B", "-c", BOOT, json.dumps(asdict(spec)), *args]
     if "bubblewrap" in isolation.mechanisms:
         command = bubblewrap(spec) + command
-    base = {"PATH": os.defpath, "LANG": "C.UTF-8", "USER": "confined", "LOGNAME": "confined"}
+    base = {"PATH": PATH, "LANG": "C.UTF-8", "USER": "confined", "LOGNAME": "confined"}
     base |= {name: str(scratch) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
     base |= ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}) | dict(environment)
     base["PYTHONPATH"] = os.pathsep.join(_package_folders())  # spec.path has the caller's, used once confined
@@ -167,6 +170,7 @@ def _spec(
     isolation: Isolation,
     environment: Mapping[str, str],
     gpu: bool,
+    compilers: bool,
 ) -> Spec:
     if missing := [path for path in readable if not path.exists()]:
         raise InputError(f"isolation: expected {missing[0]} to be readable, found nothing there: check the path")
@@ -187,7 +191,7 @@ def _spec(
         readable=allowed,
         scratch=str(scratch),
         devices=[*filter(os.path.exists, DEVICES.split()), *(map(str, Path("/dev").glob("nvidia*")) if gpu else ())],
-        programs=_compilers() if gpu else [],
+        programs=[*(_gpu_compilers() if gpu else ()), *(_compilers() if compilers else ())],
         gpu=gpu,
         file_bytes=limits.file_bytes,
         data_bytes=None if gpu else limits.memory_bytes + reserved,
@@ -210,18 +214,23 @@ def _package_folders() -> tuple[str, ...]:
     return tuple(sorted(str(path) for path in folders if not any(path.is_relative_to(prefix) for prefix in python)))
 
 
-def _compilers() -> list[str]:
+def _gpu_compilers() -> list[str]:
     """CUDA's compilers, which XLA and Triton start as programs, the C compiler, and the loader that programs need."""
     sites = [Path(folder) for folder in (*_package_folders(), *sys.path) if "site-packages" in folder]
     folders = [path for site in sites for path in (*site.glob("nvidia/*/bin"), site / "triton/backends/nvidia/bin")]
     folders += Path("/usr/local").glob("cuda*/bin")
     compilers = _existing(map(str, folders))
-    if not compilers:
-        return []
-    tools = [
-        found for name in C_COMPILER.split() if (found := shutil.which(name, path=os.defpath))
-    ]  # Triton's launchers
-    return compilers + _existing([*tools, *C_COMPILER_FOLDERS]) + [path for path in LOADERS if os.path.exists(path)]
+    return compilers + _c_compiler() if compilers else []  # for Triton's launchers
+
+
+def _compilers() -> list[str]:
+    """What torch.compile starts for a CPU: the C++ compiler, and Python to see whether a library can be loaded."""
+    return _c_compiler() + _existing([sys.executable])
+
+
+def _c_compiler() -> list[str]:
+    tools = [found for name in C_COMPILER.split() if (found := shutil.which(name, path=PATH))]
+    return _existing([*tools, *C_COMPILER_FOLDERS]) + [path for path in LOADERS if os.path.exists(path)]
 
 
 def bubblewrap(spec: Spec) -> list[str]:

@@ -37,9 +37,16 @@ class Server:
                 continue
 
     def build(
-        self, backend: str, recipe: dict, user_program: str | None, optimizer: str | None, device: str
+        self,
+        backend: str,
+        recipe: dict,
+        user_program: str | None,
+        optimizer: str | None,
+        device: str,
+        compile: bool = False,
     ) -> dict[str, Any]:
-        """Builds a recipe in a backend, perhaps with a user optimizer (module:function), or a user program's file."""
+        """Builds a recipe in a backend, perhaps with a user optimizer (module:function) and with torch.compile, or a
+        user program's file."""
         from parity import user_program as user_programs
         from parity.harness import fingerprint
         from parity.program import build
@@ -52,7 +59,7 @@ class Server:
             changed = user_programs.make_recipe(module, base)
             self.program = user_programs.build(module, changed, device=device, devices=1)
         else:
-            options = {"optimizer": optimizer} if optimizer else {}
+            options = ({"optimizer": optimizer} if optimizer else {}) | ({"compile": True} if compile else {})
             self.program = build(backend, base, device=device, devices=1, **options)
         built = self.program.recipe
         return {

@@ -22,3 +22,5 @@ def test_a_compiled_attempt_is_made_tested_run_and_holds(commands, tmp_path):
     for run in json.loads(judged.out)["runs"]:
         rules = {rule["id"]: rule for rule in run["rules"]}
         assert "g++" in rules["guard.process"]["reason"] and rules["replay.stretches"]["status"] == "holds"
+        confined = "bubblewrap" in run["facts"]["isolation"]
+        assert ("may start compilers" if confined else "only bubblewrap") in run["facts"]["compiled"]

@@ -18,7 +18,7 @@ from parity.verify.verdict import DEPTHS
 def context(monkeypatch, tmp_path) -> Any:
     """One whose processes are objects that know what they were started with."""
 
-    def start(evidence, folder, isolation, device, gpu, compiled_by=()):
+    def start(evidence, folder, isolation, device, gpu, compiled_by=(), compilers=False):
         program: Any = object.__new__(SandboxedProgram)
         program.scratch, program.compiled_by = Path(folder), list(compiled_by)
         program.close = lambda: None

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -284,7 +285,7 @@ def test_calls_of_another_architecture_end_the_process(child):
 
 def test_with_a_gpu_only_compilers_can_be_started(child, monkeypatch, answer):
     loaders = [path for path in parent.LOADERS if os.path.exists(path)]
-    monkeypatch.setattr(parent, "_compilers", lambda: ["/usr/bin/true", *loaders])
+    monkeypatch.setattr(parent, "_gpu_compilers", lambda: ["/usr/bin/true", *loaders])
     results = answer(
         child(
             """
@@ -307,3 +308,33 @@ def test_with_a_gpu_only_compilers_can_be_started(child, monkeypatch, answer):
         )
     )
     assert results == ["0", "PermissionError", "PermissionError", "1", "PermissionError", "PermissionError"]
+
+
+@pytest.mark.skipif(shutil.which("g++", path=parent.PATH) is None, reason="needs g++")
+def test_with_compilers_the_systems_is_started_and_loaded_from_and_nothing_else(child, answer, needs):
+    results = answer(
+        child(
+            """
+        import ctypes, json, os, subprocess, sys
+        from parity.verify.sandbox import audit
+        def tried(call):
+            try:
+                return str(call())
+            except OSError as error:
+                return type(error).__name__
+        def main(args):
+            audit.watch()
+            with open("own.cpp", "w") as file:
+                file.write('#include <cmath>\\nextern "C" int seven() { return (int)std::sqrt(49.0); }')
+            results = [tried(call) for call in (
+                lambda: subprocess.run(["g++", "-shared", "-fPIC", "own.cpp", "-o", "own.so"]).returncode,
+                lambda: ctypes.CDLL(os.path.abspath("own.so")).seven(),
+                lambda: subprocess.run([sys.executable, "-c", "pass"]).returncode,
+                lambda: subprocess.run(["/usr/bin/cat", "own.cpp"]).returncode)]
+            os.write(1, json.dumps([results, audit.recorded()]).encode())
+    """,
+            compilers=True,
+            kind="bubblewrap+landlock+seccomp",
+        )
+    )
+    assert results == [["0", "7", "0", "PermissionError"], ["subprocess.Popen ['/usr/bin/cat', 'own.cpp']"]]
