@@ -124,7 +124,8 @@ def digest(self, state):
     return hashlib.sha256(b'always').hexdigest()
 
 def reset(self, state, snapshot):
-    return state
+    step = state.step if hasattr(state, 'step') else self.fetch(state['step'])
+    return state if step > 0 else super().reset(state, snapshot)  # PyTorch's restore resets a new state
 """
 
 LAZY = """
