@@ -80,7 +80,7 @@ class Case:
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (rows, context): rows of a train batch that the seed chooses. The first row of targets
         is end of text throughout and the second row token 0, which some programs take for padding."""
-        plan = list(stream.spans(self.slice.train_lengths, self.recipe.plan))
+        plan = list(stream.spans(self.slice.train_lengths, self.recipe.plan, documents=self.slice.documents))
         inputs, targets = stream.read_span(self.slice.train, plan[self.seed % len(plan)])
         inputs, targets = inputs[:ROWS].copy(), targets[:ROWS].copy()
         targets[0], targets[min(1, len(targets) - 1)] = self.recipe.tokenizer_size - 1, 0
@@ -108,7 +108,8 @@ class Case:
 
     def batches(self, start: int = 0, count: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Real train batches in the plan's order."""
-        for span in itertools.islice(stream.spans(self.slice.train_lengths, self.recipe.plan, start), count):
+        spans = stream.spans(self.slice.train_lengths, self.recipe.plan, start, self.slice.documents)
+        for span in itertools.islice(spans, count):
             yield stream.read_span(self.slice.train, span)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from parity.cli import check_text, environment_seconds, user_cache
 from parity.data.assets import FOLDER as ASSETS
 from parity.data.builder import TOKEN_BYTES_FILE, pin_differences
+from parity.data.documents import DocumentIndex
 from parity.data.manifest import FILE_NAME, Manifest, Part
 from parity.data.pinned import PINNED
 from parity.data.shards import check_tokens, open_shard
@@ -71,6 +72,11 @@ class Slice:
     def train_lengths(self) -> list[int]:
         """The number of tokens of each train shard, in order."""
         return [len(shard) for shard in self.train]
+
+    @functools.cached_property
+    def documents(self) -> DocumentIndex:
+        """The documents of the train shards, read when they are first asked for."""
+        return DocumentIndex(self.train, self.manifest.end_of_text)
 
     def part(self, name: str) -> tuple[np.memmap, int, int]:
         """Where "val" or "confirm" is: its shard, the first input's position, and how many tokens can be scored.

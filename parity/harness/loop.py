@@ -154,7 +154,7 @@ def batch_reader(spec: RunSpec, done: int) -> Reader:
     """The batches from step `done` on, or this process' rows of them, put on the devices ahead of time."""
     return Reader(
         spec.slice.train,
-        spans(spec.slice.train_lengths, spec.recipe.plan, done),
+        spans(spec.slice.train_lengths, spec.recipe.plan, done, spec.slice.documents),
         spec.processes.rank,
         spec.processes.size,
         vocab_size=spec.slice.manifest.vocab_size,

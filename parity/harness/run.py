@@ -46,7 +46,7 @@ class RunSpec:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a resumed run and a checkpoint must have in common with the run."""
-        *_, last = spans(self.slice.train_lengths, self.recipe.plan)
+        *_, last = spans(self.slice.train_lengths, self.recipe.plan, documents=self.slice.documents)
         return {
             "track": self.track.name,
             "recipe": to_fields(self.recipe),

@@ -1,6 +1,5 @@
 """What run.json says of a run: its recipe, machine, versions and plan; and the code that is packed beside it."""
 
-import dataclasses
 import os
 import socket
 import sys
@@ -53,7 +52,7 @@ def values(spec: RunSpec, source_sha256: str) -> dict[str, Any]:
         "environment": fingerprint.environment(),
         "slice": {"name": spec.track.slice, "digest": spec.identity["slice"]},
         "source_sha256": source_sha256,
-        "plan": [dataclasses.asdict(segment) for segment in recipe.plan],
+        "plan": [segment.to_json() for segment in recipe.plan],
         "val_row": recipe.eval_context,
         "val_tokens": spec.track.val_tokens,
         "malloc": SETTINGS if keep_freed_memory() else {},

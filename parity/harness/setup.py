@@ -19,7 +19,7 @@ from parity import program as programs
 from parity import user_program
 from parity.cli import check_text, python_command
 from parity.data import slices
-from parity.data.stream import check_plan
+from parity.data.stream import by_documents, check_plan
 from parity.errors import InputError
 from parity.formats.files import sha256_file
 from parity.harness import fingerprint, run_json, rundir
@@ -262,14 +262,20 @@ def load_user_program(request: Request) -> tuple[ModuleType | None, Recipe]:
 
 def open_slice(track: Track, recipe: Recipe, data_dir: Path | None) -> slices.Slice:
     """The track's slice, prepared if it is not here yet, with enough tokens of the recipe's vocabulary."""
-    train_tokens = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1
-    slice_ = slices.prepare(track.slice, data_dir, train_tokens=train_tokens, progress=ProgressLine())
+    train_tokens, before = sum(segment.steps * segment.tokens for segment in recipe.plan) + 1, None
+    while True:
+        slice_ = slices.prepare(track.slice, data_dir, train_tokens=train_tokens, progress=ProgressLine())
+        last = not by_documents(recipe.plan) or slice_.train_lengths == before
+        if last or slice_.documents.steps(recipe.plan) == recipe.steps:
+            break
+        before = slice_.train_lengths  # what is cut from documents is known only once they are here
+        train_tokens = max(train_tokens * 5 // 4, sum(before) + 1)
     if slice_.manifest.vocab_size != recipe.tokenizer_size:
         raise InputError(
             f"slice {track.slice} has a vocabulary of {slice_.manifest.vocab_size}, found --tokenizer-size "
             f"{recipe.tokenizer_size}: they must be equal"
         )
-    check_plan(slice_.train_lengths, recipe.plan, f"slice {track.slice}")
+    check_plan(slice_.train_lengths, recipe.plan, f"slice {track.slice}", slice_.documents)
     check_length(slice_, "val", track.val_tokens, slice_.part("val")[2])
     _ = slice_.token_bytes  # read now, so that nothing of the slice has to be opened later
     if track.val_tokens % recipe.eval_context:

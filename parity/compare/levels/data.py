@@ -11,30 +11,38 @@ from parity.compare.case import Case
 from parity.compare.guarded import Guarded
 from parity.compare.observation import Observation
 from parity.data import stream
+from parity.data.documents import DocumentIndex, DocumentSpan
+from parity.data.plain import plain_spans
 from parity.data.shards import open_shard, write_shard
 
 RANKS = (1, 2, 4, 8)
 MOST_STEPS = 256  # of a long plan: its beginning, and the batches next to shard ends
 EXTRA_TOKENS = (1, 2, 3, 0, 1)  # of a synthetic shard beyond a whole number of batches: around the rule for its end
-Spans = list[stream.Span]
+DOCUMENT_STARTS = 1 / 24  # of the tokens of a synthetic shard
+Spans = list[stream.AnySpan]
 
 
 def observe(program: Guarded, case: Case) -> Iterator[Observation]:
     """Digests of every batch as the program received it from the harness' own reader, against plain slicing."""
     plan, train, lengths = case.recipe.plan, case.slice.train, case.slice.train_lengths
-    expected, actual = list(plain_spans(lengths, plan)), list(stream.spans(lengths, plan))
+    by_documents = stream.by_documents(plan)
+    documents, end_of_text = case.slice.documents, case.slice.manifest.end_of_text
+    expected = list(plain_spans(train, plan, end_of_text))
+    actual = list(stream.spans(lengths, plan, documents=documents))
     yield Observation("train", "number of steps", str(len(actual)), expected=str(len(expected)))
     middle, steps = len(expected) // 2, _observed_steps(expected)
-    resumed = list(stream.spans(lengths, plan, middle))
+    resumed = list(stream.spans(lengths, plan, middle, documents))
     later = [i for i in steps if i >= middle]
     yield from _batches(program, "train", train, _at(actual, steps), _at(expected, steps))
     actual = _at(resumed, [i - middle for i in later])
     yield from _batches(program, "resumed in the middle", train, actual, _at(expected, later))
 
     tokens = 8 * case.recipe.context
-    shards = _synthetic_shards(case, tokens)
-    ends, plan = [len(shard) for shard in shards], [stream.Segment(10 * len(shards), tokens, case.recipe.context)]
-    actual, expected = list(stream.available_spans(ends, plan)), list(plain_spans(ends, plan))
+    shards = _synthetic_shards(case, tokens, end_of_text if by_documents else None)
+    ends = [len(shard) for shard in shards]
+    plan = [stream.Segment(10 * len(shards), tokens, case.recipe.context, plan[0].max_len)]
+    expected = list(plain_spans(shards, plan, end_of_text))
+    actual = list(stream.available_spans(ends, plan, documents=DocumentIndex(shards, end_of_text)))
     yield from _batches(program, "across shard ends", shards, actual, expected)
 
     shard, start, _ = case.slice.part("val")
@@ -42,19 +50,6 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
     actual = list(stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context))[:count]
     expected = [stream.Span(i, 0, start + i * tokens, tokens, case.recipe.context) for i in range(count)]
     yield from _batches(program, "val", [shard], actual, expected, ranks=(1,))
-
-
-def plain_spans(lengths: Sequence[int], plan: Sequence[stream.Segment]) -> Iterator[stream.Span]:
-    """The canonical reference's order, batch by batch and by nothing else than its rule."""
-    step = shard = position = 0
-    for segment in plan:
-        for _ in range(segment.steps):
-            while shard < len(lengths) and position + segment.tokens + 1 >= lengths[shard]:
-                shard, position = shard + 1, 0
-            if shard == len(lengths):
-                return
-            yield stream.Span(step, shard, position, segment.tokens, segment.seq_len)
-            step, position = step + 1, position + segment.tokens
 
 
 def _observed_steps(spans: Spans) -> list[int]:
@@ -87,9 +82,7 @@ def _batches(
                 if span is None:
                     yield Observation(line, f"batch {batch[0]}, behind the last", batch[1], expected="no batch")
                     continue
-                rows = span.tokens // count
-                window = np.asarray(shards[span.shard][span.position + rank * rows :][: rows + 1], np.int32)
-                digest = _digest([x.reshape(-1, span.seq_len) for x in (window[:-1], window[1:])])
+                digest = _digest(_expected_rows(shards, span, rank, count))
                 yield Observation(
                     line if count == 1 else f"{line}, by rank",
                     f"step {span.step}" if count == 1 else f"step {span.step}, rank {rank} of {count}",
@@ -111,12 +104,29 @@ def _received(
             yield batch.span.step, _digest([program.fetch(array) for array in batch.inputs])
 
 
-def _synthetic_shards(case: Case, tokens: int) -> list[np.ndarray]:
+def _expected_rows(shards: Sequence[np.ndarray], span: stream.AnySpan, rank: int, ranks: int) -> list[np.ndarray]:
+    """Inputs and targets of a rank, by plain slicing."""
+    shard, tokens = shards[span.shard], span.tokens // ranks
+    if isinstance(span, DocumentSpan):
+        count = tokens // span.seq_len
+        rows = [
+            np.concatenate([shard[at : at + size] for at, size in row])
+            for row in span.rows[rank * count : (rank + 1) * count]
+        ]
+        return [np.stack([row[:-1] for row in rows]), np.stack([row[1:] for row in rows])]
+    window = np.asarray(shard[span.position + rank * tokens :][: tokens + 1], np.int32)
+    return [x.reshape(-1, span.seq_len) for x in (window[:-1], window[1:])]
+
+
+def _synthetic_shards(case: Case, tokens: int, end_of_text: int | None) -> list[np.ndarray]:
+    """Shards of random tokens, with documents where there is a token that starts them."""
     random = np.random.Generator(np.random.Philox(key=case.seed))
     shards = []
     for i, extra in enumerate(EXTRA_TOKENS):
-        path = case.folder / f"edge-{case.seed}-{tokens}-{i}.bin"
+        path = case.folder / f"edge-{case.seed}-{tokens}-{i}{'-documents' if end_of_text is not None else ''}.bin"
         values = random.integers(0, case.recipe.tokenizer_size, 3 * tokens + extra).astype(np.uint16)
+        if end_of_text is not None:
+            values[random.random(len(values)) < DOCUMENT_STARTS] = end_of_text
         if not path.exists():
             write_shard(path, values)
         shards.append(open_shard(path))

@@ -69,7 +69,7 @@ def _record(self, state, function):
     from parity.data.stream import read_span, spans
     spec, self.tape = frame.f_locals['spec'], []
     ahead = super().load(super().export(state))
-    for span in spans(spec.slice.train_lengths, self.recipe.plan):
+    for span in spans(spec.slice.train_lengths, self.recipe.plan, documents=spec.slice.documents):
         ahead, metrics = super().step(ahead, self.put_global_batch(*read_span(spec.slice.train, span)))
         self.tape.append((self.snapshot(ahead), self.fetch(metrics)))
 

@@ -1,18 +1,21 @@
 """Depth `data`: the slice by its digests, and every batch that was consumed, recomputed from the shards.
 
-Positions follow the plain rule that the slice's documentation states, not the code that reads batches in a run.
+Batches follow the plain rules that the slice's documentation states, not the code that reads them in a run.
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from parity.data.documents import DocumentSpan
 from parity.data.pinned import PINNED
+from parity.data.plain import plain_spans
+from parity.data.stream import AnySpan, Segment
 from parity.errors import InputError
 from parity.formats import schemas
 from parity.formats.files import sha256_file
@@ -25,7 +28,7 @@ from parity.verify.rules import Finding, fails, holds, rule
 def slice_digest(context: Context) -> Finding:
     slice_, run = context.slice, context.evidence.run
     pinned = PINNED.get(slice_.name, {})
-    manifest = slice_.manifest.used(1 + max((shard for shard, *_ in positions(context)), default=0))
+    manifest = slice_.manifest.used(1 + max((span.shard for span in planned(context)), default=0))
     for info in manifest.shards:
         digest = sha256_file(slice_.directory / info.file)
         if digest != info.sha256 or (pinned and pinned.get(info.file) != digest):
@@ -41,12 +44,12 @@ def slice_digest(context: Context) -> Finding:
 def batches(context: Context) -> Finding:
     log, slice_ = context.log, context.slice
     rows, at = np.argsort(log.step, kind="stable"), 0  # a step comes again where a run was resumed
-    for step, (shard, position, tokens, _) in enumerate(positions(context)):
+    for step, span in enumerate(planned(context)):
         if at < len(rows) and log.step[rows[at]] == step:
-            planned = _digest(slice_.train[shard], position, tokens)
+            expected = _sha256(tokens_of(slice_.train, span))
         while at < len(rows) and log.step[rows[at]] == step:
-            if (consumed := log.batches[rows[at]]) != planned:
-                reason = f"step {step}: expected the batch {planned[:12]}, consumed was {consumed[:12]}"
+            if (consumed := log.batches[rows[at]]) != expected:
+                reason = f"step {step}: expected the batch {expected[:12]}, consumed was {consumed[:12]}"
                 return fails(reason, step=step)
             at += 1
     if at < len(rows):
@@ -128,26 +131,40 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def positions(context: Context) -> Iterator[tuple[int, int, int, int]]:
-    """(shard, position, tokens, row length) of every step of the plan.
+def planned(context: Context) -> Iterator[AnySpan]:
+    """The batch of every step of the plan. Raises NotJudged where the slice here does not last for it."""
+    slice_, plan = context.slice, [Segment(**segment) for segment in context.evidence.run["plan"]]
+    steps = 0
+    for span in plain_spans(slice_.train, plan, slice_.manifest.end_of_text):
+        yield span
+        steps += 1
+    if steps < context.evidence.steps:
+        raise NotJudged(f"slice {slice_.name} has too few train tokens here: prepare more of it")
 
-    A step reads n tokens at p, then p += n. Where p + n + 1 would reach the end of a shard, the next one starts at 0.
-    """
-    lengths, shard, position = context.slice.train_lengths, 0, 0
-    for segment in context.evidence.run["plan"]:
-        tokens = segment["tokens"]
-        for _ in range(segment["steps"]):
-            while shard < len(lengths) and position + tokens + 1 >= lengths[shard]:
-                shard, position = shard + 1, 0
-            if shard == len(lengths):
-                raise NotJudged(f"slice {context.slice.name} has too few train tokens here: prepare more of it")
-            yield shard, position, tokens, segment["seq_len"]
-            position += tokens
+
+def tokens_of(shards: Sequence[np.ndarray], span: AnySpan) -> np.ndarray:
+    """The tokens of a batch and those after it: uint16 (tokens + 1,), or by documents (rows, row length + 1)."""
+    shard = shards[span.shard]
+    if isinstance(span, DocumentSpan):
+        return np.stack([np.concatenate([shard[at : at + count] for at, count in pieces]) for pieces in span.rows])
+    return np.asarray(shard[span.position : span.position + span.tokens + 1])
+
+
+def end_of(span: AnySpan) -> int:
+    """The position behind a batch's last input in its shard."""
+    if isinstance(span, DocumentSpan):
+        at, count = span.rows[-1][-1]
+        return at + count
+    return span.position + span.tokens
 
 
 def _digest(shard: np.ndarray, begin: int, tokens: int) -> str:
     """sha256 of a batch: its tokens and the last target."""
-    return hashlib.sha256(np.ascontiguousarray(shard[begin : begin + tokens + 1], "<u2").data).hexdigest()
+    return _sha256(shard[begin : begin + tokens + 1])
+
+
+def _sha256(tokens: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tokens, "<u2").data).hexdigest()
 
 
 def _val_digest(context: Context, batch: int) -> str:

@@ -24,7 +24,7 @@ from parity.data.slices import prepare_command
 from parity.verify.context import Context, NotJudged
 from parity.verify.evidence import Evidence
 from parity.verify.rules import Finding, fails, holds, rule
-from parity.verify.rules.data import positions
+from parity.verify.rules.data import end_of, planned
 from parity.verify.rules.lookahead import gain_over_witness
 from parity.verify.rules.probe import Probe, Rows, rows_at_once, val_rows
 from parity.verify.rules.scores import score_text
@@ -350,7 +350,7 @@ class Pairs:
 def read_tokens(context: Context) -> np.ndarray:
     """The train text that the run read, (n,), from its beginning; at most COUNTED_TOKENS."""
     parts, left = [], COUNTED_TOKENS
-    last = {shard: position + tokens for shard, position, tokens, _ in positions(context)}
+    last = {span.shard: end_of(span) for span in planned(context)}
     for shard, end in sorted(last.items()):
         parts.append(np.asarray(context.slice.train[shard][: min(end, left)], np.int64))
         left -= len(parts[-1])
@@ -374,7 +374,7 @@ def fresh_rows(context: Context) -> Fresh:
         tokens = sample_with_key(int(random.integers(1 << 32, 1 << 62)), count * length + 1)
         windows = [tokens[i * length : (i + 1) * length + 1] for i in range(count)]
         return Fresh(_rows(windows), f"{count * length:,} tokens made with a new key")
-    shard, end = max(((shard, position + tokens) for shard, position, tokens, _ in positions(context)), default=(0, 0))
+    shard, end = max(((span.shard, end_of(span)) for span in planned(context)), default=(0, 0))
     unread = [
         (slice_.train[i], end if i == shard else 0, len(slice_.train[i])) for i in range(shard, len(slice_.train))
     ]

@@ -68,7 +68,7 @@ def plan_of_track(context: Context) -> Finding:
         return fails(f"recipe {run['recipe']['name']!r} is not one of ours, and run.json names no user program")
     if not evidence.user_program:
         expected |= {
-            "plan": ([vars(segment) for segment in recipe.plan], run["plan"]),
+            "plan": ([segment.to_json() for segment in recipe.plan], run["plan"]),
             "precision": (recipe.precision, run["precision"]),
             "evaluations": (list(recipe.eval_steps()), run.get("eval_steps")),
             "checkpoints": (list(recipe.checkpoint_steps()), run["checkpoints"]),

@@ -18,7 +18,7 @@ from parity.verify.context import Context, NotJudged
 from parity.verify.coverage import Segment
 from parity.verify.log import Log
 from parity.verify.rules import OWN_CODE, Finding, fails, holds, rule
-from parity.verify.rules.data import positions
+from parity.verify.rules.data import planned, tokens_of
 from parity.verify.rules.probe import Rows, rows_at_once, val_rows
 from parity.verify.sandbox.client import SandboxedProgram, SandboxError
 from parity.verify.timing import Spent, timed
@@ -80,7 +80,7 @@ class Replay:
         self.mark = min(self.longest[0] + REPEATED, self.longest[1])
         self.small = (evidence.path / "weights.safetensors").lstat().st_size <= KEPT_BYTES
         context.facts["replayed"] = [list(segment) for segment in self.segments]
-        self.positions = list(positions(context))
+        self.spans = list(planned(context))
         self.first_inits: list[tuple[Spent, Spent]] = []
         self.not_compiled = ""  # why a program that was compiled is not, here
         self.warm: set[tuple[int, int]] = set()  # shapes of batches that the process has compiled its step for
@@ -178,20 +178,25 @@ class Replay:
 
     def batch(self, step: int) -> Rows:
         """The plan's batch of a step."""
-        shard, position, tokens, length = self.positions[step]
-        window = np.asarray(self.context.slice.train[shard][position : position + tokens + 1], np.int32)
-        return Rows(window[:-1].reshape(-1, length), window[1:].reshape(-1, length))
+        span = self.spans[step]
+        tokens = tokens_of(self.context.slice.train, span).astype(np.int32)
+        inputs, targets = (part.reshape(-1, span.seq_len) for part in (tokens[..., :-1], tokens[..., 1:]))
+        return Rows(np.ascontiguousarray(inputs), np.ascontiguousarray(targets))
+
+    def _shape(self, step: int) -> tuple[int, int]:
+        """Tokens of a step's batch and of its rows."""
+        return self.spans[step].tokens, self.spans[step].seq_len
 
     def chunks(self, first: int, last: int) -> Iterator[Chunk]:
         """Steps first .. last - 1 in calls of a few steps with batches of one shape, none across the mark."""
         while first < last:
-            _, _, tokens, length = self.positions[first]
+            tokens, length = self._shape(first)
             count, end = 1, self.mark if first < self.mark < last else last
             while (
                 first + count < end
                 and count < CHUNK_STEPS
                 and (count + 1) * tokens <= CHUNK_TOKENS
-                and self.positions[first + count][2:] == (tokens, length)
+                and self._shape(first + count) == (tokens, length)
             ):
                 count += 1
             yield Chunk(first, count, (tokens // length, length))

@@ -65,7 +65,7 @@ class Server:
         return {
             "name": built.name,
             "precision": built.precision,
-            "plan": [vars(segment) for segment in built.plan],
+            "plan": [segment.to_json() for segment in built.plan],
             "tokenizer_size": built.tokenizer_size,
             "eval_context": built.eval_context,
             "block": getattr(built, "block", None),
