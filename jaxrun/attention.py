@@ -25,7 +25,8 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
 
 def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, segments_BT, window, block: int, max_window: int):
     """softmax(scale q k^T, masked) v. Position t sees position s where s <= t, both are in the same segment, and
-    s // block > t // block - max(1, window): its own block of `block` positions and the `window` - 1 before it.
+    s // block > t // block - max(1, window): its own block of `block` positions and the `window` - 1 before it. With
+    blocks of 1 the window counts positions, t itself included.
 
     q, k, v: (B, T, H, K), one type; segments (B, T), int32, never falling along a row; `window` an int32 that may be
     traced, at most `max_window`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider. The
@@ -62,9 +63,21 @@ def rotary(x_BTHK, base: float, accum: str, full: bool = False, table_dtype: str
     else:
         rotating = (1 / base) ** (jnp.arange(K // 4, dtype=accum) / (K // 4 - 1))
         frequency_K2 = jnp.concatenate([rotating, jnp.zeros(K // 4, accum)])
+    return rotate(x_BTHK, *rotary_tables(T, frequency_K2, accum, table_dtype))
+
+
+def rotary_tables(T: int, frequency_K2, accum: str, table_dtype: str | None = None):
+    """Cosines and sines of position x frequency, each (T, 1, K/2) in `accum`, rounded to `table_dtype` first."""
     theta_T1K2 = jnp.arange(T, dtype=accum)[:, None, None] * frequency_K2
     cos, sin = (f(theta_T1K2).astype(table_dtype or accum).astype(accum) for f in (jnp.cos, jnp.sin))
     if target_platform() == "cpu":  # computed once: XLA would compute them again for every number that they multiply
         cos, sin = jax.lax.optimization_barrier((cos, sin))
-    x1, x2 = jnp.split(x_BTHK.astype(accum), 2, axis=-1)
-    return jnp.concatenate([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], axis=-1).astype(x_BTHK.dtype)
+    return cos, sin
+
+
+def rotate(x_BTHK, cos_T1K2, sin_T1K2, scale=None):
+    """y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos, with x1, x2 the halves of a head, in the type of the tables; times
+    `scale` if there is one."""
+    x1, x2 = jnp.split(x_BTHK.astype(cos_T1K2.dtype), 2, axis=-1)
+    y_BTHK = jnp.concatenate([x1 * cos_T1K2 + x2 * sin_T1K2, -x1 * sin_T1K2 + x2 * cos_T1K2], axis=-1)
+    return (y_BTHK if scale is None else y_BTHK * scale).astype(x_BTHK.dtype)

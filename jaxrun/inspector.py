@@ -88,14 +88,14 @@ class Inspector:
     def orthogonalize(self, x_RC: np.ndarray) -> dict[str, Any]:
         recipe, grams = self.recipe, []
         coefficients, dtype = recipe.newton_schulz, recipe.dtypes.newton_schulz
-        x_NRC = jnp.asarray(x_RC)[None]
-        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
+        x_NRC, norm = jnp.asarray(x_RC)[None], recipe.newton_schulz_norm
+        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append, norm)
         return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
 
 def _optimizer_states(state: State) -> list[tuple[str, Any]]:
     """(group, state) of every AdamW and Muon in the optimizer."""
-    kinds = optim.AdamState, optim.MomentumState
+    kinds = optim.AdamState, optim.OddAdamState, optim.MomentumState
     leaves = jax.tree_util.tree_leaves_with_path(state["optimizer"], is_leaf=lambda x: isinstance(x, kinds))
     return [
         ([key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1], part)

@@ -88,6 +88,28 @@ class Norm(nnx.Module):
         return rms_norm(x, self.eps, self.accum)
 
 
+class Gate(nnx.Module):
+    """sigmoid(x[:n] W^T), one number a head, of the first n channels: weight (heads, n)."""
+
+    def __init__(self, heads: int, inputs: int, dtypes: Dtypes):
+        self.weight = empty((heads, inputs), dtypes.narrow.weights)
+        self.dtype = dtypes.matmul
+
+    def __call__(self, x_BTD):
+        weight = self.weight[...]
+        return jax.nn.sigmoid(matmul_t(x_BTD[..., : weight.shape[-1]], weight, self.dtype))
+
+
+class Scalars(nnx.Module):
+    """A few learned scalars, each in the type of the activations that it multiplies."""
+
+    def __init__(self, count: int, dtypes: Dtypes):
+        self.weight = empty((count,), dtypes.scalars)
+
+    def __call__(self, x, i: int = 0):
+        return self.weight[...][i].astype(x.dtype)
+
+
 class InputResidual(nnx.Module):
     """l0 x + l1 x0, x0 the normed embedding (record 8)."""
 

@@ -35,20 +35,23 @@ def muon(
     decay: float,
     mu: float | np.ndarray,
     steps: int,
-    coefficients: tuple[float, float, float],
+    coefficients: tuple[float, ...],
     dtype: str,
     distribute: Distribute = lambda function: function,
     ema: bool = True,
+    norm: tuple[float, float] = (1.0, 1e-7),
+    aspect: bool = True,
 ) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024): p -= rate (sqrt(max(1, rows / columns)) orthogonalize(u) + decay p), u of `momentum`.
 
     For matrices (out, in) and stacks of them. `learning_rates` (steps,); the momentum `mu` is one number or one a step;
-    `steps` and `coefficients` of Newton-Schulz, in `dtype`; `ema=False` is momentum as SGD has it.
+    `steps`, `coefficients` and `norm` of Newton-Schulz, in `dtype`; `ema=False` is momentum as SGD has it,
+    `aspect=False` leaves out the factor.
     """
     return optax.chain(
         momentum(mu, ema=ema),
-        orthogonalize(steps, coefficients, dtype, distribute),
-        scale_by_aspect(),
+        orthogonalize(steps, coefficients, dtype, distribute, norm),
+        scale_by_aspect() if aspect else optax.identity(),
         add_decayed_weights(decay),
         scale_by_learning_rate(learning_rates),
     )
@@ -69,20 +72,63 @@ def scale_by_adam(betas: tuple[float, float], eps: float) -> optax.GradientTrans
     def init(params):
         return AdamState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in betas))
 
-    def correction(beta, t, dtype):  # 1 - beta^t without the cancellation
-        return -jnp.expm1(t.astype(dtype) * math.log(max(beta, 1e-300)))
-
     def update(updates, state, params=None):
         t = state.count + 1
         grads = jax.tree.map(lambda g, m: g.astype(wider(m)), updates, state.first)
         first = jax.tree.map(lambda m, g: b1 * m.astype(g.dtype) + (1 - b1) * g, state.first, grads)
         second = jax.tree.map(lambda v, g: b2 * v.astype(g.dtype) + (1 - b2) * g * g, state.second, grads)
         updates = jax.tree.map(
-            lambda m, v: (m / correction(b1, t, m.dtype)) / (jnp.sqrt(v / correction(b2, t, v.dtype)) + eps),
+            lambda m, v: (m / _correction(b1, t, m.dtype)) / (jnp.sqrt(v / _correction(b2, t, v.dtype)) + eps),
             first,
             second,
         )
         return updates, AdamState(t, _as_stored(first, state.first), _as_stored(second, state.second))
+
+    return optax.GradientTransformation(init, update)
+
+
+class OddAdamState(NamedTuple):
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    first: Tensors
+    second: Tensors
+    pending: Tensors
+
+
+def odd_adam(
+    learning_rates: np.ndarray, betas: tuple[float, float], eps: float, dtype: str
+) -> optax.GradientTransformation:
+    """Adam on odd steps alone, each time on the sum of the gradients of two steps (record 39).
+
+    At its t-th update m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= rate sqrt(c2) / c1 m / (sqrt(v) + eps), with
+    c1 = 1 - b1^t, c2 = 1 - b2^t. `learning_rates` (steps,); the moments are kept in `dtype`, the gradient of an even
+    step in its own type.
+    """
+    b1, b2 = betas
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        moments = (jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), params) for _ in betas)
+        return OddAdamState(jnp.zeros((), jnp.int32), *moments, zeros)
+
+    def wait(grads, state):
+        updates = jax.tree.map(lambda g: jnp.zeros(g.shape, wider(g)), grads)
+        return updates, state._replace(count=state.count + 1, pending=grads)
+
+    def act(grads, state):
+        t = state.count // 2 + 1
+        sums = jax.tree.map(lambda g, before: (before + g).astype(wider(g)), grads, state.pending)
+        first = jax.tree.map(lambda m, g: b1 * m.astype(g.dtype) + (1 - b1) * g, state.first, sums)
+        second = jax.tree.map(lambda v, g: b2 * v.astype(g.dtype) + (1 - b2) * g * g, state.second, sums)
+
+        def update(m, v):
+            c1, c2 = (_correction(beta, t, m.dtype) for beta in betas)
+            return -_at(learning_rates, state.count, m.dtype) * jnp.sqrt(c2) / c1 * m / (jnp.sqrt(v) + eps)
+
+        moments = _as_stored(first, state.first), _as_stored(second, state.second)
+        return jax.tree.map(update, first, second), OddAdamState(state.count + 1, *moments, state.pending)
+
+    def update(updates, state, params=None):
+        return jax.lax.cond(state.count % 2 == 1, act, wait, updates, state)
 
     return optax.GradientTransformation(init, update)
 
@@ -115,12 +161,13 @@ def momentum(mu: float | np.ndarray, nesterov: bool = True, ema: bool = True) ->
 
 def orthogonalize(
     steps: int,
-    coefficients: tuple[float, float, float],
+    coefficients: tuple[float, ...],
     dtype: str,
     distribute: Distribute = lambda function: function,
+    norm: tuple[float, float] = (1.0, 1e-7),
 ) -> optax.GradientTransformation:
     """`newton_schulz` of every matrix and of those in stacks, matrices of equal shape as one batch."""
-    orthogonalize_fn = distribute(lambda x_NRC: newton_schulz(x_NRC, steps, coefficients, dtype))
+    orthogonalize_fn = distribute(lambda x_NRC: newton_schulz(x_NRC, steps, coefficients, dtype, norm=norm))
 
     def update(updates, params):
         ortho_updates = {}
@@ -169,21 +216,24 @@ def scale_by_learning_rate(learning_rates: np.ndarray) -> optax.GradientTransfor
 def newton_schulz(
     x_NRC,
     steps: int,
-    coefficients: tuple[float, float, float],
+    coefficients: tuple[float, ...],
     dtype: str,
     observe: Callable[[Any], None] | None = None,
+    norm: tuple[float, float] = (1.0, 1e-7),
 ):
     """The nearest semi-orthogonal matrix of each of N matrices (R, C), by Newton-Schulz iteration in `dtype`.
 
-    X / (||X||_F + 1e-7), transposed where R > C; then `steps` times A = X X^T, B = b A + c A A, X = a X + B X.
-    `observe` is called with every A.
+    X / (f ||X||_F + e) with f, e = `norm`, transposed where R > C; then `steps` times A = X X^T, B = b A + c A A,
+    X = a X + B X. `coefficients`: a, b, c of all steps, or of each in turn (Polar Express, Amsel et al.,
+    arXiv 2505.16932). `observe` is called with every A.
     """
-    a, b, c = coefficients
-    x = x_NRC.astype(dtype)
+    x, (factor, eps) = x_NRC.astype(dtype), norm
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=wider(x))) + 1e-7).astype(dtype)
-    for _ in range(steps):
+    size = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=wider(x)))
+    x = x / (factor * size + eps).astype(dtype)
+    for step in range(steps):
+        a, b, c = coefficients[3 * step : 3 * step + 3] or coefficients[:3]
         A = _matmul(x, x.mT)
         if observe:
             observe(A)
@@ -241,7 +291,13 @@ def _adamw(recipe: Any, group: str, distribute: Distribute) -> optax.GradientTra
     return adamw(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.group_weight_decay(group))
 
 
-def _muon(recipe: Any, group: str, distribute: Distribute, ema: bool = True) -> optax.GradientTransformation:
+def _odd_adam(recipe: Any, group: str, distribute: Distribute) -> optax.GradientTransformation:
+    return odd_adam(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.dtypes.moments)
+
+
+def _muon(
+    recipe: Any, group: str, distribute: Distribute, ema: bool = True, aspect: bool = True
+) -> optax.GradientTransformation:
     return muon(
         learning_rates(recipe, group),
         recipe.group_weight_decay(group),
@@ -251,10 +307,18 @@ def _muon(recipe: Any, group: str, distribute: Distribute, ema: bool = True) -> 
         recipe.dtypes.newton_schulz,
         distribute,
         ema,
+        recipe.newton_schulz_norm,
+        aspect,
     )
 
 
-OPTIMIZERS = {"AdamW": _adamw, "Muon": _muon, "MuonSGD": functools.partial(_muon, ema=False)}
+OPTIMIZERS = {
+    "AdamW": _adamw,
+    "Muon": _muon,
+    "MuonSGD": functools.partial(_muon, ema=False),
+    "OddAdam": _odd_adam,
+    "MuonUnscaled": functools.partial(_muon, aspect=False),
+}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:
@@ -283,6 +347,11 @@ def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
         group: global_norm({name: x for name, x in tensors.items() if groups[name] == group})
         for group in sorted(set(groups.values()))
     }
+
+
+def _correction(beta: float, t, dtype):
+    """1 - beta^t without the cancellation."""
+    return -jnp.expm1(t.astype(dtype) * math.log(max(beta, 1e-300)))
 
 
 def _matmul(a, b):

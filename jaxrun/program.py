@@ -200,10 +200,12 @@ class JaxProgram:
         return self._compiled_token_losses.lower(state["weights"], state["step"], *batch)
 
     def window(self, step) -> tuple:
-        """The model's arguments that depend on the number of updates: none, or the attention window in blocks."""
-        if self.recipe.attention_window(0) is None:
+        """The model's arguments that depend on the number of updates: none, the attention window in blocks, or the
+        number of the stage of attention."""
+        at = self.recipe.attention_window if self.recipe.attention_stage(0) is None else self.recipe.attention_stage
+        if at(0) is None:
             return ()
-        table = np.array([self.recipe.attention_window(n) for n in range(self.recipe.steps + 1)], np.int32)
+        table = np.array([at(n) for n in range(self.recipe.steps + 1)], np.int32)
         return (jnp.asarray(table)[jnp.minimum(step, self.recipe.steps)],)
 
     def _compile(self, function: Callable, **options: Any) -> Any:
@@ -236,7 +238,7 @@ class JaxProgram:
         state, updates = self._apply(state, grads)
         tensors = {"weights": state["weights"], "grads": grads, "updates": updates}
         metrics = {
-            "loss": loss if self.recipe.loss_reduction == "mean" else loss / targets_BT.size,
+            "loss": loss * self.recipe.loss_per_token(*targets_BT.shape),
             "grad_norm": optim.global_norm(grads),
             "norms": {kind: optim.group_norms(x, self.groups) for kind, x in tensors.items()},
             "rates": rates,
@@ -268,8 +270,8 @@ class JaxProgram:
 
         The loss is `layers.token_losses`, -log softmax(logits)[target], summed over the tokens in blocks.
         """
-        mean = prefix is None and self.recipe.loss_reduction == "mean"
-        scale = 1 / inputs_BT.size if mean else 1.0
+        reduction = self.recipe.loss_reduction if prefix is None else "sum"
+        scale = {"mean": 1 / inputs_BT.size, "sum": 1.0, "rows": 1 / len(inputs_BT)}[reduction]
         window, rows = self.window(step), [inputs_BT, targets_BT]
         if prefix is not None:
             rows.append(jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]) < prefix, inputs_BT.shape))

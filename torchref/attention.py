@@ -23,7 +23,8 @@ def causal_attention(q_BTHK, k_BTHK, v_BTHK, scale: float):
 
 def window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, segments_BT, window, block: int, max_window: int):
     """softmax(scale q k^T, masked) v. Position t sees position s where s <= t, both are in the same segment, and
-    s // block > t // block - max(1, window): its own block of `block` positions and the `window` - 1 before it.
+    s // block > t // block - max(1, window): its own block of `block` positions and the `window` - 1 before it. With
+    blocks of 1 the window counts positions, t itself included.
 
     q, k, v: (B, T, H, K), one type; segments (B, T), int32, never falling along a row; `window` an int32 tensor, at
     most `max_window`. Returns (B, T, H, K) in the type of q; scores and softmax in float32 or wider.
@@ -60,9 +61,7 @@ def rotary(x_BTHK, base: float, accum: str, full: bool = False, table_dtype: str
     """
     T, K = x_BTHK.shape[1], x_BTHK.shape[3]
     dtype = torch_dtype(accum)
-    cos, sin = _rotary_tables(T, K, base, dtype, full, torch_dtype(table_dtype or accum), x_BTHK.device)
-    x1, x2 = x_BTHK.to(dtype).chunk(2, dim=-1)
-    return torch.cat([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], dim=-1).to(x_BTHK.dtype)
+    return rotate(x_BTHK, *_base_tables(T, K, base, dtype, full, torch_dtype(table_dtype or accum), x_BTHK.device))
 
 
 _tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}  # the same for every layer and step
@@ -76,10 +75,29 @@ def _constant(function):
 
 
 @_constant
-def _rotary_tables(
+def rotary_tables(
+    T: int, frequency_K2: tuple[float, ...], accum: torch.dtype, table_dtype: torch.dtype, device: torch.device
+):  # fmt: skip
+    """Cosines and sines of position x frequency, each (T, 1, K/2) in `accum`, rounded to `table_dtype` first."""
+    key = (T, frequency_K2, accum, table_dtype, device)
+    if key not in _tables:
+        _tables[key] = _cos_and_sin(T, torch.tensor(frequency_K2, dtype=accum, device=device), table_dtype)
+    return _tables[key]
+
+
+def rotate(x_BTHK, cos_T1K2, sin_T1K2, scale: float | None = None):
+    """y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos, with x1, x2 the halves of a head, in the type of the tables; times
+    `scale` if there is one."""
+    x1, x2 = x_BTHK.to(cos_T1K2.dtype).chunk(2, dim=-1)
+    y_BTHK = torch.cat([x1 * cos_T1K2 + x2 * sin_T1K2, -x1 * sin_T1K2 + x2 * cos_T1K2], dim=-1)
+    return (y_BTHK if scale is None else y_BTHK * scale).to(x_BTHK.dtype)
+
+
+@_constant
+def _base_tables(
     T: int, K: int, base: float, accum: torch.dtype, full: bool, table_dtype: torch.dtype, device: torch.device
 ):  # fmt: skip
-    """Cosines and sines of the angles of `rotary`, each (T, 1, K/2) in `accum`."""
+    """Those of the frequencies of `rotary`."""
     key = (T, K, base, accum, full, table_dtype, device)
     if key not in _tables:
         if full:
@@ -87,7 +105,12 @@ def _rotary_tables(
         else:
             rotating = (1 / base) ** (torch.arange(K // 4, dtype=accum, device=device) / (K // 4 - 1))
             frequency_K2 = torch.cat([rotating, torch.zeros_like(rotating)])
-        theta_T1K2 = torch.arange(T, dtype=accum, device=device)[:, None, None] * frequency_K2
-        cos, sin = (x.to(table_dtype).to(accum) for x in (theta_T1K2.cos(), theta_T1K2.sin()))
-        _tables[key] = cos, sin
+        _tables[key] = _cos_and_sin(T, frequency_K2, table_dtype)
     return _tables[key]
+
+
+def _cos_and_sin(T: int, frequency_K2: torch.Tensor, table_dtype: torch.dtype):
+    accum = frequency_K2.dtype
+    theta_T1K2 = torch.arange(T, dtype=accum, device=frequency_K2.device)[:, None, None] * frequency_K2
+    cos, sin = (x.to(table_dtype).to(accum) for x in (theta_T1K2.cos(), theta_T1K2.sin()))
+    return cos, sin

@@ -13,7 +13,8 @@ from torchref import layers, optim
 from torchref.kernels.fp8 import fp8_matmul
 from torchref.program import State, TorchProgram
 
-MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum"}  # by torch's names
+# By torch's names.
+MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum", "pending": "pending"}
 
 
 class Inspector:
@@ -60,7 +61,8 @@ class Inspector:
         if hasattr(self.recipe, "momentum"):
             schedules["momentum"] = optim.momentum_schedule(self.recipe)
         if self.program.window(0):
-            windows = [float(self.program.window(step)[0][0]) for step in range(self.recipe.steps + 1)]
+            first = [self.program.window(step)[0] for step in range(self.recipe.steps + 1)]
+            windows = [float(value if isinstance(value, int) else value.blocks) for value in first]
             schedules["window"] = np.array(windows)
         return schedules
 
@@ -74,8 +76,8 @@ class Inspector:
     def orthogonalize(self, x_RC: np.ndarray) -> dict[str, Any]:
         recipe, grams = self.recipe, []
         coefficients, dtype = recipe.newton_schulz, layers.torch_dtype(recipe.dtypes.newton_schulz)
-        x_NRC = torch.from_numpy(x_RC)[None]
-        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append)
+        x_NRC, norm = torch.from_numpy(x_RC)[None], recipe.newton_schulz_norm
+        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append, norm)
         return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
 

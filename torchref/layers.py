@@ -88,6 +88,29 @@ class Norm(nn.Module):
         return rms_norm(x, self.eps, self.accum)
 
 
+class Gate(nn.Module):
+    """sigmoid(x[:n] W^T), one number a head, of the first n channels: weight (heads, n)."""
+
+    def __init__(self, heads: int, inputs: int, dtypes: Dtypes):
+        super().__init__()
+        self.weight = empty((heads, inputs), dtypes.narrow.weights)
+        self.dtype = dtypes.matmul
+
+    def forward(self, x_BTD):
+        return torch.sigmoid(matmul_t(x_BTD[..., : self.weight.shape[-1]], self.weight, self.dtype))
+
+
+class Scalars(nn.Module):
+    """A few learned scalars, each in the type of the activations that it multiplies."""
+
+    def __init__(self, count: int, dtypes: Dtypes):
+        super().__init__()
+        self.weight = empty((count,), dtypes.scalars)
+
+    def forward(self, x, i: int = 0):
+        return self.weight[i].to(x.dtype)
+
+
 class InputResidual(nn.Module):
     """l0 x + l1 x0, x0 the normed embedding (record 8)."""
 

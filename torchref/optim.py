@@ -39,20 +39,23 @@ def muon(
     decay: float,
     mu: float | np.ndarray,
     steps: int,
-    coefficients: tuple[float, float, float],
+    coefficients: tuple[float, ...],
     dtype: torch.dtype,
     compile: bool = False,
     distribute: Distribute = lambda function: function,
     ema: bool = True,
+    norm: tuple[float, float] = (1.0, 1e-7),
+    aspect: bool = True,
 ) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024): p -= rate (sqrt(max(1, rows / columns)) orthogonalize(u) + decay p), u of `momentum`.
 
     For matrices (out, in) and stacks of them. `weights` by optimizer group, whose learning rate, its "lr", is set
-    before every step; the momentum `mu` is one number or one a step; `steps` and `coefficients` of Newton-Schulz, in
-    `dtype`; `ema=False` is momentum as SGD has it.
+    before every step; the momentum `mu` is one number or one a step; `steps`, `coefficients` and `norm` of
+    Newton-Schulz, in `dtype`; `ema=False` is momentum as SGD has it, `aspect=False` leaves out the factor.
     """
     function = torch.compile(newton_schulz, dynamic=False) if compile else newton_schulz
-    return Muon(weights, decay, mu, distribute(lambda x_NRC: function(x_NRC, steps, coefficients, dtype)), ema)
+    orthogonalize_fn = distribute(lambda x_NRC: function(x_NRC, steps, coefficients, dtype, norm=norm))
+    return Muon(weights, decay, mu, orthogonalize_fn, ema, aspect)
 
 
 class Muon(torch.optim.Optimizer):
@@ -65,10 +68,11 @@ class Muon(torch.optim.Optimizer):
         mu: float | np.ndarray,
         orthogonalize_fn: Callable,
         ema: bool = True,
+        aspect: bool = True,
     ):
         groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
         super().__init__(groups, {"lr": 0.0, "weight_decay": decay})
-        self.mu, self.orthogonalize_fn, self.ema = np.atleast_1d(mu), orthogonalize_fn, ema
+        self.mu, self.orthogonalize_fn, self.ema, self.aspect = np.atleast_1d(mu), orthogonalize_fn, ema, aspect
 
     @torch.no_grad()
     def step(self, closure=None) -> Any:
@@ -82,10 +86,53 @@ class Muon(torch.optim.Optimizer):
             moments = [self.state[w]["momentum"] for w in weights]
             updates = momentum([w.grad for w in weights], moments, mu, ema=self.ema)
             updates = orthogonalize(updates, self.orthogonalize_fn)
-            updates = scale_by_aspect(updates)
+            updates = scale_by_aspect(updates) if self.aspect else updates
             updates = add_decayed_weights(updates, weights, group["weight_decay"])
             updates = scale_by_learning_rate(updates, group["lr"])
             torch._foreach_add_(weights, updates)
+
+
+def odd_adam(
+    weights: dict[str, Tensors], betas: tuple[float, float], eps: float, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    """Adam on odd steps alone, each time on the sum of the gradients of two steps (record 39).
+
+    At its t-th update m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= rate sqrt(c2) / c1 m / (sqrt(v) + eps), with
+    c1 = 1 - b1^t, c2 = 1 - b2^t. `weights` by optimizer group, whose learning rate, its "lr", is set before every step;
+    the moments are kept in `dtype`, the gradient of an even step in its own type.
+    """
+    return OddAdam(weights, betas, eps, dtype)
+
+
+class OddAdam(torch.optim.Optimizer):
+    def __init__(self, weights: dict[str, Tensors], betas: tuple[float, float], eps: float, dtype: torch.dtype):
+        groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
+        super().__init__(groups, {"lr": 0.0})
+        self.betas, self.eps, self.dtype = betas, eps, dtype
+
+    @torch.no_grad()
+    def step(self, closure=None) -> Any:
+        b1, b2 = self.betas
+        for group in self.param_groups:
+            count = group["updates"]
+            group["updates"] += 1
+            for w in group["params"]:
+                if not self.state[w]:
+                    moments = {name: torch.zeros_like(w, dtype=self.dtype) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[w].update(moments, pending=torch.zeros_like(w))
+            states = [self.state[w] for w in group["params"]]
+            if count % 2 == 0:
+                torch._foreach_copy_([state["pending"] for state in states], [w.grad for w in group["params"]])
+                continue
+            c1, c2 = (1 - beta ** (count // 2 + 1) for beta in self.betas)
+            for w, state in zip(group["params"], states, strict=True):
+                g = state["pending"] + w.grad
+                g = g.to(wider(g))
+                first = b1 * state["exp_avg"].to(g.dtype) + (1 - b1) * g
+                second = b2 * state["exp_avg_sq"].to(g.dtype) + (1 - b2) * g * g
+                state["exp_avg"].copy_(first)
+                state["exp_avg_sq"].copy_(second)
+                w.sub_(group["lr"] * c2**0.5 / c1 * first / (second.sqrt() + self.eps))
 
 
 def momentum(
@@ -138,21 +185,24 @@ def scale_by_learning_rate(updates: list[torch.Tensor], learning_rate: float) ->
 def newton_schulz(
     x_NRC,
     steps: int,
-    coefficients: tuple[float, float, float],
+    coefficients: tuple[float, ...],
     dtype: torch.dtype,
     observe: Callable[[Any], None] | None = None,
+    norm: tuple[float, float] = (1.0, 1e-7),
 ):
     """The nearest semi-orthogonal matrix of each of N matrices (R, C), by Newton-Schulz iteration in `dtype`.
 
-    X / (||X||_F + 1e-7), transposed where R > C; then `steps` times A = X X^T, B = b A + c A A, X = a X + B X.
-    `observe` is called with every A.
+    X / (f ||X||_F + e) with f, e = `norm`, transposed where R > C; then `steps` times A = X X^T, B = b A + c A A,
+    X = a X + B X. `coefficients`: a, b, c of all steps, or of each in turn (Polar Express, Amsel et al.,
+    arXiv 2505.16932). `observe` is called with every A.
     """
-    a, b, c = coefficients
-    x = x_NRC.to(dtype)
+    x, (factor, eps) = x_NRC.to(dtype), norm
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT.contiguous() if tall else x
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wider(x)) + 1e-7).to(dtype)
-    for _ in range(steps):
+    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wider(x))
+    x = x / (factor * size + eps).to(dtype)
+    for step in range(steps):
+        a, b, c = coefficients[3 * step : 3 * step + 3] or coefficients[:3]
         A = torch.bmm(x, x.mT)
         if observe:
             observe(A)
@@ -220,10 +270,19 @@ def _adamw(recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: 
     return adamw(weights, recipe.betas, recipe.adam_eps, {group: recipe.group_weight_decay(group) for group in weights})
 
 
+def _odd_adam(recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: Distribute) -> torch.optim.Optimizer:
+    return odd_adam(weights, recipe.betas, recipe.adam_eps, getattr(torch, recipe.dtypes.moments))
+
+
 def _muon(
-    recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: Distribute, ema: bool = True
+    recipe: Any,
+    weights: dict[str, Tensors],
+    compile: bool,
+    distribute: Distribute,
+    ema: bool = True,
+    aspect: bool = True,
 ) -> torch.optim.Optimizer:
-    (group,) = weights
+    (group,) = weights  # for all of them together the decay would be one
     return muon(
         weights,
         recipe.group_weight_decay(group),
@@ -234,10 +293,18 @@ def _muon(
         compile,
         distribute,
         ema,
+        recipe.newton_schulz_norm,
+        aspect,
     )
 
 
-OPTIMIZERS = {"AdamW": _adamw, "Muon": _muon, "MuonSGD": functools.partial(_muon, ema=False)}
+OPTIMIZERS = {
+    "AdamW": _adamw,
+    "Muon": _muon,
+    "MuonSGD": functools.partial(_muon, ema=False),
+    "OddAdam": _odd_adam,
+    "MuonUnscaled": functools.partial(_muon, aspect=False),
+}
 
 
 def group_of(recipe: Recipe) -> dict[str, str]:

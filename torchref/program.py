@@ -130,9 +130,9 @@ class TorchProgram:
         rates = user_optimizer.stated_rates(state.optimizer)
         state, updates = self._apply(state, grads, grad_norm)
         tensors = {"weights": state.weights, "updates": updates}
-        tokens = batch[1].numel() * len(self.devices)
+        rows, length = batch[1].shape
         metrics = {
-            "loss": loss if self.recipe.loss_reduction == "mean" else loss / tokens,
+            "loss": loss * self.recipe.loss_per_token(rows * len(self.devices), length),
             "grad_norm": grad_norm,
             "norms": norms | {kind: optim.group_norms(x, self.groups) for kind, x in tensors.items()},
             "rates": rates,
@@ -169,7 +169,7 @@ class TorchProgram:
         loss, grads = sharding.sum_microbatches(self.microbatches, on_microbatch, *batch)
         loss, grads = sharding.reduce_gradients(loss, grads)
         means = self.microbatches * len(self.devices)
-        if reduction == "mean" and means > 1:
+        if reduction != "sum" and means > 1:
             torch._foreach_div_([loss, *grads.values()], means)
         return loss, grads
 
@@ -204,11 +204,14 @@ class TorchProgram:
         return self.reset(state, checkpoint.restore(directory, state.tree()))
 
     def window(self, step: int) -> tuple:
-        """The model's arguments that depend on the number of updates: none, or the attention window in blocks.
+        """The model's arguments that depend on the number of updates: none, the attention window in blocks, or the
+        number of the stage of attention.
 
-        That is an int32 tensor, and upper bounds of the long and the short window; powers of two, since code is
+        A window is an int32 tensor, and upper bounds of the long and the short one; powers of two, since code is
         compiled for each.
         """
+        if (stage := self.recipe.attention_stage(step)) is not None:
+            return (stage,)
         blocks, widest = self.recipe.attention_window(step), self.recipe.attention_window(self.recipe.steps)
         if blocks is None or widest is None:
             return ()
@@ -319,16 +322,16 @@ def _compiler() -> str:
 
 def _loss(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str):
     losses_BT = _training_losses(net, inputs_BT, targets_BT, window, reduction)
-    return losses_BT.mean() if reduction == "mean" else losses_BT.sum()
+    return losses_BT.mean() if reduction == "mean" else losses_BT.sum() / (len(inputs_BT) if reduction == "rows" else 1)
 
 
 def _training_losses(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str):
-    """Losses as training computes them; their gradient will be that of their mean or their sum."""
+    """Losses as training computes them; their gradient will be that of their sum, divided as `reduction` says."""
     x_BTD = net(inputs_BT, *window)
     if not hasattr(net, "training_raw_logits"):
         return layers.token_losses(net.logits(x_BTD), targets_BT)
     rows, length = inputs_BT.shape
-    grad_scale = float(rows) if reduction == "mean" else 1 / length  # of a row's mean loss
+    grad_scale = {"mean": float(rows), "sum": 1 / length, "rows": rows / length}[reduction]  # of a row's mean loss
     return layers.token_losses(net.training_raw_logits(x_BTD, grad_scale), targets_BT, net.softcap)
 
 

@@ -21,8 +21,8 @@ OTHER = 64  # positions of the tiles that it loops over
 
 
 def supports(dtype, block: int, K: int) -> bool:
-    """Whether there are kernels for a type of array, a block and a head width."""
-    return dtype in (jnp.bfloat16, jnp.float16) and _power_of_two(block) and _power_of_two(K)
+    """Whether there are kernels for a type of array, a block (1: a window in positions) and a head width."""
+    return dtype in (jnp.bfloat16, jnp.float16) and (block == 1 or _power_of_two(block)) and _power_of_two(K)
 
 
 def window_attention(
@@ -35,13 +35,14 @@ def window_attention(
     platform, slowly. Raises ValueError where T, K or block have no kernel.
     """
     T, K = q_BTHK.shape[1], q_BTHK.shape[3]
-    if T % block:
-        raise ValueError(f"window attention: expected a block that divides the {T} positions, found {block}")
-    if not (_power_of_two(block) and _power_of_two(K)):
+    tile = OWN if block == 1 else block
+    if T % tile:
+        raise ValueError(f"window attention: expected a block that divides the {T} positions, found {tile}")
+    if not (_power_of_two(tile) and _power_of_two(K)):
         raise ValueError(f"window attention: expected powers of 2 from 16 for block and head, found {block} and {K}")
     span = min(T, (T if max_window is None else max(1, max_window)) * block)  # the widest, which FLOPs are counted for
     first_BT, last_BT = visible_range(segments_BT, window, block)
-    tiles = min(OWN, block), min(OTHER, block)
+    tiles = min(OWN, tile), min(OTHER, tile)
     return _attention(q_BTHK, k_BTHK, v_BTHK, first_BT, last_BT, scale, *tiles, span, interpret)
 
 

@@ -60,6 +60,14 @@ def gradients(recipe: Recipe, tokens: int) -> Bound:
     return rounding(3 * (logits(recipe) + recipe.vocab_size) + tokens)
 
 
+def eight_bits(recipe: Any) -> Bound | None:
+    """A product of numbers that were rounded to 8 bits, of one term each, divided by its scales: exact where these are
+    powers of 2; otherwise two float32 roundings in each backend."""
+    if all(math.frexp(scale)[0] == 0.5 for scale in recipe.fp8_scales):
+        return None
+    return Bound(4 * 2.0**-24, "the division by a scale that is no power of 2")
+
+
 def update(recipe: Recipe, steps: int = 1) -> Bound:
     """Moments after so many updates from equal gradients: 30 roundings a step, and the norm where the recipe clips."""
     norm = sum(math.prod(p.shape) for p in recipe.parameters().values()) if hasattr(recipe, "clip_norm") else 0
@@ -91,8 +99,10 @@ def decay(recipe: Recipe) -> Bound:
 
 def orthogonalization(recipe: Any, step: int) -> Bound:
     """A matrix after so many Newton-Schulz steps, each of which multiplies the smallest singular values by a."""
-    slope = recipe.newton_schulz[0]
-    return rounding(4 * recipe.dim * (2 + 3 * step), slope**step, f"small singular values grow {slope:g}-fold a step")
+    slopes = recipe.newton_schulz[::3]
+    growth = math.prod(slopes[i] if i < len(slopes) else slopes[0] for i in range(step))
+    grow = f"{slopes[0]:g}-fold a step" if len(slopes) == 1 else f"{growth:.4g}-fold in {step} steps"
+    return rounding(4 * recipe.dim * (2 + 3 * step), growth, f"small singular values grow {grow}")
 
 
 def trajectory() -> Bound:

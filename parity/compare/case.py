@@ -153,7 +153,7 @@ def open_slice(track: Track, recipe: Recipe, data_dir: Path | None) -> Slice:
             f"slice {track.slice} has a vocabulary of {opened.manifest.vocab_size}, found --tokenizer-size "
             f"{recipe.tokenizer_size}: choose that or more"
         )
-    stream.check_plan(opened.train_lengths, recipe.plan, f"slice {track.slice}")
+    stream.check_plan(opened.train_lengths, recipe.plan, f"slice {track.slice}", opened.documents)
     if track.val_tokens % recipe.eval_context:
         raise InputError(
             f"--context {recipe.eval_context} does not divide the track's {track.val_tokens:,} val tokens: choose one "

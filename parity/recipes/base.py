@@ -21,7 +21,8 @@ from parity.errors import InputError, nearest
 
 Precision = Literal["float32", "bfloat16", "float64"]
 RMS_EPS = 1.1920929e-07  # float32 machine epsilon, the same number in every precision
-OPTIMIZERS = ("AdamW", "Muon", "MuonSGD")  # implemented in `optim.py` of both backends
+# Implemented in `optim.py` of both backends; the last two are those of the records from 39 on.
+OPTIMIZERS = ("AdamW", "Muon", "MuonSGD", "OddAdam", "MuonUnscaled")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ class Dtypes:
     scalars: str = "float32"  # learned scalars as stored
     rotary: str = "float32"  # rotary's cosines and sines
     softcap: str = "float32"  # logits as the softcap leaves them, before they are widened to `accum`
+    moments: str = "float32"  # OddAdam's moments
     fp8: bool = False  # whether an FP8 head rounds to 8 bits
+
+    @property
+    def narrow(self) -> "Dtypes":
+        """Those of a layer whose weights are stored in the type of embeddings."""
+        return dataclasses.replace(self, weights=self.embedding)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class Parameter:
     """One weight: shape (matrices as (out, in)), optimizer group, and first value.
 
     The first value is drawn from N(0, std) or uniformly from [-bound, bound]; where both are None it is the constant
-    `value`. `embedding`: a table whose rows are only looked up. `scalar`: a few learned scalars.
+    `value`. `embedding`: a table whose rows are only looked up. `scalar`: a few learned scalars. `narrow`: no
+    embedding, but stored in their type.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +63,7 @@ class Parameter:
     embedding: bool = False
     bound: float | None = None
     scalar: bool = False
+    narrow: bool = False
 
 
 ParameterTable = dict[str, Parameter]
@@ -90,7 +99,10 @@ class Recipe(abc.ABC):
     sizes: ClassVar[dict[str, dict[str, Any]]] = {}
     optimizers: ClassVar[dict[str, str]] = {}
     bfloat16: ClassVar[Dtypes]
-    loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
+    loss_reduction: ClassVar[Literal["mean", "sum", "rows"]] = "mean"
+    """The loss whose gradient is taken: of all tokens' losses the mean, the sum, or the sum divided by the rows."""
+    newton_schulz_norm: ClassVar[tuple[float, float]] = (1.0, 1e-7)
+    """f and e of the norm that a matrix is divided by before it is orthogonalized, f ||X|| + e."""
 
     tokenizer_size: int
     """Token ids that occur: 0 .. tokenizer_size - 1."""
@@ -160,7 +172,7 @@ class Recipe(abc.ABC):
             if parameter.group not in self.optimizers:
                 raise InputError(f"{where} is of the group {parameter.group}, which has no optimizer: name one for it")
             optimizer = self.optimizers[parameter.group]
-            if optimizer != "AdamW" and len(parameter.shape) < 2:
+            if optimizer not in ("AdamW", "OddAdam") and len(parameter.shape) < 2:
                 raise InputError(
                     f"{where}: the optimizer {optimizer} needs matrices, found shape {parameter.shape}: "
                     "give its group AdamW"
@@ -230,6 +242,14 @@ class Recipe(abc.ABC):
         """The window of attention in blocks after so many updates; None where attention has no window."""
         return None
 
+    def attention_stage(self, step: int) -> int | None:
+        """The number of the stage of attention after so many updates; None where attention has no stages."""
+        return None
+
+    def loss_per_token(self, rows: int, length: int) -> float:
+        """What the recipe's loss of a batch is multiplied by to be the mean in nats per token."""
+        return {"mean": 1.0, "sum": 1 / (rows * length), "rows": 1 / length}[self.loss_reduction]
+
     def window_stages(self) -> list[int]:
         """The steps at which PyTorch compiles again for a wider window: 0, and where it passes a power of two."""
         widths = {step: ((self.attention_window(step) or 1) - 1).bit_length() for step in range(self.steps)}
@@ -268,7 +288,7 @@ class Recipe(abc.ABC):
     def storage_dtype(self, name: str) -> str:
         """The type that a weight is stored in."""
         parameter = self.parameters()[name]
-        if parameter.embedding:
+        if parameter.embedding or parameter.narrow:
             return self.dtypes.embedding
         return self.dtypes.scalars if parameter.scalar else self.dtypes.weights
 

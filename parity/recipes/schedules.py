@@ -11,7 +11,7 @@ def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def stable_then_decay(step: int, steps: int, cooldown: float, final: float = 0.0) -> float:
+def stable_then_decay(step: float, steps: float, cooldown: float, final: float = 0.0) -> float:
     """1, then over the last fraction `cooldown` of the steps a line from 1 to `final` (the public speedrun's)."""
     down = min(1.0, (1 - step / steps) / cooldown)
     return down + (1 - down) * final if final else down
@@ -21,6 +21,15 @@ def linear_warmup(step: int, warmup: int, start: float, end: float) -> float:
     """A line from `start` to `end` over `warmup` steps, then `end`: Muon's momentum in records 11 and 21."""
     done = min(1.0, step / warmup) if warmup else 1.0
     return (1 - done) * start + done * end
+
+
+def yarn(frequency: float, before: int, after: int) -> float:
+    """A rotary frequency, in radians a position, adapted from one window to a wider one (record 31, by YaRN, Peng et
+    al., arXiv 2309.00071): kept where it turns 32 times or more within `before` positions, scaled by before / after
+    where it turns once or less, and in a line between."""
+    turns = before * frequency / (2 * math.pi)
+    kept = min(1.0, max(0.0, (turns - 1) / 31))
+    return frequency * (before / after + kept * (1 - before / after))
 
 
 def window_schedule(step: int, steps: int, final_tokens: int, block: int) -> int:

@@ -39,7 +39,7 @@ class SpeedrunRecipe(Recipe):
     """Muon's momentum, after its warm-up where it has one, also of Nesterov's look-ahead."""
     newton_schulz_steps: int = 5
     """Steps of the orthogonalisation."""
-    newton_schulz: tuple[float, float, float] = QUINTIC
+    newton_schulz: tuple[float, ...] = QUINTIC
     """Coefficients a, b, c of a step of the orthogonalisation."""
     cooldown: float = 0.4
     """The fraction of the run over which the learning rates fall in a line, at its end."""
@@ -65,6 +65,6 @@ class SpeedrunRecipe(Recipe):
         return self.momentum
 
 
-def spread_scale(head_dim: int) -> float:
-    """0.12 at head_dim 128, as the public programs have it, and the same spread of q k^T at other widths."""
-    return 0.12 * math.sqrt(128 / head_dim)
+def spread_scale(head_dim: int, scale: float = 0.12) -> float:
+    """The public programs' scale at head_dim 128, and the same spread of q k^T at other widths."""
+    return scale * math.sqrt(128 / head_dim)

@@ -38,12 +38,15 @@ def flex_window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, segments_BT, win
     """By flex_attention, which computes only the blocks it is given: those visible whole, and those masked by token."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    B, T = segments_BT.shape
+    (B, T), tile = segments_BT.shape, CHUNK if block == 1 else block
     window = window.clamp(min=1)
-    first, last = (segments_BT.view(B, -1, block)[:, :, i] for i in (0, -1))  # segments at a block's ends: (B, N)
-    i, j = torch.meshgrid(*[torch.arange(T // block, device=q_BTHK.device)] * 2, indexing="ij")
-    near = (j <= i) & (j > i - window) & (last[:, None, :] >= first[:, :, None])
-    whole = near & (j < i) & (first[:, None, :] == last[:, :, None])  # segments never fall: both blocks lie in one
+    first, last = (segments_BT.view(B, -1, tile)[:, :, i] for i in (0, -1))  # segments at a tile's ends: (B, N)
+    i, j = torch.meshgrid(*[torch.arange(T // tile, device=q_BTHK.device)] * 2, indexing="ij")
+    # Of a tile's positions t the first sees the keys from `oldest` on, all of them those from `common` on.
+    oldest, common = (((i + end) * tile - end) // block - window + 1 for end in (0, 1))
+    near = (j <= i) & (((j + 1) * tile - 1) // block >= oldest) & (last[:, None, :] >= first[:, :, None])
+    whole = near & (j < i) & (j * tile // block >= common)
+    whole &= first[:, None, :] == last[:, :, None]  # segments never fall: both tiles lie in one
 
     def block_list(visible_BNN):
         """How many key blocks each query block has, and their numbers, those first."""
@@ -54,6 +57,6 @@ def flex_window_attention(q_BTHK, k_BTHK, v_BTHK, scale: float, segments_BT, win
         return (s <= t) & (s // block > t // block - window) & (segments_BT[b, t] == segments_BT[b, s])
 
     lists = *block_list(near & ~whole), *block_list(whole)
-    mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=block, mask_mod=visible)
+    mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=tile, mask_mod=visible)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
     return flex_attention(q, k, v, block_mask=mask, scale=scale).transpose(1, 2)

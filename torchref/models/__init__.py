@@ -7,13 +7,14 @@ from torch import nn
 
 from parity.errors import InputError
 from parity.recipes import Recipe
-from torchref.models import muon, nanogpt, record_11, record_21
+from torchref.models import muon, nanogpt, record_11, record_21, record_40
 
 MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "nanogpt": nanogpt.Model,
     "muon": muon.Model,
     "record-11": record_11.Model,
     "record-21": record_21.Model,
+    "record-40": record_40.Model,
 }
 
 

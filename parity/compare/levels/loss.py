@@ -59,7 +59,8 @@ def _eight_bits(program: Guarded, case: Case) -> Iterator[Observation]:
     ):
         for product, value in program.fp8_matmul(*operands).items():
             if product != not_exact:
-                yield Observation("8 bits", f"{product} of {name}", np.asarray(program.fetch(value), np.float32))
+                found = np.asarray(program.fetch(value), np.float32)
+                yield Observation("8 bits", f"{product} of {name}", found, bounds.eight_bits(recipe))
     if recipe.dtypes.fp8 and recipe.fp8 and program.has("loss_and_grads"):
         yield _gradients_behind_a_small_head(program, case, recipe.fp8_scales[1])
 

@@ -107,8 +107,7 @@ class Server:
     def training_loss(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> float:
         """Mean nats per token of the loss whose gradient is taken, at the trained weights and not at an average."""
         loss, _ = self.program.loss_and_grads(self.states[state], self._batch(inputs, targets))
-        count = 1 if self.program.recipe.loss_reduction == "mean" else inputs.size
-        return float(np.asarray(self.program.fetch(loss))) / count
+        return float(np.asarray(self.program.fetch(loss))) * self.program.recipe.loss_per_token(*inputs.shape)
 
     def step(self, state: int, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         self.states[state], metrics = self.program.step(self.states[state], self._batch(inputs, targets))

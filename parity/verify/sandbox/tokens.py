@@ -57,9 +57,12 @@ class TokenAxes:
 
 def _growing(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Axes]:
     """By name the axes that grow with the vocabulary; {} where the recipe can have no other, or none grows."""
-    for more in LARGER:
+    # padded rows of a head, and rows of the tokenizer's tokens alone; or the padded ones, where the tokenizer is fixed
+    sizes = [dict.fromkeys(("vocab_size", "tokenizer_size"), more) for more in LARGER]
+    for more in sizes + [{"vocab_size": size["vocab_size"]} for size in sizes]:
         try:
-            larger = dataclasses.replace(recipe, vocab_size=recipe.vocab_size + more).parameters()
+            fields: dict[str, Any] = {name: getattr(recipe, name) + count for name, count in more.items()}
+            larger = dataclasses.replace(recipe, **fields).parameters()
         except (InputError, ValueError, TypeError):
             continue
         if larger.keys() != shapes.keys():
