@@ -79,6 +79,17 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(shape, kind):
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5, err_msg=f"{name}, window {window}")
 
 
+@pytest.mark.parametrize("kind", ["inside blocks", "everywhere"])
+def test_with_blocks_of_1_the_window_counts_positions(kind):
+    B, T, H, K = 2, 256, 1, 32
+    ids, values = documents(kind, B, T, 64), arrays(B, T, H, K)
+    for window in (1, 2, 100, 129, 300):
+        found = with_gradients(1)(*values, ids, jnp.int32(window))
+        expected = with_gradients(None)(*values, visible(ids, window, 1))
+        for name, one, other in zip(("y", "dq", "dk", "dv"), found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5, err_msg=f"{name}, window {window}")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_types_round_only_probabilities_and_results(dtype):
     B, T, H, K, block = SHAPES[1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from parity.recipes import RECIPES, recipe_for
+from parity.recipes.record_40 import POLAR_EXPRESS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -39,6 +40,15 @@ def muon_after(pieces, weights, grads, decay=0.05, mu=0.95, **options):
         return optax_after(pieces.optim.muon(RATES, decay, mu, *newton_schulz, **options), weights, grads)
     return by_group_after(
         pieces, lambda groups: pieces.optim.muon(groups, decay, mu, *newton_schulz, **options), weights, grads
+    )
+
+
+def odd_adam_after(pieces, weights, grads, betas=(0.65, 0.95), eps=1e-8, dtype="float64"):
+    """The same of the backend's `odd_adam`."""
+    if pieces.name == "jaxrun":
+        return optax_after(pieces.optim.odd_adam(RATES, betas, eps, dtype), weights, grads)
+    return by_group_after(
+        pieces, lambda groups: pieces.optim.odd_adam(groups, betas, eps, pieces.dtype(dtype)), weights, grads
     )
 
 
@@ -102,6 +112,61 @@ def test_adamw_is_torchs(pieces, rng, decay):
         lambda p: torch.optim.AdamW(p, betas=(0.8, 0.95), eps=1e-8, weight_decay=decay, foreach=False), weights, grads
     )
     same(adamw_after(pieces, weights, grads, decay), peer)
+
+
+def test_odd_adam_acts_on_odd_steps_on_the_sum_of_two_gradients(pieces, rng):
+    weights, grads = start(rng, {"a": (3, 4), "b": (5,)})
+    for steps in range(1, 6):
+        expected = {}
+        for name, first in weights.items():
+            w, m, v = first, np.zeros_like(first), np.zeros_like(first)
+            for t in range(1, steps // 2 + 1):
+                g = grads[2 * t - 2][name] + grads[2 * t - 1][name]
+                m, v = 0.65 * m + 0.35 * g, 0.95 * v + 0.05 * g * g
+                rate = RATES[2 * t - 1] * math.sqrt(1 - 0.95**t) / (1 - 0.65**t)
+                w = w - rate * m / (np.sqrt(v) + 1e-8)
+            expected[name] = w
+        same(odd_adam_after(pieces, weights, grads[:steps]), expected)
+
+
+def test_odd_adams_moments_are_kept_in_their_own_type(pieces, rng):
+    """Two updates: the second sees moments that were rounded to bfloat16, by up to 2^-9 of their size."""
+    weights, grads = start(rng, {"a": (40,)})
+    exact, rounded = (odd_adam_after(pieces, weights, grads[:4], dtype=dtype) for dtype in ("float64", "bfloat16"))
+    apart = np.abs(exact["a"] - rounded["a"]).max()
+    assert 0 < apart < 0.3 * 4 * 2.0**-9
+
+
+def test_coefficients_of_every_step_in_turn_and_another_norm(pieces, rng):
+    x = rng.standard_normal((2, 5, 9))
+    coefficients = (2.0, -1.5, 0.5, 3.0, -2.0, 0.25)
+    found = pieces.get(
+        pieces.optim.newton_schulz(pieces.put(x), 2, coefficients, pieces.dtype("float64"), norm=(1.02, 1e-6))
+    )
+    for matrix, result in zip(x, found, strict=True):
+        y = matrix / (1.02 * np.linalg.norm(matrix) + 1e-6)
+        for a, b, c in (coefficients[:3], coefficients[3:]):
+            gram = y @ y.T
+            y = a * y + (b * gram + c * gram @ gram) @ y
+        np.testing.assert_allclose(result, y, rtol=1e-13, atol=1e-14)
+
+
+def test_polar_express_makes_singular_values_alike(pieces, rng):
+    """Its coefficients are made for singular values from 1e-3 of the largest on: within 0.3 of 1 after five steps."""
+    u, _ = np.linalg.qr(rng.standard_normal((16, 16)))
+    v, _ = np.linalg.qr(rng.standard_normal((16, 16)))
+    x = (u * np.geomspace(1, 0.01, 16)) @ v
+    found = pieces.get(
+        pieces.optim.newton_schulz(pieces.put(x[None]), 5, POLAR_EXPRESS, pieces.dtype("float64"), norm=(1.02, 1e-6))
+    )[0]
+    assert np.abs(np.linalg.svd(found, compute_uv=False) - 1).max() < 0.3
+
+
+def test_muon_without_the_factor_for_the_aspect_moves_tall_matrices_less(pieces, rng):
+    weights, grads = start(rng, {"tall": (24, 8)})
+    scaled, plain = (muon_after(pieces, weights, grads[:1], decay=0.0, aspect=aspect) for aspect in (True, False))
+    moved, less = scaled["tall"] - weights["tall"], plain["tall"] - weights["tall"]
+    np.testing.assert_allclose(moved, math.sqrt(3) * less, rtol=1e-12)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

@@ -74,17 +74,17 @@ class Weight:
 WEIGHT = Weight()
 
 
-def jaxrun(q, k, v, documents_BT, window, most):
+def jaxrun(q, k, v, documents_BT, window, most, block=BLOCK):
     import jax
     import jax.numpy as jnp
 
     from jaxrun.attention import window_attention
 
     def run(q, k, v, documents_BT, window):
-        y, pull = jax.vjp(lambda q, k, v: window_attention(q, k, v, SCALE, documents_BT, window, BLOCK, most), q, k, v)
+        y, pull = jax.vjp(lambda q, k, v: window_attention(q, k, v, SCALE, documents_BT, window, block, most), q, k, v)
         return y, pull(jnp.asarray(WEIGHT.numpy))
 
-    y, grads = COMPILED.setdefault((most, *chunks()), jax.jit(run))(q, k, v, documents_BT, jnp.int32(window))
+    y, grads = COMPILED.setdefault((most, block, *chunks()), jax.jit(run))(q, k, v, documents_BT, jnp.int32(window))
     return np.asarray(y), [np.asarray(g) for g in grads]
 
 
@@ -97,14 +97,14 @@ def chunks() -> tuple[int, int]:
     return attention_cpu.CHUNK, attention_cpu.CHAINS
 
 
-def torchref(q, k, v, documents_BT, window, most):
+def torchref(q, k, v, documents_BT, window, most, block=BLOCK):
     import torch
 
     from torchref.attention import window_attention
 
     q, k, v = (torch.from_numpy(x).requires_grad_() for x in (q, k, v))
     y = window_attention(
-        q, k, v, SCALE, torch.from_numpy(documents_BT), torch.tensor(window, dtype=torch.int32), BLOCK, most
+        q, k, v, SCALE, torch.from_numpy(documents_BT), torch.tensor(window, dtype=torch.int32), block, most
     )
     grads = torch.autograd.grad((y * WEIGHT.torch).sum(), (q, k, v))
     return y.detach().numpy(), [g.numpy() for g in grads]
@@ -123,6 +123,43 @@ def test_attention_is_the_dense_mask_of_the_rule(x64, attend, first, second):
         np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-13)
         for g, wanted in zip(found, grads, strict=True):
             np.testing.assert_allclose(g, wanted.numpy(), atol=1e-13 * np.abs(wanted.numpy()).max() * 10)
+
+
+def seen_positions(documents_T, window: int):
+    """(T, T): position t sees the last `window` positions of its document, itself included."""
+    t = np.arange(T)
+    apart = t[:, None] - t[None, :]
+    return (apart >= 0) & (apart < window) & (documents_T[:, None] == documents_T)
+
+
+@pytest.mark.parametrize("attend", [jaxrun, torchref])
+@pytest.mark.parametrize("first, second", [*itertools.pairwise(STARTS)])
+def test_with_blocks_of_1_the_window_counts_positions(x64, attend, first, second):
+    """The tolerance is that of the rule for blocks."""
+    documents_BT = np.stack([documents(STARTS[first]), documents(STARTS[second])])
+    q, k, v = np.random.default_rng(5).standard_normal((3, 2, T, H, K))
+    for window in (1, 2, 7, 33, 64, T, 2 * T):
+        expected, grads = dense(q, k, v, np.stack([seen_positions(row, window) for row in documents_BT]))
+        y, found = attend(q, k, v, documents_BT, window, 2 * T, block=1)
+        np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-13)
+        for g, wanted in zip(found, grads, strict=True):
+            largest = max(1.0, np.abs(wanted.numpy()).max())  # one position alone has no gradient of q and k
+            np.testing.assert_allclose(g, wanted.numpy(), atol=1e-12 * largest)
+
+
+def test_torchrefs_form_for_gpus_counts_positions_too(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from torchref.kernels import window as kernels
+
+    monkeypatch.setattr(kernels, "CHUNK", 16)  # six tiles of the row
+    rows = np.stack([documents(STARTS["inside blocks"]), documents(STARTS["one long"])])
+    q, k, v = np.random.default_rng(6).standard_normal((3, 2, T, H, K))
+    for window in (1, 5, 16, 17, 40, T):
+        expected, _ = dense(q, k, v, np.stack([seen_positions(row, window) for row in rows]))
+        arrays = (torch.from_numpy(x) for x in (q, k, v))
+        w = torch.tensor(window, dtype=torch.int32)
+        found = kernels.flex_window_attention(*arrays, SCALE, torch.from_numpy(rows), w, 1)
+        np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), atol=1e-13)
 
 
 @pytest.mark.parametrize(("chunk", "chains"), [(BLOCK, 8), (20, 3), (40, 1)])

@@ -66,7 +66,7 @@ def _one_token_late(original):
 
 
 def _from_the_start(original):
-    return lambda lengths, plan, start_step=0: original(lengths, plan)
+    return lambda lengths, plan, start_step=0, documents=None: original(lengths, plan, documents=documents)
 
 
 def _one_row_late(original):

@@ -18,7 +18,10 @@ def arrays(backend: str) -> ModuleType:
     return importlib.import_module("jax.numpy" if backend == "jaxrun" else "torch")
 
 
-LAYERS = ("Embedding", "InputResidual", "LayerNorm", "Linear", "Norm", "RMSNorm", "SkipConnections", "StackedLinear")
+LAYERS = (
+    *("Embedding", "Gate", "InputResidual", "LayerNorm", "Linear", "Norm", "RMSNorm", "Scalars", "SkipConnections"),
+    "StackedLinear",
+)
 
 
 def forward_of(backend: str, kind: str, change: Change) -> Patch:
