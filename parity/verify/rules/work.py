@@ -27,7 +27,7 @@ EVALUATION_S = 10.0  # of a step's, where FLOPs cannot be counted: a mixture in 
 # memory and clock frequency. While other programs run, processors share their cores and caches, and a second of one
 # does up to half as little.
 SAME_MACHINE, BUSY_MACHINE = 1.3, 2.5
-SHORT_S = 0.05  # beside that, of all repeated steps: what another tenant of the processors takes from short ones, unseen
+SHORT_S = 0.05  # beside that, of all repeated steps: what another tenant of the processors takes from short ones
 # How much longer evaluations are, relative to steps; other machines differ by 2. What is beyond must be a quarter of
 # the training, and half a second, since nothing less can be told from a machine that was busy at times.
 SCORING, SCORING_ELSEWHERE, HIDDEN, HIDDEN_S = 1.5, 3.0, 0.25, 0.5
