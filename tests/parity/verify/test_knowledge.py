@@ -88,6 +88,17 @@ def test_axes_of_tokens_grow_with_the_vocabulary_even_where_others_are_as_long()
     assert TokenAxes(recipe).of((64, 64)) == ()
 
 
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("scale", ["tiny", "pocket", "small"])
+def test_every_table_of_tokens_and_every_head_of_a_recipe_is_renamed(name: str, scale: str):
+    """Also embeddings that have a row for each token of the tokenizer, and none for padding."""
+    recipe = recipe_for(name, scale)
+    axes = TokenAxes(recipe).by_name
+    tables = {name for name in recipe.parameters() if "embed" in name or name.startswith("head.")}
+    assert {name for name, where in axes.items() if where} == tables
+    assert all(axes[name] == (0,) for name in tables)
+
+
 def test_renaming_moves_each_token_to_its_new_id_and_leaves_padding():
     ids = np.array([2, 0, 1])
     assert renamed(np.array([[10], [11], [12], [99]]), (0,), ids)[:, 0].tolist() == [11, 12, 10, 99]
