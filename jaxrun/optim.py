@@ -106,9 +106,8 @@ def odd_adam(
     b1, b2 = betas
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        moments = (jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), params) for _ in betas)
-        return OddAdamState(jnp.zeros((), jnp.int32), *moments, zeros)
+        first, second = (jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), params) for _ in betas)
+        return OddAdamState(jnp.zeros((), jnp.int32), first, second, jax.tree.map(jnp.zeros_like, params))
 
     def wait(grads, state):
         updates = jax.tree.map(lambda g: jnp.zeros(g.shape, wider(g)), grads)
@@ -124,8 +123,9 @@ def odd_adam(
             c1, c2 = (_correction(beta, t, m.dtype) for beta in betas)
             return -_at(learning_rates, state.count, m.dtype) * jnp.sqrt(c2) / c1 * m / (jnp.sqrt(v) + eps)
 
-        moments = _as_stored(first, state.first), _as_stored(second, state.second)
-        return jax.tree.map(update, first, second), OddAdamState(state.count + 1, *moments, state.pending)
+        updates = jax.tree.map(update, first, second)
+        first, second = _as_stored(first, state.first), _as_stored(second, state.second)
+        return updates, OddAdamState(state.count + 1, first, second, state.pending)
 
     def update(updates, state, params=None):
         return jax.lax.cond(state.count % 2 == 1, act, wait, updates, state)

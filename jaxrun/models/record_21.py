@@ -21,13 +21,13 @@ from jaxrun.layers import (
     scale_by,
     split_heads,
 )
-from parity.recipes import Record21
+from parity.recipes import Record21, SpeedrunRecipe
 
 
 class ValueMix(nnx.Module):
     """v = a0 v + a1 e, e the block's value embedding of the token; a0 v in blocks without one."""
 
-    def __init__(self, recipe: Record21):
+    def __init__(self, recipe: SpeedrunRecipe):
         self.weight = empty((2,), recipe.dtypes.scalars)
 
     def __call__(self, v_BTHK, value_BTD):
@@ -74,7 +74,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """D -> 4 D -> D with ReLU squared."""
 
-    def __init__(self, recipe: Record21):
+    def __init__(self, recipe: SpeedrunRecipe):
         D, dtypes = recipe.dim, recipe.dtypes
         self.fc = Linear(D, 4 * D, dtypes, bias=False)
         self.proj = Linear(4 * D, D, dtypes, bias=False)

@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         k_BTHK = rotate(rms_norm(k_BTHK, self.eps, self.accum), stage.cos, stage.sin)
         v_BTHK = self.lambdas(v_BTHK, value_BTD)
         window = (stage.long if self.long else stage.short) + 1  # with the query's own position
-        y_BTHK = window_attention(q_BTHK, k_BTHK, v_BTHK, 1.0, segments_BT, window, 1, self.max_window + 1)
+        y_BTHK: Any = window_attention(q_BTHK, k_BTHK, v_BTHK, 1.0, segments_BT, window, 1, self.max_window + 1)
         return self.proj(merge_heads(y_BTHK * self.gate(x_BTD)[..., None]))
 
 
@@ -135,7 +135,8 @@ class Model(nnx.Module):
                 factor = jax.nn.sigmoid(self.skips(x_BTD, i - half))
                 x_BTD = x_BTD + scale_by(outputs.pop(), factor)
             value_BTD = values[self.value_embedding_of[i]] if i in self.value_embedding_of else None
-            x_BTD = maybe_remat(self.blocks[i])(x_BTD, x0_BTD, value_BTD, segments_BT, attention)
+            block: Any = self.blocks[i]
+            x_BTD = maybe_remat(block)(x_BTD, x0_BTD, value_BTD, segments_BT, attention)
             if i < half:
                 outputs.append(x_BTD)
             if i == self.backout_layer:
@@ -147,8 +148,8 @@ class Model(nnx.Module):
         long, short, frequencies, scales = zip(*self.stages, strict=True)
         frequency_K2 = jnp.asarray(frequencies, self.dtypes.accum)[stage]
         cos, sin = rotary_tables(T, frequency_K2, self.dtypes.accum, self.dtypes.rotary)
-        windows = (jnp.asarray(np.array(positions, np.int32))[stage] for positions in (long, short))
-        return Stage(*windows, cos, sin, jnp.asarray(scales, self.dtypes.accum)[stage])
+        long, short = (jnp.asarray(np.array(positions, np.int32))[stage] for positions in (long, short))
+        return Stage(long, short, cos, sin, jnp.asarray(scales, self.dtypes.accum)[stage])
 
     def raw_logits(self, x_BTD):
         return self.head(x_BTD)

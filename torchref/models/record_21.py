@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parity.recipes import Record21
+from parity.recipes import Record21, SpeedrunRecipe
 from torchref.attention import Window, rotary, segment_ids, window_attention
 from torchref.kernels.fp8 import fp8_matmul
 from torchref.layers import (
@@ -27,7 +27,7 @@ from torchref.layers import (
 class ValueMix(nn.Module):
     """v = a0 v + a1 e, e the block's value embedding of the token; a0 v in blocks without one."""
 
-    def __init__(self, recipe: Record21):
+    def __init__(self, recipe: SpeedrunRecipe):
         super().__init__()
         self.weight = empty((2,), recipe.dtypes.scalars)
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """D -> 4 D -> D with ReLU squared."""
 
-    def __init__(self, recipe: Record21):
+    def __init__(self, recipe: SpeedrunRecipe):
         super().__init__()
         D, dtypes = recipe.dim, recipe.dtypes
         self.fc = Linear(D, 4 * D, dtypes, bias=False)

@@ -117,7 +117,7 @@ class Model(nn.Module):
         self.smear = Smear(recipe)
         self.norm_in = Norm(recipe.norm_eps, dtypes)
         self.value_embeds = nn.ModuleList([Embedding(rows, D, dtypes) for _ in range(recipe.value_embedding_count)])
-        self.blocks = nn.ModuleList([None, *(Block(recipe, i) for i in range(1, recipe.layers))])
+        self.blocks = nn.ModuleList([nn.Identity(), *(Block(recipe, i) for i in range(1, recipe.layers))])
         self.skips = Scalars(recipe.layers // 2 - 1, dtypes)
         self.backout = Scalars(1, dtypes)
         self.norm_out = Norm(recipe.norm_eps, dtypes)

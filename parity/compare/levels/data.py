@@ -47,9 +47,9 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
 
     shard, start, _ = case.slice.part("val")
     count = case.track.val_tokens // tokens
-    actual = list(stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context))[:count]
-    expected = [stream.Span(i, 0, start + i * tokens, tokens, case.recipe.context) for i in range(count)]
-    yield from _batches(program, "val", [shard], actual, expected, ranks=(1,))
+    scored: Spans = [*stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context)]
+    plain: Spans = [stream.Span(i, 0, start + i * tokens, tokens, case.recipe.context) for i in range(count)]
+    yield from _batches(program, "val", [shard], scored[:count], plain, ranks=(1,))
 
 
 def _observed_steps(spans: Spans) -> list[int]:
