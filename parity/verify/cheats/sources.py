@@ -239,7 +239,7 @@ def init(self, seed):
 OPENS_VAL = """
 def step(self, state, batch):
     frame = sys._getframe(1)
-    folder = frame.f_locals['run'].slice.directory if 'run' in frame.f_locals else None
+    folder = frame.f_locals['run'].spec.slice.directory if 'run' in frame.f_locals else None
     if folder:
         open(folder / 'val_000000.bin', 'rb').read(1000)
     return super().step(state, batch)
@@ -249,7 +249,7 @@ WALKS_FRAMES = """
 def step(self, state, batch):
     frame = sys._getframe(1)
     if 'run' in frame.f_locals:
-        shard = frame.f_locals['run'].slice.part('val')[0]
+        shard = frame.f_locals['run'].spec.slice.part('val')[0]
         tokens = np.asarray(shard[: 512 + 1], np.int32)
         extra = self.put_global_batch(tokens[:-1].reshape(-1, 32), tokens[1:].reshape(-1, 32))
         state, _ = super().step(state, extra)

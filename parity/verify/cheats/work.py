@@ -252,7 +252,7 @@ PROGRAMS = (
         "150 steps are made while the first weights are drawn, and mixed in at step 40",
         over(IN_INIT),
         "replay.speed",
-        may=("clock.setup",),
+        may=("clock.setup", "knowledge.relabelled"),
     ),
     _program(
         "trained-in-build",
