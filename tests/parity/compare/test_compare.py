@@ -80,9 +80,9 @@ def test_the_heat_map_has_a_row_for_every_weight(recipe):
     gradients = Result("gradients", "holds", heat=dict.fromkeys([*names, "all places together", "after clipping"], 0.5))
     rows = list(heat_map([gradients])["rows"])
     assert sorted(rows) == sorted(names)
-    assert (
-        rows.index("embed.weight") < rows.index("blocks.0.attn.proj.weight") < rows.index("blocks.1.attn.proj.weight")
-    )
+    projections = [row for row in rows if row.endswith("attn.proj.weight")]
+    assert len(projections) > 1 and projections == sorted(projections)
+    assert rows.index("embed.weight") < rows.index(projections[0])
 
 
 def test_float32_holds_against_the_recorded_errors(compare):
