@@ -29,11 +29,12 @@ def warm_up(spec: RunSpec, files: RunFiles, state: State) -> tuple[State, int]:
         eval_rows = spec.eval_batch_tokens // recipe.eval_context
         eval_batch = program.put_global_batch(*[np.zeros((eval_rows, recipe.eval_context), np.int32)] * 2)
         stages = recipe.window_stages()
+        widest = max(step for step in stages if step < recipe.steps)  # of training: its FLOPs are counted
         for (tokens, length), steps in batch_shapes(recipe.plan).items():
             batch, _ = put_batch(spec, *[np.zeros((tokens // length // spec.processes.size, length), np.int32)] * 2)
             for step in stages:
                 state = with_step(program, state, step)
-                if step == stages[-1]:  # the widest window is counted
+                if step == widest:
                     step_flops, state = count_flops(spec, state, batch)
                     total_flops += steps * step_flops
                     state = with_step(program, state, step)
