@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from parity.data.documents import DocumentSpan, Piece
-from parity.data.stream import Segment, Span
+from parity.data.stream import AnySpan, Segment, Span
 
 
 def plain_spans(
     shards: Sequence[np.ndarray], plan: Sequence[Segment], end_of_text: int | None = None
-) -> Iterator[Span | DocumentSpan]:
+) -> Iterator[AnySpan]:
     """The batches of a plan in order, for as long as the shards last."""
     shard = at = step = 0  # `at`: the next token, or the number of the next document
     starts: dict[int, list[int]] = {}
@@ -36,6 +36,14 @@ def plain_spans(
                 rows, at = batch
                 yield DocumentSpan(step, shard, segment.tokens, segment.seq_len, rows)
             step += 1
+
+
+def plain_tokens(shards: Sequence[np.ndarray], span: AnySpan) -> np.ndarray:
+    """The tokens of a batch and those after it: uint16 (tokens + 1,), or by documents (rows, row length + 1)."""
+    shard = shards[span.shard]
+    if isinstance(span, DocumentSpan):
+        return np.stack([np.concatenate([shard[at : at + count] for at, count in pieces]) for pieces in span.rows])
+    return np.asarray(shard[span.position : span.position + span.tokens + 1])
 
 
 def _rows(

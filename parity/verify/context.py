@@ -82,9 +82,9 @@ class Context:
         evidence = evidence or self.evidence
         if purpose not in self.programs:
             try:
-                isolation, gpu, facts = choose_isolation(evidence, self.device, self.trust_code)
+                isolation, gpu, facts = choose_isolation(evidence, self.device, self.trust_code, compilers)
                 if evidence is self.evidence:
-                    self.facts |= facts
+                    self._add_isolation(facts)
                 # User code may not learn from one process what another has seen; ours is held by code.harness.
                 others = {} if evidence.has_user_code else self.programs
                 trusted = [
@@ -101,6 +101,14 @@ class Context:
         if isinstance(program, SandboxError):
             raise program
         return program
+
+    def _add_isolation(self, facts: dict[str, Any]) -> None:
+        """Enters the isolation of one more process: what holds for all of them, and every gap."""
+        for name, combined in (("isolation_holds", set.intersection), ("isolation_gaps", set.union)):
+            if name in self.facts:
+                both = combined(set(self.facts[name]), facts[name])
+                facts[name] = [text for text in dict.fromkeys([*self.facts[name], *facts[name]]) if text in both]
+        self.facts |= facts
 
     def end(self, purpose: str) -> None:
         """Ends the process of a purpose; the next that is asked for is a new one."""

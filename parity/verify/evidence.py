@@ -55,7 +55,7 @@ class Evidence:
 
     @property
     def was_compiled(self) -> bool:
-        """Whether the run started compilers, or was told to by --compile; JAX's own is part of it."""
+        """Whether the run started compilers, or was made with --compile. XLA is part of JAX and does not count."""
         return bool(self.log.compilers or self.run.get("options", {}).get("compile"))
 
     @property

@@ -100,7 +100,7 @@ def _next_stage(recipe):
     return parts.with_class(recipe, attention_stage=lambda self, step: stage(self, step + 1))
 
 
-def _momentum_of_section(recipe):
+def _momentum_at_its_end(recipe):
     """The momentum reaches its end, as later records have it, and does not stay short of it."""
     kind = type(recipe)
 
@@ -210,7 +210,7 @@ OF_RECORD_40 = (
     Fault("polar-norm", "a matrix is divided by its norm, without the 2% of safety", "update", "Newton-Schulz: *",
         FORTY, lambda recipe: parts.with_class(recipe, newton_schulz_norm=(1.0, 1e-6)), only=OWN),
     Fault("momentum-reaches-its-end", "the momentum reaches 0.95 where the record stays short of it", "update",
-        "schedule: momentum", FORTY, _momentum_of_section, only=OWN),
+        "schedule: momentum", FORTY, _momentum_at_its_end, only=OWN),
     Fault("momentum-does-not-fall", "the momentum stays high to the end", "update", "schedule: momentum", FORTY,
         parts.with_fields(momentum_cooldown=1), only=OWN),
     Fault("extension-counted", "rates fall over the extension too", "update", "schedule: embed", FORTY,

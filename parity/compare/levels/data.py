@@ -11,8 +11,8 @@ from parity.compare.case import Case
 from parity.compare.guarded import Guarded
 from parity.compare.observation import Observation
 from parity.data import stream
-from parity.data.documents import DocumentIndex, DocumentSpan
-from parity.data.plain import plain_spans
+from parity.data.documents import DocumentIndex
+from parity.data.plain import plain_spans, plain_tokens
 from parity.data.shards import open_shard, write_shard
 
 RANKS = (1, 2, 4, 8)
@@ -106,16 +106,10 @@ def _received(
 
 def _expected_rows(shards: Sequence[np.ndarray], span: stream.AnySpan, rank: int, ranks: int) -> list[np.ndarray]:
     """Inputs and targets of a rank, by plain slicing."""
-    shard, tokens = shards[span.shard], span.tokens // ranks
-    if isinstance(span, DocumentSpan):
-        count = tokens // span.seq_len
-        rows = [
-            np.concatenate([shard[at : at + size] for at, size in row])
-            for row in span.rows[rank * count : (rank + 1) * count]
-        ]
-        return [np.stack([row[:-1] for row in rows]), np.stack([row[1:] for row in rows])]
-    window = np.asarray(shard[span.position + rank * tokens :][: tokens + 1], np.int32)
-    return [x.reshape(-1, span.seq_len) for x in (window[:-1], window[1:])]
+    tokens, own = plain_tokens(shards, span), span.tokens // ranks
+    first, count = (rank * own, own + 1) if tokens.ndim == 1 else (rank * own // span.seq_len, own // span.seq_len)
+    part = tokens[first : first + count]
+    return [x.reshape(-1, span.seq_len) for x in (part[..., :-1], part[..., 1:])]
 
 
 def _synthetic_shards(case: Case, tokens: int, end_of_text: int | None) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ Batches follow the plain rules that the slice's documentation states, not the co
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.data.documents import DocumentSpan
 from parity.data.pinned import PINNED
-from parity.data.plain import plain_spans
+from parity.data.plain import plain_spans, plain_tokens
 from parity.data.stream import AnySpan, Segment
 from parity.errors import InputError
 from parity.formats import schemas
@@ -46,7 +46,7 @@ def batches(context: Context) -> Finding:
     rows, at = np.argsort(log.step, kind="stable"), 0  # a step comes again where a run was resumed
     for step, span in enumerate(planned(context)):
         if at < len(rows) and log.step[rows[at]] == step:
-            expected = _sha256(tokens_of(slice_.train, span))
+            expected = _sha256(plain_tokens(slice_.train, span))
         while at < len(rows) and log.step[rows[at]] == step:
             if (consumed := log.batches[rows[at]]) != expected:
                 reason = f"step {step}: expected the batch {expected[:12]}, consumed was {consumed[:12]}"
@@ -140,14 +140,6 @@ def planned(context: Context) -> Iterator[AnySpan]:
         steps += 1
     if steps < context.evidence.steps:
         raise NotJudged(f"slice {slice_.name} has too few train tokens here: prepare more of it")
-
-
-def tokens_of(shards: Sequence[np.ndarray], span: AnySpan) -> np.ndarray:
-    """The tokens of a batch and those after it: uint16 (tokens + 1,), or by documents (rows, row length + 1)."""
-    shard = shards[span.shard]
-    if isinstance(span, DocumentSpan):
-        return np.stack([np.concatenate([shard[at : at + count] for at, count in pieces]) for pieces in span.rows])
-    return np.asarray(shard[span.position : span.position + span.tokens + 1])
 
 
 def end_of(span: AnySpan) -> int:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from parity.data.plain import plain_tokens
 from parity.verify import coverage
 from parity.verify.context import Context, NotJudged
 from parity.verify.coverage import Segment
 from parity.verify.log import Log
 from parity.verify.rules import OWN_CODE, Finding, fails, holds, rule
-from parity.verify.rules.data import planned, tokens_of
+from parity.verify.rules.data import planned
 from parity.verify.rules.probe import Rows, rows_at_once, val_rows
 from parity.verify.sandbox.client import SandboxedProgram, SandboxError
 from parity.verify.timing import Spent, timed
@@ -179,7 +180,7 @@ class Replay:
     def batch(self, step: int) -> Rows:
         """The plan's batch of a step."""
         span = self.spans[step]
-        tokens = tokens_of(self.context.slice.train, span).astype(np.int32)
+        tokens = plain_tokens(self.context.slice.train, span).astype(np.int32)
         inputs, targets = (part.reshape(-1, span.seq_len) for part in (tokens[..., :-1], tokens[..., 1:]))
         return Rows(np.ascontiguousarray(inputs), np.ascontiguousarray(targets))
 

@@ -268,14 +268,14 @@ class SandboxedProgram:
 
 
 def choose_isolation(
-    evidence: Evidence, device: str, trust_code: bool
+    evidence: Evidence, device: str, trust_code: bool, compilers: bool = False
 ) -> tuple[parent.Isolation, bool, dict[str, Any]]:
     """The isolation for a run's program, whether it uses a GPU, and the facts of it for the verdict.
 
     Raises SandboxError where the run has user code that nothing here could isolate and that is not trusted.
     """
     gpu = any(entry["platform"] != "cpu" for entry in evidence.run["devices"]) and device != "cpu"
-    isolation = parent.available(gpu)
+    isolation = parent.available(gpu, compilers)
     isolated = bool({"bubblewrap", "landlock"} & set(isolation.mechanisms))
     if evidence.has_user_code and not isolated and not trust_code:
         raise SandboxError(
@@ -304,7 +304,8 @@ def _imports(evidence: Evidence) -> list[str]:
     own = {name.removesuffix(".py").partition("/")[0] for name in evidence.source if name.endswith(".py")}
     packages = {"jaxrun", "torchref", "parity"}
     imported = [name for name in dict.fromkeys(names) if name.partition(".")[0] not in own - packages][:MOST_IMPORTS]
-    return imported + (["torch._dynamo", "torch._inductor"] if evidence.was_compiled else [])
+    compiled = evidence.was_compiled and evidence.backend == "torchref"
+    return imported + (["torch._dynamo", "torch._inductor"] if compiled else [])
 
 
 def _environment(evidence: Evidence) -> dict[str, str]:

@@ -58,7 +58,7 @@ class Isolation:
         return "+".join(self.mechanisms) or "none"
 
 
-def describe(mechanisms: Sequence[str], gpu: bool = False) -> Isolation:
+def describe(mechanisms: Sequence[str], gpu: bool = False, compilers: bool = False) -> Isolation:
     """The isolation by these mechanisms, whether this machine has them or not; InputError for an unknown one."""
     if unknown := set(mechanisms) - set(MECHANISMS):
         raise InputError(f"isolation: unknown mechanism {min(unknown)}: known: {', '.join(MECHANISMS)}")
@@ -70,7 +70,7 @@ def describe(mechanisms: Sequence[str], gpu: bool = False) -> Isolation:
         "it writes nothing but its own folder": files,
         "it sees no file, process or network of the machine but its own": bwrap,
         "it makes no connection": bwrap or seccomp,
-        "it starts no process and no program": seccomp and not gpu,
+        "it starts no process and no program": seccomp and not gpu and not compilers,
         "it can neither signal nor trace another process, nor read its memory": bwrap or seccomp,
         "it has none of root's powers and gains none": LINUX,
         f"{limit}, and when the verifier ends" if LINUX else limit: True,
@@ -81,6 +81,7 @@ def describe(mechanisms: Sequence[str], gpu: bool = False) -> Isolation:
         "it can use the network": not (bwrap or seccomp),
         "it can signal other processes of yours": not (bwrap or seccomp),
         "it can start programs, under the same limits": not seccomp or gpu,
+        "the process that repeats steps can start compilers, under the same limits": compilers,
         "what it starts may outlive it": not bwrap and (gpu or not seccomp),
         "every system call of the kernel is open to it": not seccomp,
         "its memory is not watched": not LINUX,
@@ -91,9 +92,10 @@ def describe(mechanisms: Sequence[str], gpu: bool = False) -> Isolation:
     return Isolation(ordered, *(tuple(text for text in table if table[text]) for table in (holds, gaps)))
 
 
-def available(gpu: bool = False) -> Isolation:
-    """The best isolation that works on this machine, tried once in a process; `gpu`: for a child that uses one."""
-    return describe(_working(), gpu)
+def available(gpu: bool = False, compilers: bool = False) -> Isolation:
+    """The best isolation that works on this machine, tried once in a process; `gpu`: for a child that uses one,
+    `compilers`: for one that may start them."""
+    return describe(_working(), gpu, compilers)
 
 
 @functools.cache

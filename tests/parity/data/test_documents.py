@@ -1,6 +1,7 @@
 """The order by documents against a second implementation, token by token from its description, and against the plain
 rule that verifier and comparer use."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -141,3 +142,33 @@ def test_a_shard_without_documents_and_documents_that_hold_no_target_are_refused
         check_plan([29], [Segment(1, 10, 5, 1)], "slice x", index)
     with pytest.raises(InputError, match="all segments with a max_len or none, found both"):
         check_plan([29], [Segment(1, 10, 5, 6), Segment(1, 10, 5)], "slice x", index)
+
+
+def test_as_many_shards_are_prepared_as_the_cut_documents_take(monkeypatch):
+    from parity.harness import setup
+    from parity.recipes import recipe_for
+    from parity.track import track_for
+
+    shard = np.where(np.arange(90_000) % 30 == 0, 511, 7).astype(np.uint16)  # 3,000 documents
+    asked = []
+
+    class Enough(Exception):
+        """Stands for what is checked once the slice is opened."""
+
+    class Prepared:
+        manifest = property(lambda self: (_ for _ in ()).throw(Enough))
+
+        def __init__(self, tokens):
+            self.train = [shard] * (1 + tokens // 90_000)
+            self.train_lengths = [len(shard) for shard in self.train]
+            self.documents = DocumentIndex(self.train, 511)
+
+    def prepare(name, data_dir, train_tokens, progress):
+        asked.append(train_tokens)
+        return Prepared(train_tokens)
+
+    monkeypatch.setattr(setup.slices, "prepare", prepare)
+    recipe = dataclasses.replace(recipe_for("record-40", "tiny"), max_len=10)  # a third of each document
+    with pytest.raises(Enough):
+        setup.open_slice(track_for("tiny"), recipe, None)
+    assert asked == [60 * 1024 + 1, 90_001, 180_001]  # 60 steps take 6,240 documents

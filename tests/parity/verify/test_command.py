@@ -130,7 +130,7 @@ def test_without_isolation_user_code_is_judged_only_if_it_is_trusted(copied, com
 
     path = copied("torchref").path
     declare(path, lambda values: values["options"].update(optimizer="mine:make"))
-    monkeypatch.setattr(parent, "available", lambda gpu=False: parent.describe(()))
+    monkeypatch.setattr(parent, "available", lambda *_: parent.describe(()))
     verdict = verify_run(path, Settings("probe", commands.data, device="cpu"))
     assert verdict.status == "incomplete" and "--trust-code if you trust it" in verdict.of("probe.causal").reason
     verdict = verify_run(path, Settings("probe", commands.data, device="cpu", trust_code=True))

@@ -99,3 +99,23 @@ def test_what_cannot_begin_stops_nothing(context: Any, monkeypatch):
     begin_beside(context, [RULES["log.form"][0]])
     assert len(begun) == 1
     assert all(DEPTHS.index(RULES[rule][0].depth) > DEPTHS.index("recompute") for rule in BESIDE)
+
+
+@pytest.mark.parametrize("name", ["probe.pure", "probe.gradient", "replay.reported", "replay.single"])
+def test_what_costs_more_than_it_shows_is_not_asked_of_our_own_recipes(context: Any, name: str):
+    """Where it is asked, this context has nothing to ask: there is no run behind it."""
+    _, check = RULES[name]
+    assert check(context).status == "holds" and not context.programs
+    context.whole = True
+    with pytest.raises(AttributeError):
+        check(context)
+    context.whole, context.evidence.has_user_code = False, True
+    with pytest.raises(AttributeError):
+        check(context)
+
+
+def test_a_verdict_says_of_isolation_what_holds_for_every_process(context: Any):
+    context._add_isolation({"isolation": "a", "isolation_holds": ["x", "no program"], "isolation_gaps": ["memory"]})
+    context._add_isolation({"isolation": "a", "isolation_holds": ["x"], "isolation_gaps": ["memory", "compilers"]})
+    context._add_isolation({"isolation": "a", "isolation_holds": ["x", "no program"], "isolation_gaps": ["memory"]})
+    assert context.facts == {"isolation": "a", "isolation_holds": ["x"], "isolation_gaps": ["memory", "compilers"]}
