@@ -142,8 +142,9 @@ def _gain(records: Sequence[Record], index: int, runs: Sequence[Run], whole: flo
         why = f"record {record.n} timed again under other conditions: no gain of its own; its three times span 2.7%"
         return Gain(record.label, why + _describe_drift(record, record, None, own), "re-timed", drift_percent=drift)
     before = records[index - 1]
-    before_own, baseline = own_runs(before, runs), baseline_runs(record, runs)
-    new, old = _losses(record, own), _losses(before, before_own)
+    comparable = record.proposal or not before.proposal
+    before_own, baseline = own_runs(before, runs) if comparable else [], baseline_runs(record, runs)
+    new, old = _losses(record, own), _losses(before, before_own) if comparable else None
     p_lower, p_higher = _loss_test(new, old)
     time = _time_test(own, baseline, before_own)
     percent = 100 * (before.seconds - record.seconds) / before.seconds
@@ -268,6 +269,10 @@ def _describe_drift(record: Record, before: Record, drift: float | None, own: Se
         text += f"; its reported mean final loss, {record.loss_mean:g}, is not below {TARGET:g}"
     if drift is not None and abs(drift) > LOGS_DIFFER_PERCENT:
         text += f"; its logs take {abs(drift):.1f}% {'more' if drift > 0 else 'less'} than was claimed"
+    if record.proposal:
+        text += "; its logs are of the proposal, made on an older program, not of the merged one"
+    elif before.proposal and own:
+        text += f"; the logs of record {before.n} are of a proposal on an older program and are not compared"
     if own and own[0].gpu and "H100" not in own[0].gpu:
         text += f"; its logs are of {own[0].gpu}"
     if before.retiming and not record.retiming:

@@ -1,6 +1,6 @@
 """The public history of the NanoGPT speedruns: reported by others, not verified here.
 
-Two data files in `public/`: `track1.json`, the ladder of track 1's records (89 records in 91 rows: record 21 was timed
+Two data files in `public/`: `track1.json`, the ladder of track 1's records (92 records in 94 rows: record 21 was timed
 three times), and `runs.json`, validation curves of public runs of three tracks. Losses are nats per token, times are
 seconds of training (milliseconds in the curves' points, as printed). docs/appendix/history.md has the definitions and
 the results.
@@ -33,6 +33,7 @@ _WORD = re.compile("|".join(_WHOLE_WORDS) + r"|[A-Z]+(?![a-z])[0-9]*|[A-Z]?[a-z]
 _DATE = re.compile(r"^(?:[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8})[-_]?")
 _BASELINE = re.compile(r"baseline|comparison|prior|master", re.IGNORECASE)
 _SEED = re.compile(r"seed[-_]?[0-9]+(?:_stdout)?$")
+_READ_APART = ("n", "date", "folder", "title", "claimed_seconds", "steps", "logs")
 _NO_VARIANT = frozenset(("logs", "code_logs", "stdout", "runs", "results"))
 
 
@@ -50,7 +51,9 @@ class Record:
     """One row of the ladder, as reported: `seconds` is the claim on 8 x H100, the other figures describe its logs.
 
     A figure is None where there are no logs; one run has neither deviation nor p. `p` is of the t-test that the mean is
-    below 3.28. `retiming`: the row is an older record, timed again.
+    below 3.28. `logs`: the variants of runs that are the record's own, where its folder has none of them. `proposal`: the
+    logs are of what its author proposed on an older program, not of the program that was merged. `retiming`: the row is
+    an older record, timed again.
     """
 
     n: int
@@ -68,6 +71,8 @@ class Record:
     p: float | None = None
     time_mean: float | None = None
     time_min: float | None = None
+    logs: tuple[str, ...] = ()
+    proposal: bool = False
     retiming: bool = False
 
 
@@ -133,7 +138,10 @@ def title_of(folder: str) -> str:
 
 
 def runs_of(record: Record, runs: Iterable[Run]) -> list[Run]:
-    """The complete runs of a record: of its folder, and of a folder of another date with the same title (30 and 82)."""
+    """The complete runs of a record: of its folder, and of a folder of another date with the same title (30 and 82); or
+    of the variants that it names (89)."""
+    if record.logs:
+        return [run for run in runs if run.complete and f"{run.folder}/{run.variant}" in record.logs]
     if record.folder is None:
         return []
     title = title_of(record.folder)
@@ -142,7 +150,9 @@ def runs_of(record: Record, runs: Iterable[Run]) -> list[Run]:
 
 def own_runs(record: Record, runs: Iterable[Run]) -> list[Run]:
     """The complete runs of the record itself: without baselines, the group (of one variant, number of steps and GPU)
-    with the least mean time, since a record claims a time."""
+    with the least mean time, since a record claims a time. Variants that it names are one program."""
+    if record.logs:
+        return distinct(runs_of(record, runs))
     groups = groups_of(run for run in runs_of(record, runs) if not run.baseline)
     return min(groups, key=_mean_seconds, default=[])
 
@@ -154,6 +164,8 @@ def baseline_runs(record: Record, runs: Iterable[Run]) -> list[Run]:
     """
     own = own_runs(record, runs)
     folders = {run.folder for run in own}
+    if record.logs:
+        return []
     groups = [
         group
         for group in groups_of(run for run in runs_of(record, runs) if run.baseline)
@@ -231,16 +243,17 @@ def _record(row: dict[str, Any], index: int, rows: list[dict[str, Any]]) -> Reco
             "install jaxrun again"
         ) from None
     timed_again = Counter(other["n"] for other in rows)[row["n"]] > 1
-    figures = {k: v for k, v in row.items() if k not in ("n", "date", "folder", "claimed_seconds", "steps")}
+    figures = {k: v for k, v in row.items() if k not in _READ_APART}
     return Record(
         row["n"],
         f"{row['n']} ({date})" if timed_again else str(row["n"]),
         date,
         row["folder"],
-        title_of(row["folder"]) if row["folder"] else None,
+        row.get("title") or (title_of(row["folder"]) if row["folder"] else None),
         row["claimed_seconds"],
         **figures,
         steps=tuple(row.get("steps", ())),
+        logs=tuple(row.get("logs", ())),
         retiming=index > 0 and rows[index - 1]["n"] == row["n"],
     )
 

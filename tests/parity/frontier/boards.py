@@ -46,7 +46,7 @@ RULES = (
 
 
 def board(
-    count: int = 40, reported: int = 91, text: str = "", nulls: bool = False, matrices: bool = True
+    count: int = 40, reported: int = 94, text: str = "", nulls: bool = False, matrices: bool = True
 ) -> dict[str, Any]:
     """A board of `count` entries and `reported` records. `text`: the untrusted text, everywhere; `nulls`: every value
     that may be unknown is unknown in some entry."""

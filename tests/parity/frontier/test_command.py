@@ -82,7 +82,7 @@ def test_an_edited_ledger_is_used_for_nothing(run, ledger_dir, judged_attempt, t
 def test_a_site_and_a_report_are_written(run, ledger_dir, judged_attempt, tmp_path):
     (entry,) = ledger.load(ledger_dir)
     code, out, _ = run("site", tmp_path / "site", "--ledger", ledger_dir)
-    assert code == 0 and "1 verified entry, and 89 records reported by others" in out
+    assert code == 0 and "1 verified entry, and 92 records reported by others" in out
     assert (tmp_path / "site" / "attempt" / f"{entry.id}.html").is_file()
     assert "not verified here" in (tmp_path / "site" / "index.html").read_text()
     code, out, _ = run("report", judged_attempt, "--out", tmp_path / "report")

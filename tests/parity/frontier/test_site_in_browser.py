@@ -246,7 +246,7 @@ def test_an_empty_ledger_shows_the_public_history(page, folder):
     show(page, folder, "empty/index.html")
     assert len(cells(page, 2)) == 50 and page.run("document.querySelector('[name=track]').value") == "small"
     page.click("#more")
-    assert len(cells(page, 2)) == 91
+    assert len(cells(page, 2)) == 94
     show(page, folder, "nothing/index.html")
     assert "Nothing to draw" in page.run("document.getElementById('frontier-chart-note').textContent")
 

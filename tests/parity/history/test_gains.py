@@ -14,13 +14,13 @@ from parity.statistics import holm, welch
 def test_seconds_percent_and_share_by_hand():
     _, _, gain = row("12")
     assert gain.seconds == pytest.approx(432 - 301.8) and gain.percent == pytest.approx(100 * (432 - 301.8) / 432)
-    assert gain.share == pytest.approx(math.log(432 / 301.8) / math.log(2700 / 73.8))
+    assert gain.share == pytest.approx(math.log(432 / 301.8) / math.log(2700 / 39.9))
 
 
 def test_shares_add_up_to_the_whole_gain_and_what_the_re_timings_took_back():
     shares = [gain.share for gain in gains() if gain.share is not None]
-    assert len(shares) == 88
-    assert sum(shares) == pytest.approx(1 + math.log(180.8 / 176) / math.log(2700 / 73.8))
+    assert len(shares) == 91
+    assert sum(shares) == pytest.approx(1 + math.log(180.8 / 176) / math.log(2700 / 39.9))
 
 
 def test_a_re_timing_gains_nothing_and_the_next_record_is_set_against_the_last():
@@ -92,11 +92,19 @@ def test_how_many_are_significant_is_counted_under_holms_correction():
     lower = [g.p_lower for g in rows if g.p_lower is not None]
     timed = [g.p_time for g in rows if g.p_time is not None]
     assert (
-        (counts["records"], counts["loss_tests"], counts["time_tests"]) == (89, len(lower), len(timed)) == (89, 58, 49)
+        (counts["records"], counts["loss_tests"], counts["time_tests"]) == (92, len(lower), len(timed)) == (92, 58, 49)
     )
     assert (
         counts["loss_lower"] == sum(holm(lower)[1]) == 0
         and counts["loss_lower_single"] == sum(p < 0.01 for p in lower) == 1
     )
     assert counts["time_faster"] == sum(holm(timed)[1]) == counts["time_beside"][1] + counts["time_logs"][1] == 37
-    assert (counts["target_tests"], counts["target_single"], counts["target_holm"]) == (67, 57, 10)
+    assert (counts["target_tests"], counts["target_single"], counts["target_holm"]) == (68, 58, 10)
+
+
+def test_logs_of_a_proposal_are_not_set_against_those_of_the_program_that_was_merged():
+    merged, proposed = row("89")[2], row("90")[2]
+    assert merged.p_time is merged.p_lower is None and "on an older program and are not compared" in merged.sure
+    assert len(own("89")) == row("89")[0].runs == 5 and {run.steps for run in own("89")} == {1285}
+    assert proposed.beside and "its logs are of the proposal" in proposed.sure and {r.steps for r in own("90")} == {1315}
+    assert row("92")[0].title == "ANVIL2" and row("92")[0].seconds == 39.9
