@@ -81,3 +81,33 @@ def rotate(x_BTHK, cos_T1K2, sin_T1K2, scale=None):
     x1, x2 = jnp.split(x_BTHK.astype(cos_T1K2.dtype), 2, axis=-1)
     y_BTHK = jnp.concatenate([x1 * cos_T1K2 + x2 * sin_T1K2, -x1 * sin_T1K2 + x2 * cos_T1K2], axis=-1)
     return (y_BTHK if scale is None else y_BTHK * scale).astype(x_BTHK.dtype)
+
+
+def rotate_neighbours(x_BTHK, cos, sin, scale=None):
+    """y_2i = cos x_2i + sin x_2i+1, y_2i+1 = cos x_2i+1 - sin x_2i in the first half of a head, the other half as it
+    is, in the type of the tables, (T, 1 or H, K / 4); times `scale` if there is one (record 58)."""
+    turned, rest = jnp.split(x_BTHK.astype(cos.dtype), 2, axis=-1)
+    x1, x2 = turned[..., 0::2], turned[..., 1::2]
+    turned = jnp.stack([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1).reshape(turned.shape)
+    y_BTHK = jnp.concatenate([turned, rest], axis=-1)
+    return (y_BTHK if scale is None else y_BTHK * scale).astype(x_BTHK.dtype)
+
+
+def offset_keys(k_BTHK, channels: tuple[tuple[int, int], ...]):
+    """The keys with some ranges of their channels from the position before, in a row's first position their own."""
+    before_BTHK = jnp.concatenate([k_BTHK[:, :1], k_BTHK[:, :-1]], axis=1)
+    channel = jnp.arange(k_BTHK.shape[-1])
+    moved = sum((channel >= first) & (channel < end) for first, end in channels) > 0
+    return jnp.where(moved, before_BTHK, k_BTHK)
+
+
+def pair_heads(x_BTHK):
+    """Head j and head j + H / 2 of each token as two rows of a sequence of twice the length: (B, 2 T, H / 2, K)."""
+    B, T, H, K = x_BTHK.shape
+    return x_BTHK.reshape(B, 2 * T, H // 2, K)
+
+
+def pair_tables(cos, sin, heads: int):
+    """Tables of 2 T positions (2 T, 1, n) for heads that attend in pairs: token t has position 2 t in even heads and
+    2 t + 1 in odd ones: (T, H, n)."""
+    return tuple(jnp.tile(table.reshape(-1, 2, table.shape[-1]), (1, heads // 2, 1)) for table in (cos, sin))

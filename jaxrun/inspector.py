@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from flax.nnx.tracers import TraceState
 
-from jaxrun import model, optim
+from jaxrun import model, optim, transforms
 from jaxrun.kernels.fp8 import fp8_matmul
 from jaxrun.program import JaxProgram, State
 from parity.capture import Capture, replaced
@@ -62,24 +62,31 @@ class Inspector:
         for _, part in _optimizer_states(state):
             for kind, tensors in part._asdict().items():
                 if kind != "count":
-                    moments.setdefault(kind, {}).update(tensors)
+                    whole = {name: jnp.broadcast_to(x, state["weights"][name].shape) for name, x in tensors.items()}
+                    moments.setdefault(kind, {}).update(whole)
         return moments
 
     def param_groups(self, state: State) -> list[tuple[str, str]]:
-        return [(name, group) for group, part in _optimizer_states(state) for name in part[1]]
+        states = [(group, part) for group, part in _optimizer_states(state) if "count" in part._fields]
+        return [(name, group) for group, part in states for name in part[1]]
 
     def schedules(self) -> dict[str, np.ndarray]:
         groups = sorted(set(self.program.groups.values()))
         schedules = {group: optim.learning_rates(self.recipe, group) for group in groups}
         if hasattr(self.recipe, "momentum"):
             schedules["momentum"] = optim.momentum_schedule(self.recipe)
+        for group in groups if hasattr(self.recipe, "cautious_decay") else ():
+            if (table := optim.cautious_decay(self.recipe, group)) is not None:
+                schedules[f"decay of {group}"] = table
+        for k, table in enumerate(zip(*map(self.program.target_weights, range(self.recipe.steps)), strict=True)):
+            schedules[f"target {k + 1}"] = np.array([float(weight) for weight in table])
         if windows := self.program.window(jnp.arange(self.recipe.steps + 1)):
             schedules["window"] = np.asarray(windows[0], np.float64)
         return schedules
 
     def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         def product(x_TD, weight_VD):
-            return fp8_matmul(x_TD, weight_VD, self.recipe.fp8_scales, 1 / self.recipe.context)
+            return fp8_matmul(x_TD, weight_VD, self.recipe.fp8_scales, self.recipe.row_loss_factor(self.recipe.context))
 
         y_TV, vjp = jax.vjp(product, jnp.asarray(x_TD), jnp.asarray(weight_VD))
         dx_TD, dweight_VD = vjp(jnp.asarray(dy_TV))
@@ -89,13 +96,13 @@ class Inspector:
         recipe, grams = self.recipe, []
         coefficients, dtype = recipe.newton_schulz, recipe.dtypes.newton_schulz
         x_NRC, norm = jnp.asarray(x_RC)[None], recipe.newton_schulz_norm
-        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append, norm)
+        result = transforms.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append, norm)
         return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
 
 def _optimizer_states(state: State) -> list[tuple[str, Any]]:
-    """(group, state) of every AdamW and Muon in the optimizer."""
-    kinds = optim.AdamState, optim.OddAdamState, optim.MomentumState
+    """(group, state) of every part of the optimizer that has moments."""
+    kinds = transforms.AdamState, optim.OddAdamState, transforms.MomentumState, transforms.EqualizeState
     leaves = jax.tree_util.tree_leaves_with_path(state["optimizer"], is_leaf=lambda x: isinstance(x, kinds))
     return [
         ([key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1], part)

@@ -17,26 +17,28 @@ from parity.recipes import Dtypes
 
 
 class Linear(nnx.Module):
-    """x W^T + b, in the type of products: weight (out, in), bias (out,) if there is one."""
+    """x W^T + b, in the type of products: weight (out, in), bias (out,) if there is one. `factor` multiplies W."""
 
     def __init__(self, inputs: int, outputs: int, dtypes: Dtypes, bias: bool = True):
         self.weight = empty((outputs, inputs), dtypes.weights)
         self.bias = empty((outputs,), dtypes.weights) if bias else None
-        self.dtype = dtypes.matmul
+        self.dtype, self.truncate = dtypes.matmul, dtypes.truncate
 
-    def __call__(self, x):
-        return matmul_t(x, self.weight[...], self.dtype, None if self.bias is None else self.bias[...])
+    def __call__(self, x, factor=None):
+        weight = cast_weight(self.weight[...], self.dtype, self.truncate, factor)
+        return matmul_t(x, weight, self.dtype, None if self.bias is None else self.bias[...])
 
 
 class StackedLinear(nnx.Module):
-    """x W[i]^T for each matrix of a stack (N, out, in), side by side: (B, T, N out)."""
+    """x W[i]^T for each matrix of a stack (N, out, in), side by side: (B, T, N out). `factor` multiplies W."""
 
     def __init__(self, count: int, inputs: int, outputs: int, dtypes: Dtypes):
         self.weight = empty((count, outputs, inputs), dtypes.weights)
-        self.dtype = dtypes.matmul
+        self.dtype, self.truncate = dtypes.matmul, dtypes.truncate
 
-    def __call__(self, x_BTD):
-        return matmul_t(x_BTD, self.weight[...].reshape(-1, x_BTD.shape[-1]), self.dtype)
+    def __call__(self, x_BTD, factor=None):
+        weight = cast_weight(self.weight[...].reshape(-1, x_BTD.shape[-1]), self.dtype, self.truncate, factor)
+        return matmul_t(x_BTD, weight, self.dtype)
 
 
 class Embedding(nnx.Module):
@@ -132,6 +134,16 @@ class SkipConnections(nnx.Module):
         return x_BTD + scale_by(outputs[-1 - i], self.weight[...][i].astype(x_BTD.dtype))
 
 
+def cast_weight(weight, dtype: str, truncate: bool, factor=None):
+    """The weight in `dtype`, rounded or, with `truncate`, without the lower 16 of its 32 bits; times a learned number
+    if there is one, which is cast first. The gradient passes as if nothing were cut off."""
+    if truncate:
+        upper = jax.lax.bitcast_convert_type(weight, jnp.uint32) & jnp.uint32(0xFFFF0000)
+        weight = weight + jax.lax.stop_gradient(jax.lax.bitcast_convert_type(upper, weight.dtype) - weight)
+    weight = weight.astype(dtype)
+    return weight if factor is None else scale_by(weight, factor.astype(dtype))
+
+
 def matmul_t(x, weight, dtype: str, bias=None):
     """x W^T, plus the bias if there is one, all cast to `dtype`; sums are kept in float32 or wider."""
     y = matmul_transposed(x.astype(dtype), weight.astype(dtype))
@@ -189,6 +201,24 @@ def rms_norm(x, eps: float, accum: str, gain=None):
 def token_losses(raw_logits_BTV, targets_BT, softcap: Callable = lambda raw_logits: raw_logits):
     """-log softmax(softcap(raw logits))[target]: (B, T), in the type of the capped logits, nats."""
     return cross_entropy(softcap, raw_logits_BTV, targets_BT)
+
+
+def weighted_token_losses(
+    raw_logits_BTV, targets_BTN, weights_BTN, softcap: Callable = lambda raw_logits: raw_logits
+):  # fmt: skip
+    """The sum of N targets' losses at each position, each times its weight: (B, T), in the type of the capped
+    logits."""
+    return cross_entropy(softcap, raw_logits_BTV, targets_BTN, weights_BTN)
+
+
+def shifted_targets(targets_BT, weights_N, length=None):
+    """The N tokens from each position's target on, and their weights, both (B, T, N); 0 for those behind the first
+    `length` positions of the row (None: all). `weights_N`: those of the first target, the second and so on."""
+    T, N = targets_BT.shape[1], weights_N.shape[0]
+    ahead_TN = jnp.arange(T)[:, None] + jnp.arange(N)
+    targets_BTN = targets_BT[:, jnp.minimum(ahead_TN, T - 1)]
+    weights_TN = jnp.where(ahead_TN < (T if length is None else length), weights_N, 0)
+    return targets_BTN, jnp.broadcast_to(weights_TN, targets_BTN.shape)
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> nnx.Param:

@@ -5,8 +5,6 @@ step. Arithmetic is in float32 or wider; the optimizer's state has the type of i
 """
 
 import functools
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrun.transforms import (
+    Distribute,
+    Tensors,
+    add_cautious_decay,
+    add_decayed_weights,
+    as_stored,
+    at_step,
+    bias_correction,
+    equalize,
+    momentum,
+    orthogonalize,
+    scale_by_adam,
+    scale_by_aspect,
+    scale_by_learning_rate,
+    tie,
+    wider,
+)
 from parity.recipes import Recipe
-
-Tensors = dict[str, jax.Array]
-Distribute = Callable[[Callable], Callable]  # spreads a function of a stack of matrices over devices
 
 
 def adamw(
@@ -57,34 +69,30 @@ def muon(
     )
 
 
-class AdamState(NamedTuple):
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    first: Tensors
-    second: Tensors
+def normuon(
+    learning_rates: np.ndarray,
+    decay: np.ndarray,
+    mu: float | np.ndarray,
+    steps: int,
+    coefficients: tuple[float, ...],
+    dtype: str,
+    distribute: Distribute = lambda function: function,
+    norm: tuple[float, float] = (1.0, 1e-7),
+    beta: float = 0.95,
+    axis: int = -1,
+) -> optax.GradientTransformation:
+    """NorMuon (Li et al., arXiv 2510.05491, record 41) with cautious decay: p -= rate (e + [e p >= 0] decay p), with e
+    the rows of orthogonalize(u), or with axis -2 the columns, made alike by `equalize`; u of `momentum`.
 
-
-def scale_by_adam(betas: tuple[float, float], eps: float) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv 1412.6980): m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; then the update
-    (m / c1) / (sqrt(v / c2) + eps) with c1 = 1 - b1^t, c2 = 1 - b2^t at the t-th step.
+    `learning_rates` and `decay` (steps,); the rest as for `muon`.
     """
-    b1, b2 = betas
-
-    def init(params):
-        return AdamState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in betas))
-
-    def update(updates, state, params=None):
-        t = state.count + 1
-        grads = jax.tree.map(lambda g, m: g.astype(wider(m)), updates, state.first)
-        first = jax.tree.map(lambda m, g: b1 * m.astype(g.dtype) + (1 - b1) * g, state.first, grads)
-        second = jax.tree.map(lambda v, g: b2 * v.astype(g.dtype) + (1 - b2) * g * g, state.second, grads)
-        updates = jax.tree.map(
-            lambda m, v: (m / _correction(b1, t, m.dtype)) / (jnp.sqrt(v / _correction(b2, t, v.dtype)) + eps),
-            first,
-            second,
-        )
-        return updates, AdamState(t, _as_stored(first, state.first), _as_stored(second, state.second))
-
-    return optax.GradientTransformation(init, update)
+    return optax.chain(
+        momentum(mu),
+        orthogonalize(steps, coefficients, dtype, distribute, norm),
+        equalize(beta, axis),
+        add_cautious_decay(decay, strict=False),
+        scale_by_learning_rate(learning_rates),
+    )
 
 
 class OddAdamState(NamedTuple):
@@ -95,150 +103,54 @@ class OddAdamState(NamedTuple):
 
 
 def odd_adam(
-    learning_rates: np.ndarray, betas: tuple[float, float], eps: float, dtype: str
+    learning_rates: np.ndarray,
+    betas: tuple[float, float],
+    eps: float,
+    dtype: str,
+    decay: np.ndarray | None = None,
+    tied_until: int = -1,
 ) -> optax.GradientTransformation:
     """Adam on odd steps alone, each time on the sum of the gradients of two steps (record 39).
 
-    At its t-th update m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= rate sqrt(c2) / c1 m / (sqrt(v) + eps), with
-    c1 = 1 - b1^t, c2 = 1 - b2^t. `learning_rates` (steps,); the moments are kept in `dtype`, the gradient of an even
-    step in its own type.
+    At its t-th update m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; u = sqrt(c2) / c1 m / (sqrt(v) + eps), with
+    c1 = 1 - b1^t, c2 = 1 - b2^t; p -= rate (u + [u p > 0] decay p). `learning_rates` and `decay` (steps,); the moments
+    are kept in `dtype`, the gradient of an even step in its own type. Up to the step `tied_until` all weights, which
+    then have one shape, have the sum of their gradients (record 53).
     """
     b1, b2 = betas
+    decayed = add_cautious_decay(np.zeros(1) if decay is None else decay)
 
     def init(params):
         first, second = (jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), params) for _ in betas)
         return OddAdamState(jnp.zeros((), jnp.int32), first, second, jax.tree.map(jnp.zeros_like, params))
 
-    def wait(grads, state):
+    def wait(grads, state, params):
         updates = jax.tree.map(lambda g: jnp.zeros(g.shape, wider(g)), grads)
         return updates, state._replace(count=state.count + 1, pending=grads)
 
-    def act(grads, state):
+    def act(grads, state, params):
         t = state.count // 2 + 1
         sums = jax.tree.map(lambda g, before: (before + g).astype(wider(g)), grads, state.pending)
         first = jax.tree.map(lambda m, g: b1 * m.astype(g.dtype) + (1 - b1) * g, state.first, sums)
         second = jax.tree.map(lambda v, g: b2 * v.astype(g.dtype) + (1 - b2) * g * g, state.second, sums)
 
         def update(m, v):
-            c1, c2 = (_correction(beta, t, m.dtype) for beta in betas)
-            return -_at(learning_rates, state.count, m.dtype) * jnp.sqrt(c2) / c1 * m / (jnp.sqrt(v) + eps)
+            c1, c2 = (bias_correction(beta, t, m.dtype) for beta in betas)
+            return jnp.sqrt(c2) / c1 * m / (jnp.sqrt(v) + eps)
 
         updates = jax.tree.map(update, first, second)
-        first, second = _as_stored(first, state.first), _as_stored(second, state.second)
+        if decay is not None:
+            updates, _ = decayed.update(updates, optax.ScaleByScheduleState(state.count), params)
+        updates = jax.tree.map(lambda u: -at_step(learning_rates, state.count, u.dtype) * u, updates)
+        first, second = as_stored(first, state.first), as_stored(second, state.second)
         return updates, OddAdamState(state.count + 1, first, second, state.pending)
 
     def update(updates, state, params=None):
-        return jax.lax.cond(state.count % 2 == 1, act, wait, updates, state)
+        if tied_until >= 0:
+            updates = tie(updates, state.count <= tied_until)
+        return jax.lax.cond(state.count % 2 == 1, act, wait, updates, state, params)
 
     return optax.GradientTransformation(init, update)
-
-
-class MomentumState(NamedTuple):
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    momentum: Tensors
-
-
-def momentum(mu: float | np.ndarray, nesterov: bool = True, ema: bool = True) -> optax.GradientTransformation:
-    """m = m + (1 - mu) (g - m), or with `ema=False` m = mu m + g, as SGD has it; `mu` is one number or one a step.
-
-    The update is m, or with `nesterov` what m would be after the same gradient once more.
-    """
-
-    def init(params):
-        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
-
-    def accumulate(m, g, mu):
-        return m + (1 - mu) * (g - m) if ema else mu * m + g
-
-    def update(updates, state, params=None):
-        mus = jax.tree.map(lambda m: _at(mu, state.count, m.dtype), state.momentum)
-        moments = jax.tree.map(accumulate, state.momentum, updates, mus)
-        updates = jax.tree.map(accumulate, moments, updates, mus) if nesterov else moments
-        return updates, MomentumState(state.count + 1, moments)
-
-    return optax.GradientTransformation(init, update)
-
-
-def orthogonalize(
-    steps: int,
-    coefficients: tuple[float, ...],
-    dtype: str,
-    distribute: Distribute = lambda function: function,
-    norm: tuple[float, float] = (1.0, 1e-7),
-) -> optax.GradientTransformation:
-    """`newton_schulz` of every matrix and of those in stacks, matrices of equal shape as one batch."""
-    orthogonalize_fn = distribute(lambda x_NRC: newton_schulz(x_NRC, steps, coefficients, dtype, norm=norm))
-
-    def update(updates, params):
-        ortho_updates = {}
-        for shape in sorted({u.shape[-2:] for u in updates.values()}):
-            batch = {name: u for name, u in updates.items() if u.shape[-2:] == shape}
-            x_NRC = jnp.concatenate([u.reshape(-1, *shape) for u in batch.values()]).astype(dtype)
-            ends = np.cumsum([u.size // math.prod(shape) for u in batch.values()])
-            for (name, u), y_NRC in zip(batch.items(), jnp.split(orthogonalize_fn(x_NRC), ends[:-1]), strict=True):
-                ortho_updates[name] = y_NRC.reshape(u.shape).astype(u.dtype)
-        return ortho_updates
-
-    return optax.stateless(update)
-
-
-def scale_by_aspect() -> optax.GradientTransformation:
-    """u *= sqrt(max(1, rows / columns))."""
-
-    def scale(u):
-        return u * max(1.0, u.shape[-2] / u.shape[-1]) ** 0.5
-
-    return optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
-
-
-def add_decayed_weights(decay: float) -> optax.GradientTransformation:
-    """u += decay p."""
-
-    def add(u, w):
-        return u + decay * w.astype(u.dtype)
-
-    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params)) if decay else optax.identity()
-
-
-def scale_by_learning_rate(learning_rates: np.ndarray) -> optax.GradientTransformation:
-    """u *= -rate, in float32 or wider; `learning_rates` (steps,)."""
-
-    def init(params):
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
-
-    def update(updates, state, params=None):
-        updates = jax.tree.map(lambda u: -_at(learning_rates, state.count, wider(u)) * u, updates)
-        return updates, optax.ScaleByScheduleState(state.count + 1)
-
-    return optax.GradientTransformation(init, update)
-
-
-def newton_schulz(
-    x_NRC,
-    steps: int,
-    coefficients: tuple[float, ...],
-    dtype: str,
-    observe: Callable[[Any], None] | None = None,
-    norm: tuple[float, float] = (1.0, 1e-7),
-):
-    """The nearest semi-orthogonal matrix of each of N matrices (R, C), by Newton-Schulz iteration in `dtype`.
-
-    X / (f ||X||_F + e) with f, e = `norm`, transposed where R > C; then `steps` times A = X X^T, B = b A + c A A,
-    X = a X + B X. `coefficients`: a, b, c of all steps, or of each in turn (Polar Express, Amsel et al.,
-    arXiv 2505.16932). `observe` is called with every A.
-    """
-    x, (factor, eps) = x_NRC.astype(dtype), norm
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    size = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=wider(x)))
-    x = x / (factor * size + eps).astype(dtype)
-    for step in range(steps):
-        a, b, c = coefficients[3 * step : 3 * step + 3] or coefficients[:3]
-        A = _matmul(x, x.mT)
-        if observe:
-            observe(A)
-        x = a * x + _matmul(b * A + c * _matmul(A, A), x)
-    return x.mT if tall else x
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -292,7 +204,14 @@ def _adamw(recipe: Any, group: str, distribute: Distribute) -> optax.GradientTra
 
 
 def _odd_adam(recipe: Any, group: str, distribute: Distribute) -> optax.GradientTransformation:
-    return odd_adam(learning_rates(recipe, group), recipe.betas, recipe.adam_eps, recipe.dtypes.moments)
+    return odd_adam(
+        learning_rates(recipe, group),
+        recipe.group_betas(group),
+        recipe.adam_eps,
+        recipe.dtypes.moments,
+        cautious_decay(recipe, group),
+        recipe.tied_until(group),
+    )
 
 
 def _muon(
@@ -312,12 +231,30 @@ def _muon(
     )
 
 
+def _normuon(recipe: Any, group: str, distribute: Distribute, axis: int = -1) -> optax.GradientTransformation:
+    decay = cautious_decay(recipe, group)
+    return normuon(
+        learning_rates(recipe, group),
+        np.zeros(1) if decay is None else decay,
+        momentum_schedule(recipe),
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        recipe.dtypes.newton_schulz,
+        distribute,
+        recipe.newton_schulz_norm,
+        recipe.equalizer,
+        axis,
+    )
+
+
 OPTIMIZERS = {
     "AdamW": _adamw,
     "Muon": _muon,
     "MuonSGD": functools.partial(_muon, ema=False),
     "OddAdam": _odd_adam,
     "MuonUnscaled": functools.partial(_muon, aspect=False),
+    "NorMuon": _normuon,
+    "NorMuonColumns": functools.partial(_normuon, axis=-2),
 }
 
 
@@ -329,6 +266,12 @@ def group_of(recipe: Recipe) -> dict[str, str]:
 def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     """(steps,) float64: the group's learning rate at every step of the plan."""
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
+
+
+def cautious_decay(recipe: Any, group: str) -> np.ndarray | None:
+    """(steps,) float64: the group's cautious decay at every step of the plan; None where it has none."""
+    table = np.array([recipe.cautious_decay(group, step) for step in range(recipe.steps)])
+    return table if table.any() else None
 
 
 def momentum_schedule(recipe: Any) -> np.ndarray:
@@ -347,27 +290,3 @@ def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
         group: global_norm({name: x for name, x in tensors.items() if groups[name] == group})
         for group in sorted(set(groups.values()))
     }
-
-
-def _correction(beta: float, t, dtype):
-    """1 - beta^t without the cancellation."""
-    return -jnp.expm1(t.astype(dtype) * math.log(max(beta, 1e-300)))
-
-
-def _matmul(a, b):
-    """Batched matrix product; float32 is never rounded to less."""
-    return jnp.matmul(a, b, precision="highest", preferred_element_type=a.dtype)
-
-
-def wider(x) -> Any:
-    """float32, or the type of x if that is wider."""
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _at(table: float | np.ndarray, count, dtype):
-    """The number of a step; the last one after the table's end."""
-    return jnp.asarray(table, dtype).reshape(-1).at[count].get(mode="clip")
-
-
-def _as_stored(tensors: Tensors, state: Tensors) -> Tensors:
-    return jax.tree.map(lambda x, stored: x.astype(stored.dtype), tensors, state)

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jaxrun import checkpoint, model, optim, sharding, user_optimizer
+from jaxrun import checkpoint, layers, model, optim, sharding, user_optimizer
 from jaxrun.kernels import head_blocks
 from jaxrun.kernels.cross_entropy import BoundedSoftcap
 from jaxrun.kernels.platform import compiling_for
@@ -208,6 +208,11 @@ class JaxProgram:
         table = np.array([at(n) for n in range(self.recipe.steps + 1)], np.int32)
         return (jnp.asarray(table)[jnp.minimum(step, self.recipe.steps)],)
 
+    def target_weights(self, step):
+        """(N,): what the losses of a position's N targets count in training after so many updates."""
+        table = np.array([self.recipe.target_weights(n) for n in range(self.recipe.steps + 1)])
+        return jnp.asarray(table, self.recipe.dtypes.accum)[jnp.minimum(step, self.recipe.steps)]
+
     def _compile(self, function: Callable, **options: Any) -> Any:
         """jit for the program's own devices, wherever it is traced."""
 
@@ -235,10 +240,11 @@ class JaxProgram:
     def _step(self, state: State, inputs_BT, targets_BT):
         loss, grads = self._loss_and_grads(state["weights"], state["step"], inputs_BT, targets_BT)
         rates = user_optimizer.stated_rates(state["optimizer"]) if self.user_optimizer else {}
+        targets = self.target_weights(state["step"]).sum()
         state, updates = self._apply(state, grads)
         tensors = {"weights": state["weights"], "grads": grads, "updates": updates}
         metrics = {
-            "loss": loss * self.recipe.loss_per_token(*targets_BT.shape),
+            "loss": loss * self.recipe.loss_per_token(*targets_BT.shape) / targets,
             "grad_norm": optim.global_norm(grads),
             "norms": {kind: optim.group_norms(x, self.groups) for kind, x in tensors.items()},
             "rates": rates,
@@ -273,13 +279,15 @@ class JaxProgram:
         reduction = self.recipe.loss_reduction if prefix is None else "sum"
         scale = {"mean": 1 / inputs_BT.size, "sum": 1.0, "rows": 1 / len(inputs_BT)}[reduction]
         window, rows = self.window(step), [inputs_BT, targets_BT]
-        if prefix is not None:
+        if len(self.recipe.target_weights(0)) > 1:
+            rows[1:] = layers.shifted_targets(targets_BT, self.target_weights(step), prefix)
+        elif prefix is not None:
             rows.append(jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]) < prefix, inputs_BT.shape))
 
         def on_device(weights, *rows):
-            def on_microbatch(inputs_BT, targets_BT, counted_BT=None):
+            def on_microbatch(inputs_BT, targets, loss_weights=None):
                 return jax.value_and_grad(
-                    lambda weights: scale * self._total_loss(weights, window, inputs_BT, targets_BT, counted_BT)
+                    lambda weights: scale * self._total_loss(weights, window, inputs_BT, targets, loss_weights)
                 )(weights)
 
             loss, grads = sharding.sum_microbatches(self.microbatches, on_microbatch, *rows)
@@ -288,9 +296,9 @@ class JaxProgram:
         specs = sharding.REPLICATED, {name: sharding.param_spec(self.mesh, w.shape) for name, w in weights.items()}
         return sharding.shard_map_rows(self.mesh, on_device, specs)(weights, *rows)
 
-    def _total_loss(self, weights, window, inputs_BT, targets_BT, counted_BT) -> Any:
+    def _total_loss(self, weights, window, inputs_BT, targets, loss_weights) -> Any:
         return head_blocks.total_loss(
-            self.head, weights, self._hidden(weights, window, inputs_BT), targets_BT, counted_BT
+            self.head, weights, self._hidden(weights, window, inputs_BT), targets, loss_weights
         )
 
     def _token_losses(self, weights, step, inputs_BT, targets_BT):
@@ -318,7 +326,7 @@ class JaxProgram:
             return head_blocks.Head(method("logits"), method("logits"), lambda logits: logits)
         training = method("raw_logits")
         if hasattr(net, "training_raw_logits"):  # gradients are those of the sum of the losses
-            training = method("training_raw_logits", 1 / self.recipe.context)
+            training = method("training_raw_logits", self.recipe.row_loss_factor(self.recipe.context))
         softcap = BoundedSoftcap(net.softcap, getattr(net, "logit_bound", math.inf))
         return head_blocks.Head(method("raw_logits"), training, softcap)
 

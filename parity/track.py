@@ -51,7 +51,7 @@ FIXED_FIELDS = (
     *("tokenizer_size", "vocab_size", "dim", "layers", "head_dim", "context", "batch_tokens", "norm_eps"),
     *("attention_scale", "rotary_base", "logit_cap"),
 )
-RECIPE_NAMES = ("muon", "nanogpt", "record-11", "record-21", "record-40")
+RECIPE_NAMES = ("muon", "nanogpt", "record-11", "record-21", "record-40", "record-58")
 POCKET = Track(
     name="pocket",
     purpose="a laptop, minutes on 2 cores",

@@ -29,12 +29,12 @@ def initial_weights(recipe: Recipe, seed: int) -> Weights:
     weights = {}
     for name, parameter in recipe.parameters().items():
         if parameter.std is not None:
-            value = generator(seed, name).standard_normal(parameter.shape) * parameter.std
+            value = generator(seed, parameter.like or name).standard_normal(parameter.shape) * parameter.std
         elif parameter.bound is not None:
             value = generator(seed, name).uniform(-1, 1, parameter.shape) * parameter.bound
         else:
             value = np.full(parameter.shape, parameter.value, np.float64)
-        weights[name] = round_to(value, recipe.storage_dtype(name))
+        weights[name] = round_to(value, recipe.first_dtype(name))
     return weights
 
 

@@ -151,6 +151,7 @@ def test_precision_decides_every_type():
         "bfloat16",
         *["float32"] * 5,
         False,
+        False,
     )
     narrow = dataclasses.replace(recipe_for("record-11", "tiny"), precision="bfloat16")
     assert {

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from parity.capture import Capture
-from torchref import layers, optim
+from torchref import layers, optim, transforms
 from torchref.kernels.fp8 import fp8_matmul
 from torchref.program import State, TorchProgram
 
 # By torch's names.
-MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum", "pending": "pending"}
+MOMENTS = {
+    "exp_avg": "first", "exp_avg_sq": "second", "momentum": "momentum", "pending": "pending", "squares": "squares",
+}  # fmt: skip
 
 
 class Inspector:
@@ -47,7 +49,7 @@ class Inspector:
         for optimizer in _optimizers(state):
             for w, tensors in optimizer.state.items():
                 for kind in MOMENTS.keys() & tensors.keys():
-                    moments.setdefault(MOMENTS[kind], {})[names[w]] = tensors[kind]
+                    moments.setdefault(MOMENTS[kind], {})[names[w]] = tensors[kind].expand_as(w)
         return moments
 
     def param_groups(self, state: State) -> list[tuple[str, str]]:
@@ -60,6 +62,11 @@ class Inspector:
         schedules = {group: optim.learning_rates(self.recipe, group) for group in groups}
         if hasattr(self.recipe, "momentum"):
             schedules["momentum"] = optim.momentum_schedule(self.recipe)
+        for group in groups if hasattr(self.recipe, "cautious_decay") else ():
+            if (table := optim.cautious_decay(self.recipe, group)) is not None:
+                schedules[f"decay of {group}"] = table
+        for k, table in enumerate(zip(*map(self.program.target_weights, range(self.recipe.steps)), strict=True)):
+            schedules[f"target {k + 1}"] = np.array([float(weight) for weight in table])
         if self.program.window(0):
             first = [self.program.window(step)[0] for step in range(self.recipe.steps + 1)]
             windows = [float(value if isinstance(value, int) else value.blocks) for value in first]
@@ -68,7 +75,7 @@ class Inspector:
 
     def fp8_matmul(self, x_TD: np.ndarray, weight_VD: np.ndarray, dy_TV: np.ndarray) -> dict[str, Any]:
         x, weight = (torch.from_numpy(a).requires_grad_() for a in (x_TD, weight_VD))
-        y_TV = fp8_matmul(x, weight, self.recipe.fp8_scales, 1 / self.recipe.context)
+        y_TV = fp8_matmul(x, weight, self.recipe.fp8_scales, self.recipe.row_loss_factor(self.recipe.context))
         dx_TD, dweight_VD = torch.autograd.grad(y_TV, (x, weight), torch.from_numpy(dy_TV))
         return {"y": y_TV, "dx": dx_TD, "dweight": dweight_VD}
 
@@ -77,7 +84,7 @@ class Inspector:
         recipe, grams = self.recipe, []
         coefficients, dtype = recipe.newton_schulz, layers.torch_dtype(recipe.dtypes.newton_schulz)
         x_NRC, norm = torch.from_numpy(x_RC)[None], recipe.newton_schulz_norm
-        result = optim.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append, norm)
+        result = transforms.newton_schulz(x_NRC, recipe.newton_schulz_steps, coefficients, dtype, grams.append, norm)
         return {f"Gram matrix of step {step}": gram for step, gram in enumerate(grams)} | {"result": result}
 
 

@@ -15,28 +15,28 @@ _MASKED = -1e30  # a masked score: exp(_MASKED - max) is exactly 0 in every prec
 
 
 class Linear(nn.Module):
-    """x W^T + b, in the type of products: weight (out, in), bias (out,) if there is one."""
+    """x W^T + b, in the type of products: weight (out, in), bias (out,) if there is one. `factor` multiplies W."""
 
     def __init__(self, inputs: int, outputs: int, dtypes: Dtypes, bias: bool = True):
         super().__init__()
         self.weight = empty((outputs, inputs), dtypes.weights)
         self.bias = empty((outputs,), dtypes.weights) if bias else None
-        self.dtype = dtypes.matmul
+        self.dtype, self.truncate = dtypes.matmul, dtypes.truncate
 
-    def forward(self, x):
-        return matmul_t(x, self.weight, self.dtype, self.bias)
+    def forward(self, x, factor=None):
+        return matmul_t(x, cast_weight(self.weight, self.dtype, self.truncate, factor), self.dtype, self.bias)
 
 
 class StackedLinear(nn.Module):
-    """x W[i]^T for each matrix of a stack (N, out, in), side by side: (B, T, N out)."""
+    """x W[i]^T for each matrix of a stack (N, out, in), side by side: (B, T, N out). `factor` multiplies W."""
 
     def __init__(self, count: int, inputs: int, outputs: int, dtypes: Dtypes):
         super().__init__()
         self.weight = empty((count, outputs, inputs), dtypes.weights)
-        self.dtype = dtypes.matmul
+        self.dtype, self.truncate = dtypes.matmul, dtypes.truncate
 
-    def forward(self, x_BTD):
-        return matmul_t(x_BTD, self.weight.flatten(0, 1), self.dtype)
+    def forward(self, x_BTD, factor=None):
+        return matmul_t(x_BTD, cast_weight(self.weight.flatten(0, 1), self.dtype, self.truncate, factor), self.dtype)
 
 
 class Embedding(nn.Module):
@@ -135,6 +135,16 @@ class SkipConnections(nn.Module):
         return x_BTD + scale_by(outputs[-1 - i], self.weight[i].to(x_BTD.dtype))
 
 
+def cast_weight(weight, dtype: str, truncate: bool, factor=None):
+    """The weight in `dtype`, rounded or, with `truncate`, without the lower 16 of its 32 bits; times a learned number
+    if there is one, which is cast first. The gradient passes as if nothing were cut off."""
+    if truncate:
+        upper = (weight.detach().view(torch.int32) & -0x10000).view(weight.dtype)
+        weight = weight + (upper - weight).detach()
+    weight = weight.to(torch_dtype(dtype))
+    return weight if factor is None else scale_by(weight, factor.to(weight.dtype))
+
+
 def matmul_t(x, weight, dtype: str, bias=None):
     """x W^T, plus the bias if there is one, all cast to `dtype`; sums are kept in float32 or wider."""
     kind = torch_dtype(dtype)
@@ -183,6 +193,27 @@ def token_losses(raw_logits_BTV, targets_BT, softcap: Callable = lambda raw_logi
     """-log softmax(softcap(raw logits))[target]: (B, T), in the type of the capped logits, nats."""
     logits_NV = softcap(raw_logits_BTV).flatten(0, 1)
     return F.cross_entropy(logits_NV, targets_BT.flatten(), reduction="none").view(targets_BT.shape)
+
+
+def weighted_token_losses(
+    raw_logits_BTV, targets_BTN, weights_BTN, softcap: Callable = lambda raw_logits: raw_logits
+):  # fmt: skip
+    """The sum of N targets' losses at each position, each times its weight: (B, T), in the type of the capped
+    logits."""
+    logits_BTV = softcap(raw_logits_BTV)
+    weights_BTN = weights_BTN.to(logits_BTV.dtype)
+    at_targets_BT = (logits_BTV.gather(-1, targets_BTN.long()) * weights_BTN).sum(-1)
+    return logits_BTV.logsumexp(-1) * weights_BTN.sum(-1) - at_targets_BT
+
+
+def shifted_targets(targets_BT, weights_N, length: int | None = None):
+    """The N tokens from each position's target on, and their weights, both (B, T, N); 0 for those behind the first
+    `length` positions of the row (None: all). `weights_N`: those of the first target, the second and so on."""
+    T, N = targets_BT.shape[1], weights_N.shape[0]
+    ahead_TN = torch.arange(T, device=targets_BT.device)[:, None] + torch.arange(N, device=targets_BT.device)
+    targets_BTN = targets_BT[:, ahead_TN.clamp(max=T - 1)]
+    weights_TN = torch.where(ahead_TN < (T if length is None else length), weights_N, 0)
+    return targets_BTN, weights_TN.expand(targets_BTN.shape)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -14,9 +14,21 @@ import numpy as np
 import torch
 
 from parity.recipes import Recipe
-
-Tensors = dict[str, torch.Tensor]
-Distribute = Callable[[Callable], Callable]  # spreads a function of a stack of matrices over processes
+from torchref.transforms import (
+    Distribute,
+    Tensors,
+    add_cautious_decay,
+    add_decayed_weights,
+    at_step,
+    equalize,
+    momentum,
+    newton_schulz,
+    orthogonalize,
+    scale_by_aspect,
+    scale_by_learning_rate,
+    tie,
+    wider,
+)
 
 
 def adamw(
@@ -78,7 +90,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None) -> Any:
         for group in self.param_groups:
             weights = group["params"]
-            mu = float(self.mu[min(group["updates"], len(self.mu) - 1)])
+            mu = at_step(self.mu, group["updates"])
             group["updates"] += 1
             for w in weights:
                 if not self.state[w]:
@@ -92,122 +104,125 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(weights, updates)
 
 
-def odd_adam(
-    weights: dict[str, Tensors], betas: tuple[float, float], eps: float, dtype: torch.dtype
+def normuon(
+    weights: dict[str, Tensors],
+    decay: np.ndarray,
+    mu: float | np.ndarray,
+    steps: int,
+    coefficients: tuple[float, ...],
+    dtype: torch.dtype,
+    compile: bool = False,
+    distribute: Distribute = lambda function: function,
+    norm: tuple[float, float] = (1.0, 1e-7),
+    beta: float = 0.95,
+    axis: int = -1,
 ) -> torch.optim.Optimizer:
-    """Adam on odd steps alone, each time on the sum of the gradients of two steps (record 39).
+    """NorMuon (Li et al., arXiv 2510.05491, record 41) with cautious decay: p -= rate (e + [e p >= 0] decay p), with e
+    the rows of orthogonalize(u), or with axis -2 the columns, made alike by `equalize`; u of `momentum`.
 
-    At its t-th update m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= rate sqrt(c2) / c1 m / (sqrt(v) + eps), with
-    c1 = 1 - b1^t, c2 = 1 - b2^t. `weights` by optimizer group, whose learning rate, its "lr", is set before every step;
-    the moments are kept in `dtype`, the gradient of an even step in its own type.
+    `decay` (steps,); the rest as for `muon`.
     """
-    return OddAdam(weights, betas, eps, dtype)
+    function = torch.compile(newton_schulz, dynamic=False) if compile else newton_schulz
+    orthogonalize_fn = distribute(lambda x_NRC: function(x_NRC, steps, coefficients, dtype, norm=norm))
+    return NorMuon(weights, decay, mu, orthogonalize_fn, beta, axis)
 
 
-class OddAdam(torch.optim.Optimizer):
-    def __init__(self, weights: dict[str, Tensors], betas: tuple[float, float], eps: float, dtype: torch.dtype):
+class NorMuon(torch.optim.Optimizer):
+    """`momentum`, `orthogonalize`, `equalize`, `add_cautious_decay` and `scale_by_learning_rate` in a row."""
+
+    def __init__(
+        self,
+        weights: dict[str, Tensors],
+        decay: np.ndarray,
+        mu: float | np.ndarray,
+        orthogonalize_fn: Callable,
+        beta: float,
+        axis: int,
+    ):
         groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
         super().__init__(groups, {"lr": 0.0})
-        self.betas, self.eps, self.dtype = betas, eps, dtype
+        self.decay, self.mu, self.orthogonalize_fn = np.atleast_1d(decay), np.atleast_1d(mu), orthogonalize_fn
+        self.beta, self.axis = beta, axis
 
     @torch.no_grad()
     def step(self, closure=None) -> Any:
-        b1, b2 = self.betas
         for group in self.param_groups:
-            count = group["updates"]
+            weights, count = group["params"], group["updates"]
             group["updates"] += 1
+            for w in weights:
+                if not self.state[w]:
+                    self.state[w]["momentum"] = torch.zeros_like(w)
+                    self.state[w]["squares"] = torch.zeros_like(w.sum(self.axis, keepdim=True), dtype=wider(w))
+            moments = [self.state[w]["momentum"] for w in weights]
+            updates = momentum([w.grad for w in weights], moments, at_step(self.mu, count))
+            updates = orthogonalize(updates, self.orthogonalize_fn)
+            updates = equalize(updates, [self.state[w]["squares"] for w in weights], self.beta, self.axis)
+            updates = add_cautious_decay(updates, weights, at_step(self.decay, count), strict=False)
+            updates = scale_by_learning_rate(updates, group["lr"])
+            torch._foreach_add_(weights, updates)
+
+
+def odd_adam(
+    weights: dict[str, Tensors],
+    betas: dict[str, tuple[float, float]],
+    eps: float,
+    dtype: torch.dtype,
+    decay: dict[str, np.ndarray | None] | None = None,
+    tied_until: dict[str, int] | None = None,
+) -> torch.optim.Optimizer:
+    """Adam on odd steps alone, each time on the sum of the gradients of two steps (record 39).
+
+    At its t-th update m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; u = sqrt(c2) / c1 m / (sqrt(v) + eps), with
+    c1 = 1 - b1^t, c2 = 1 - b2^t; p -= rate (u + [u p > 0] decay p). `weights`, `betas`, `decay` (steps,) and
+    `tied_until` by optimizer group, whose learning rate, its "lr", is set before every step; the moments are kept in
+    `dtype`, the gradient of an even step in its own type. Up to the step `tied_until` all weights of a group, which
+    then have one shape, have the sum of their gradients (record 53).
+    """
+    return OddAdam(weights, betas, eps, dtype, decay or {}, tied_until or {})
+
+
+class OddAdam(torch.optim.Optimizer):
+    def __init__(
+        self,
+        weights: dict[str, Tensors],
+        betas: dict[str, tuple[float, float]],
+        eps: float,
+        dtype: torch.dtype,
+        decay: dict[str, np.ndarray | None],
+        tied_until: dict[str, int],
+    ):
+        groups = [{"params": list(tensors.values()), "name": group, "updates": 0} for group, tensors in weights.items()]
+        super().__init__(groups, {"lr": 0.0})
+        self.betas, self.eps, self.dtype, self.decay, self.tied_until = betas, eps, dtype, decay, tied_until
+
+    @torch.no_grad()
+    def step(self, closure=None) -> Any:
+        for group in self.param_groups:
+            (b1, b2), count, decay = self.betas[group["name"]], group["updates"], self.decay.get(group["name"])
+            group["updates"] += 1
+            grads = [w.grad for w in group["params"]]
+            if count <= self.tied_until.get(group["name"], -1):
+                grads = tie(grads)
             for w in group["params"]:
                 if not self.state[w]:
                     moments = {name: torch.zeros_like(w, dtype=self.dtype) for name in ("exp_avg", "exp_avg_sq")}
                     self.state[w].update(moments, pending=torch.zeros_like(w))
             states = [self.state[w] for w in group["params"]]
             if count % 2 == 0:
-                torch._foreach_copy_([state["pending"] for state in states], [w.grad for w in group["params"]])
+                torch._foreach_copy_([state["pending"] for state in states], grads)
                 continue
-            c1, c2 = (1 - beta ** (count // 2 + 1) for beta in self.betas)
-            for w, state in zip(group["params"], states, strict=True):
-                g = state["pending"] + w.grad
+            c1, c2 = (1 - beta ** (count // 2 + 1) for beta in (b1, b2))
+            for w, state, grad in zip(group["params"], states, grads, strict=True):
+                g = state["pending"] + grad
                 g = g.to(wider(g))
                 first = b1 * state["exp_avg"].to(g.dtype) + (1 - b1) * g
                 second = b2 * state["exp_avg_sq"].to(g.dtype) + (1 - b2) * g * g
                 state["exp_avg"].copy_(first)
                 state["exp_avg_sq"].copy_(second)
-                w.sub_(group["lr"] * c2**0.5 / c1 * first / (second.sqrt() + self.eps))
-
-
-def momentum(
-    grads: list[torch.Tensor], moments: list[torch.Tensor], mu: float, nesterov: bool = True, ema: bool = True
-) -> list[torch.Tensor]:
-    """m = m + (1 - mu) (g - m), or with `ema=False` m = mu m + g, as SGD has it; in place in `moments`.
-
-    The update is m, or with `nesterov` what m would be after the same gradient once more.
-    """
-    if ema:
-        torch._foreach_lerp_(moments, grads, 1 - mu)
-        return list(torch._foreach_lerp(moments, grads, 1 - mu)) if nesterov else [m.clone() for m in moments]
-    torch._foreach_mul_(moments, mu)
-    torch._foreach_add_(moments, grads)
-    return list(torch._foreach_add(grads, moments, alpha=mu)) if nesterov else [m.clone() for m in moments]
-
-
-def orthogonalize(updates: list[torch.Tensor], orthogonalize_fn: Callable) -> list[torch.Tensor]:
-    """`newton_schulz` of every matrix and of those in stacks, matrices of equal shape as one batch."""
-    ortho_updates = list(updates)
-    for shape in sorted({u.shape[-2:] for u in updates}):
-        batch = [i for i, u in enumerate(updates) if u.shape[-2:] == shape]
-        y_NRC = orthogonalize_fn(torch.cat([updates[i].view(-1, *shape) for i in batch])).to(updates[batch[0]].dtype)
-        sizes = [updates[i].numel() // shape.numel() for i in batch]
-        for i, y in zip(batch, y_NRC.split(sizes), strict=True):
-            ortho_updates[i] = y.view(updates[i].shape)
-    return ortho_updates
-
-
-def scale_by_aspect(updates: list[torch.Tensor]) -> list[torch.Tensor]:
-    """u *= sqrt(max(1, rows / columns)), in place."""
-    torch._foreach_mul_(updates, [max(1.0, u.shape[-2] / u.shape[-1]) ** 0.5 for u in updates])
-    return updates
-
-
-def add_decayed_weights(updates: list[torch.Tensor], weights: list[torch.Tensor], decay: float) -> list[torch.Tensor]:
-    """u += decay p, in place."""
-    if decay:
-        torch._foreach_add_(updates, weights, alpha=decay)
-    return updates
-
-
-def scale_by_learning_rate(updates: list[torch.Tensor], learning_rate: float) -> list[torch.Tensor]:
-    """u *= -rate, in float32 or wider; in place where the type stays."""
-    updates = [u.to(wider(u)) for u in updates]
-    torch._foreach_mul_(updates, -learning_rate)
-    return updates
-
-
-def newton_schulz(
-    x_NRC,
-    steps: int,
-    coefficients: tuple[float, ...],
-    dtype: torch.dtype,
-    observe: Callable[[Any], None] | None = None,
-    norm: tuple[float, float] = (1.0, 1e-7),
-):
-    """The nearest semi-orthogonal matrix of each of N matrices (R, C), by Newton-Schulz iteration in `dtype`.
-
-    X / (f ||X||_F + e) with f, e = `norm`, transposed where R > C; then `steps` times A = X X^T, B = b A + c A A,
-    X = a X + B X. `coefficients`: a, b, c of all steps, or of each in turn (Polar Express, Amsel et al.,
-    arXiv 2505.16932). `observe` is called with every A.
-    """
-    x, (factor, eps) = x_NRC.to(dtype), norm
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT.contiguous() if tall else x
-    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wider(x))
-    x = x / (factor * size + eps).to(dtype)
-    for step in range(steps):
-        a, b, c = coefficients[3 * step : 3 * step + 3] or coefficients[:3]
-        A = torch.bmm(x, x.mT)
-        if observe:
-            observe(A)
-        x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+                update = c2**0.5 / c1 * first / (second.sqrt() + self.eps)
+                if decay is not None:
+                    (update,) = add_cautious_decay([update], [w], at_step(decay, count))
+                w.sub_(group["lr"] * update)
 
 
 def clip_by_global_norm(grads: list[torch.Tensor], max_norm: float, norm: torch.Tensor) -> None:
@@ -271,7 +286,14 @@ def _adamw(recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: 
 
 
 def _odd_adam(recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: Distribute) -> torch.optim.Optimizer:
-    return odd_adam(weights, recipe.betas, recipe.adam_eps, getattr(torch, recipe.dtypes.moments))
+    return odd_adam(
+        weights,
+        {group: recipe.group_betas(group) for group in weights},
+        recipe.adam_eps,
+        getattr(torch, recipe.dtypes.moments),
+        {group: cautious_decay(recipe, group) for group in weights},
+        {group: recipe.tied_until(group) for group in weights},
+    )
 
 
 def _muon(
@@ -298,12 +320,34 @@ def _muon(
     )
 
 
+def _normuon(
+    recipe: Any, weights: dict[str, Tensors], compile: bool, distribute: Distribute, axis: int = -1
+) -> torch.optim.Optimizer:
+    (group,) = weights  # for all of them together the decay would be one
+    decay = cautious_decay(recipe, group)
+    return normuon(
+        weights,
+        np.zeros(1) if decay is None else decay,
+        momentum_schedule(recipe),
+        recipe.newton_schulz_steps,
+        recipe.newton_schulz,
+        getattr(torch, recipe.dtypes.newton_schulz),
+        compile,
+        distribute,
+        recipe.newton_schulz_norm,
+        recipe.equalizer,
+        axis,
+    )
+
+
 OPTIMIZERS = {
     "AdamW": _adamw,
     "Muon": _muon,
     "MuonSGD": functools.partial(_muon, ema=False),
     "OddAdam": _odd_adam,
     "MuonUnscaled": functools.partial(_muon, aspect=False),
+    "NorMuon": _normuon,
+    "NorMuonColumns": functools.partial(_normuon, axis=-2),
 }
 
 
@@ -315,6 +359,12 @@ def group_of(recipe: Recipe) -> dict[str, str]:
 def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     """(steps,) float64: the group's learning rate at every step of the plan."""
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
+
+
+def cautious_decay(recipe: Any, group: str) -> np.ndarray | None:
+    """(steps,) float64: the group's cautious decay at every step of the plan; None where it has none."""
+    table = np.array([recipe.cautious_decay(group, step) for step in range(recipe.steps)])
+    return table if table.any() else None
 
 
 def momentum_schedule(recipe: Any) -> np.ndarray:
@@ -335,11 +385,6 @@ def group_norms(tensors: Tensors, groups: dict[str, str]) -> Tensors:
         group: torch.linalg.vector_norm(torch.stack([x for name, x in norms.items() if groups[name] == group]))
         for group in sorted(set(groups.values()))
     }
-
-
-def wider(x) -> torch.dtype:
-    """float32, or the type of x if that is wider."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _by_group(recipe: Recipe, weights: Tensors, groups: Iterable[str]) -> dict[str, Tensors]:

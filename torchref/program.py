@@ -127,12 +127,12 @@ class TorchProgram:
         loss, grads = self.loss_and_grads(state, batch)
         self._check_buffers(state, buffers)
         grad_norm, norms = optim.global_norm(grads), {"grads": optim.group_norms(grads, self.groups)}  # before clipping
-        rates = user_optimizer.stated_rates(state.optimizer)
+        rates, targets = user_optimizer.stated_rates(state.optimizer), self.target_weights(state.step).sum()
         state, updates = self._apply(state, grads, grad_norm)
         tensors = {"weights": state.weights, "updates": updates}
         rows, length = batch[1].shape
         metrics = {
-            "loss": loss * self.recipe.loss_per_token(rows * len(self.devices), length),
+            "loss": loss * self.recipe.loss_per_token(rows * len(self.devices), length) / targets,
             "grad_norm": grad_norm,
             "norms": norms | {kind: optim.group_norms(x, self.groups) for kind, x in tensors.items()},
             "rates": rates,
@@ -159,10 +159,15 @@ class TorchProgram:
     def loss_and_grads(self, state: State, batch, prefix: int | None = None):
         reduction = self.recipe.loss_reduction if prefix is None else "sum"
         names, parameters = zip(*state.model.named_parameters(), strict=True)
+        target_weights = self.target_weights(state.step) if len(self.recipe.target_weights(0)) > 1 else None
 
         def on_microbatch(inputs_BT, targets_BT):
             arguments = state.model, inputs_BT, targets_BT, self.window(state.step), reduction
-            loss = self._compiled_loss(*arguments) if prefix is None else _training_losses(*arguments)[:, :prefix].sum()
+            keywords = {"row_factor": self.recipe.row_loss_factor(batch[0].shape[1]), "target_weights": target_weights}
+            if prefix is None:
+                loss = self._compiled_loss(*arguments, **keywords)
+            else:
+                loss = _training_losses(*arguments, **keywords, length=prefix)[:, :prefix].sum()
             grads = torch.autograd.grad(loss, parameters, materialize_grads=True)  # 0 where the loss does not depend
             return loss.detach(), dict(zip(names, grads, strict=True))
 
@@ -218,6 +223,11 @@ class TorchProgram:
         bound = min(widest, 1 << (blocks - 1).bit_length())
         tensor = torch.tensor(blocks, dtype=torch.int32, device=self.device)
         return (attention.Window(tensor, (bound, -(-bound // 2))),)
+
+    def target_weights(self, step: int) -> torch.Tensor:
+        """(N,): what the losses of a position's N targets count in training after so many updates."""
+        weights = self.recipe.target_weights(min(step, self.recipe.steps))
+        return torch.tensor(weights, dtype=layers.torch_dtype(self.recipe.dtypes.accum), device=self.device)
 
     def _check_buffers(self, state: State, before: dict[str, torch.Tensor]) -> None:
         """Raises InputError where a step changes a buffer, whose value no checkpoint has."""
@@ -320,19 +330,36 @@ def _compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _loss(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str):
-    losses_BT = _training_losses(net, inputs_BT, targets_BT, window, reduction)
+def _loss(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str, row_factor: float, target_weights):
+    losses_BT = _training_losses(net, inputs_BT, targets_BT, window, reduction, row_factor, target_weights)
     return losses_BT.mean() if reduction == "mean" else losses_BT.sum() / (len(inputs_BT) if reduction == "rows" else 1)
 
 
-def _training_losses(net: Any, inputs_BT, targets_BT, window: tuple, reduction: str):
-    """Losses as training computes them; their gradient will be that of their sum, divided as `reduction` says."""
+def _training_losses(
+    net: Any,
+    inputs_BT,
+    targets_BT,
+    window: tuple,
+    reduction: str,
+    row_factor: float,
+    target_weights=None,
+    length: int | None = None,
+):
+    """Losses as training computes them; their gradient will be that of their sum, divided as `reduction` says.
+
+    8-bit gradients are of the sum of a row's losses times `row_factor`. `target_weights` (N,): what each position's N
+    targets count, up to the end of the row or of its first `length` positions.
+    """
     x_BTD = net(inputs_BT, *window)
-    if not hasattr(net, "training_raw_logits"):
-        return layers.token_losses(net.logits(x_BTD), targets_BT)
-    rows, length = inputs_BT.shape
-    grad_scale = {"mean": float(rows), "sum": 1 / length, "rows": rows / length}[reduction]  # of a row's mean loss
-    return layers.token_losses(net.training_raw_logits(x_BTD, grad_scale), targets_BT, net.softcap)
+    rows, T = inputs_BT.shape
+    per_token = {"mean": rows * T, "sum": 1.0, "rows": rows}[reduction]
+    if hasattr(net, "training_raw_logits"):
+        logits, softcap = net.training_raw_logits(x_BTD, per_token * row_factor), net.softcap
+    else:
+        logits, softcap = net.logits(x_BTD), lambda logits: logits
+    if target_weights is None:
+        return layers.token_losses(logits, targets_BT, softcap)
+    return layers.weighted_token_losses(logits, *layers.shifted_targets(targets_BT, target_weights, length), softcap)
 
 
 def _token_losses(net: Any, inputs_BT, targets_BT, window: tuple):

@@ -41,25 +41,35 @@ def token_losses(head: Head, weights: Weights, x_BTD, targets_BT):
     return map_blocks(block_losses, split_blocks(x_BTD, targets_BT)).reshape(targets_BT.shape)
 
 
-def total_loss(head: Head, weights: Weights, x_BTD, targets_BT, weights_BT=None):
-    """The sum of the losses as training computes them, in nats, each times its entry of `weights_BT` (None: 1)."""
+def total_loss(head: Head, weights: Weights, x_BTD, targets, loss_weights=None):
+    """The sum of the losses as training computes them, in nats, each times its weight if there are weights.
+
+    `targets` (B, T), or (B, T, N) where a position has N of them; `loss_weights` of the same shape, or None.
+    """
     names = head_weights(head, weights, x_BTD)
-    return _total(head, {name: weights[name] for name in names}, x_BTD, targets_BT, weights_BT)
+    return _total(head, {name: weights[name] for name in names}, x_BTD, targets, loss_weights)
+
+
+def _training_losses(head, weights, x, targets, loss_weights):
+    raw_logits = head.training_raw_logits(weights, x)
+    if targets.ndim == 3:
+        return layers.weighted_token_losses(raw_logits, targets, loss_weights, head.softcap)
+    losses: Any = layers.token_losses(raw_logits, targets, head.softcap)
+    return losses if loss_weights is None else losses * loss_weights
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _total(head, weights, x_BTD, targets_BT, weights_BT):
-    losses = token_losses(head._replace(raw_logits=head.training_raw_logits), weights, x_BTD, targets_BT)
-    return jnp.sum(losses if weights_BT is None else losses * weights_BT)
+def _total(head, weights, x_BTD, targets, loss_weights):
+    blocks = split_blocks(x_BTD, targets, *([] if loss_weights is None else [loss_weights]))
+    return jnp.sum(map_blocks(lambda *block: _training_losses(head, weights, *(*block, None)[:3]), blocks))
 
 
-def _total_forward(head, weights, x_BTD, targets_BT, weights_BT):
-    blocks = split_blocks(x_BTD, targets_BT, *([] if weights_BT is None else [weights_BT]))
+def _total_forward(head, weights, x_BTD, targets, loss_weights):
+    blocks = split_blocks(x_BTD, targets, *([] if loss_weights is None else [loss_weights]))
 
-    def block_grads(x, targets, *loss_weights):
+    def block_grads(x, targets, loss_weights=None):
         def loss(weights, x):
-            losses: Any = layers.token_losses(head.training_raw_logits(weights, x), targets, head.softcap)
-            return jnp.sum(losses * loss_weights[0] if loss_weights else losses)
+            return jnp.sum(_training_losses(head, weights, x, targets, loss_weights))
 
         return jax.value_and_grad(loss, (0, 1))(weights, x)
 
@@ -85,12 +95,13 @@ def _total_backward(head, residuals, dloss):
 _total.defvjp(_total_forward, _total_backward)
 
 
-def split_blocks(x_BTD, *others_BT) -> tuple:
-    """The tokens of a batch in n equal blocks: x (n, 1, tokens, D), and whatever else each token has (n, 1, tokens)."""
+def split_blocks(x_BTD, *others) -> tuple:
+    """The tokens of a batch in n equal blocks: x (n, 1, tokens, D), and whatever else each token has (n, 1, tokens,
+    ...)."""
     count, most = x_BTD.shape[0] * x_BTD.shape[1], BLOCK_TOKENS[target_platform()]
     blocks = next(n for n in range(1, count + 1) if count % n == 0 and count // n <= most)
     tokens = count // blocks
-    return x_BTD.reshape(blocks, 1, tokens, -1), *(x.reshape(blocks, 1, tokens) for x in others_BT)
+    return x_BTD.reshape(blocks, 1, tokens, -1), *(x.reshape(blocks, 1, tokens, *x.shape[2:]) for x in others)
 
 
 def map_blocks(function: Callable, blocks: tuple):

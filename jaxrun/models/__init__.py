@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from jaxrun.models import muon, nanogpt, record_11, record_21, record_40
+from jaxrun.models import muon, nanogpt, record_11, record_21, record_40, record_58
 from parity.errors import InputError
 from parity.recipes import Recipe
 
@@ -15,6 +15,7 @@ MODELS: dict[str, Callable[[Any], nnx.Module]] = {
     "record-11": record_11.Model,
     "record-21": record_21.Model,
     "record-40": record_40.Model,
+    "record-58": record_58.Model,
 }
 
 

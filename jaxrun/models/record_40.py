@@ -158,7 +158,7 @@ class Model(nnx.Module):
         """The raw logits in training: at bfloat16 the product of x and W rounded to 8 bits.
 
         The gradient of these logits is rounded to 8 bits too, after it has been multiplied by `grad_scale`, which turns
-        it into the gradient of a row's mean loss, and by the last of the recipe's `fp8_scales`.
+        it into the gradient of the sum of a row's losses, and by the last of the recipe's `fp8_scales`.
         """
         if not self.fp8:
             return self.raw_logits(x_BTD)

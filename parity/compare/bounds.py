@@ -78,23 +78,25 @@ def updated(recipe: Any, steps: int, group: str, shape: tuple[int, ...], largest
     """A weight of an optimizer group after so many updates from equal gradients; `largest` is its largest element.
 
     Muon moves it by rate x sqrt(rows / columns) x a matrix of elements up to 1, whose error is the orthogonalization's.
+    NorMuon divides its rows by their size, none of which is below a quarter of their mean where it is orthogonal.
     """
     bound = update(recipe, steps)
-    if group != "matrix":
+    if "Muon" not in recipe.optimizers[group]:
         return bound
     orthogonal = orthogonalization(recipe, recipe.newton_schulz_steps)
     rates = sum(recipe.learning_rates(step)[group] for step in range(steps))
-    moved = rates * max(1.0, shape[0] / shape[1]) ** 0.5 / largest
+    equalized = 4.0 if "NorMuon" in recipe.optimizers[group] else 1.0
+    moved = rates * max(1.0, shape[-2] / shape[-1]) ** 0.5 * equalized / largest
     return Bound(bound.allowed + orthogonal.allowed * moved, f"{orthogonal.basis}, moved by {moved:.2g} of the weight")
 
 
 def decay(recipe: Recipe) -> Bound:
     """What decay takes from a weight in one step, as the difference of two weights."""
-    rates = recipe.learning_rates(0)
-    factors = [decay for group in rates if (decay := recipe.group_weight_decay(group))]
-    if not factors:
+    rates, cautious = recipe.learning_rates(0), getattr(recipe, "cautious_decay", lambda group, step: 0.0)
+    parts = [rate * (recipe.group_weight_decay(group) or cautious(group, 0)) for group, rate in rates.items()]
+    if not any(parts):
         return rounding(8)
-    return rounding(8, 1 / (min(factors) * min(rates.values())), "a step takes so small a part of a weight")
+    return rounding(8, 1 / min(part for part in parts if part), "a step takes so small a part of a weight")
 
 
 def orthogonalization(recipe: Any, step: int) -> Bound:

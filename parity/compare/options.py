@@ -28,7 +28,7 @@ class Options:
     """
 
     recipe: str | None = None
-    """muon, nanogpt, record-11 or record-21; all of them by default."""
+    """muon, nanogpt, record-11, -21, -40 or -58; all of them by default."""
     scale: str = "tiny"
     """tiny, pocket or small."""
     a: str = "jaxrun"

@@ -24,7 +24,7 @@ class Run:
     track: str = "pocket"
     """pocket, pocket-optimizer, small, optimizer, or tiny."""
     recipe: str | None = None
-    """muon, nanogpt, record-11 or record-21; by default the track's first."""
+    """muon, nanogpt, record-11, -21, -40 or -58; by default the track's first."""
     seed: int = 0
     """Seed of the initial weights; the order of the data is the same for every seed."""
     optimizer: str | None = None

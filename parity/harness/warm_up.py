@@ -29,18 +29,21 @@ def warm_up(spec: RunSpec, files: RunFiles, state: State) -> tuple[State, int]:
         eval_rows = spec.eval_batch_tokens // recipe.eval_context
         eval_batch = program.put_global_batch(*[np.zeros((eval_rows, recipe.eval_context), np.int32)] * 2)
         stages = recipe.window_stages()
-        widest = max(step for step in stages if step < recipe.steps)  # of training: its FLOPs are counted
-        for (tokens, length), steps in batch_shapes(recipe.plan).items():
+        for (tokens, length), (steps, first_steps) in batch_shapes(recipe.plan, stages).items():
             batch, _ = put_batch(spec, *[np.zeros((tokens // length // spec.processes.size, length), np.int32)] * 2)
-            for step in stages:
+            for step in first_steps:
                 state = with_step(program, state, step)
-                if step == widest:
+                if step == first_steps[-1]:  # of the widest window with batches of this shape FLOPs are counted
                     step_flops, state = count_flops(spec, state, batch)
                     total_flops += steps * step_flops
                     state = with_step(program, state, step)
                 state, metrics = program.step(state, batch)
-                program.fetch((metrics, program.token_losses(state, eval_batch)))
+                program.fetch(metrics)
                 spec.processes.progress()
+        for step in stages:
+            state = with_step(program, state, step)
+            program.fetch(program.token_losses(state, eval_batch))
+            spec.processes.progress()
         state = program.reset(state, snapshot)
         after = program.digest(state)
         files.log.event("state", name="after warm-up", digest=after)
@@ -52,12 +55,17 @@ def warm_up(spec: RunSpec, files: RunFiles, state: State) -> tuple[State, int]:
     return state, total_flops
 
 
-def batch_shapes(plan: Sequence[Segment]) -> dict[tuple[int, int], int]:
-    """The (tokens, row length) of a plan's batches, each with its number of steps."""
-    shapes: dict[tuple[int, int], int] = {}
+def batch_shapes(plan: Sequence[Segment], stages: Sequence[int]) -> dict[tuple[int, int], tuple[int, list[int]]]:
+    """The (tokens, row length) of a plan's batches, each with its number of steps, and the first of its steps in each
+    of the stages that begin at `stages`, in order."""
+    shapes: dict[tuple[int, int], tuple[int, list[int]]] = {}
+    first = 0
     for segment in plan:
-        shape = segment.tokens, segment.seq_len
-        shapes[shape] = shapes.get(shape, 0) + segment.steps
+        shape, end = (segment.tokens, segment.seq_len), first + segment.steps
+        steps, first_steps = shapes.get(shape, (0, []))
+        begun = [first, *(step for step in stages if first < step < end)] if segment.steps else []
+        shapes[shape] = steps + segment.steps, [*first_steps, *begun]
+        first = end
     return shapes
 
 

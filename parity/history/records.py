@@ -51,9 +51,9 @@ class Record:
     """One row of the ladder, as reported: `seconds` is the claim on 8 x H100, the other figures describe its logs.
 
     A figure is None where there are no logs; one run has neither deviation nor p. `p` is of the t-test that the mean is
-    below 3.28. `logs`: the variants of runs that are the record's own, where its folder has none of them. `proposal`: the
-    logs are of what its author proposed on an older program, not of the program that was merged. `retiming`: the row is
-    an older record, timed again.
+    below 3.28. `logs`: the variants of runs that are the record's own, where its folder has none of them. `proposal`:
+    the logs are of what its author proposed on an older program, not of the program that was merged. `retiming`: the
+    row is an older record, timed again.
     """
 
     n: int

@@ -13,15 +13,16 @@ from parity.recipes.nanogpt import NanoGPT
 from parity.recipes.record_11 import Record11
 from parity.recipes.record_21 import Record21
 from parity.recipes.record_40 import Record40
+from parity.recipes.record_58 import Record58
 from parity.recipes.speedrun import QUINTIC, SpeedrunRecipe
 
 __all__ = [
     "OPTIMIZERS", "QUINTIC", "RECIPES", "RMS_EPS", "SIZES", "Dtypes", "Muon", "NanoGPT", "Parameter", "ParameterTable",
-    "Precision", "Recipe", "Record11", "Record21", "Record40", "SpeedrunRecipe", "from_fields", "recipe_for",
-    "to_fields",
+    "Precision", "Recipe", "Record11", "Record21", "Record40", "Record58", "SpeedrunRecipe", "from_fields",
+    "recipe_for", "to_fields",
 ]  # fmt: skip
 
-RECIPES: dict[str, type[Recipe]] = {kind.name: kind for kind in (NanoGPT, Muon, Record11, Record21, Record40)}
+RECIPES: dict[str, type[Recipe]] = {kind.name: kind for kind in (NanoGPT, Muon, Record11, Record21, Record40, Record58)}
 
 
 def recipe_for(name: str, scale: str) -> Recipe:

@@ -21,8 +21,8 @@ from parity.errors import InputError, nearest
 
 Precision = Literal["float32", "bfloat16", "float64"]
 RMS_EPS = 1.1920929e-07  # float32 machine epsilon, the same number in every precision
-# Implemented in `optim.py` of both backends; the last two are those of the records from 39 on.
-OPTIMIZERS = ("AdamW", "Muon", "MuonSGD", "OddAdam", "MuonUnscaled")
+# Implemented in `optim.py` of both backends; those after MuonSGD are of the records from 39 on.
+OPTIMIZERS = ("AdamW", "Muon", "MuonSGD", "OddAdam", "MuonUnscaled", "NorMuon", "NorMuonColumns")
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Dtypes:
     softcap: str = "float32"  # logits as the softcap leaves them, before they are widened to `accum`
     moments: str = "float32"  # OddAdam's moments
     fp8: bool = False  # whether an FP8 head rounds to 8 bits
+    truncate: bool = False  # whether matrices lose their lower 16 bits, unrounded, where they are cast to `matmul`
 
     @property
     def narrow(self) -> "Dtypes":
         """Those of a layer whose weights are stored in the type of embeddings."""
-        return dataclasses.replace(self, weights=self.embedding)
+        return dataclasses.replace(self, weights=self.embedding, truncate=False)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Parameter:
 
     The first value is drawn from N(0, std) or uniformly from [-bound, bound]; where both are None it is the constant
     `value`. `embedding`: a table whose rows are only looked up. `scalar`: a few learned scalars. `narrow`: no
-    embedding, but stored in their type.
+    embedding, but stored in their type. `like`: the weight whose random numbers it is drawn from, too.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class Parameter:
     bound: float | None = None
     scalar: bool = False
     narrow: bool = False
+    like: str | None = None
 
 
 ParameterTable = dict[str, Parameter]
@@ -250,6 +252,14 @@ class Recipe(abc.ABC):
         """What the recipe's loss of a batch is multiplied by to be the mean in nats per token."""
         return {"mean": 1.0, "sum": 1 / (rows * length), "rows": 1 / length}[self.loss_reduction]
 
+    def row_loss_factor(self, length: int) -> float:
+        """What the sum of a row's losses is multiplied by to be the loss whose gradient 8-bit numbers hold."""
+        return 1 / length if self.loss_reduction == "mean" else 1.0
+
+    def target_weights(self, step: int) -> tuple[float, ...]:
+        """What a position's losses of the next target, the one after it and so on count in training."""
+        return (1.0,)
+
     def window_stages(self) -> list[int]:
         """The steps at which PyTorch compiles again for a wider window: 0, and where it passes a power of two."""
         widths = {step: ((self.attention_window(step) or 1) - 1).bit_length() for step in range(self.steps)}
@@ -281,7 +291,7 @@ class Recipe(abc.ABC):
         """The types at this recipe's precision."""
         if self.precision == "bfloat16":
             return self.bfloat16
-        names = (field.name for field in dataclasses.fields(Dtypes) if field.name != "fp8")
+        names = (field.name for field in dataclasses.fields(Dtypes) if field.type is str)
         types: dict[str, Any] = dict.fromkeys(names, self.precision)
         return Dtypes(**types)
 
@@ -291,6 +301,12 @@ class Recipe(abc.ABC):
         if parameter.embedding or parameter.narrow:
             return self.dtypes.embedding
         return self.dtypes.scalars if parameter.scalar else self.dtypes.weights
+
+    def first_dtype(self, name: str) -> str:
+        """The type that a weight's first value is rounded to."""
+        stored = self.storage_dtype(name)
+        truncated = self.dtypes.truncate and stored == self.dtypes.weights and not self.parameters()[name].scalar
+        return self.dtypes.matmul if truncated else stored
 
     def eval_steps(self) -> tuple[int, ...]:
         """Numbers of updates after which the val loss is computed: 0, every val_every, denser in the last tenth."""

@@ -129,6 +129,9 @@ class Record40(SpeedrunRecipe):
         self._require(0 < self.momentum_cooldown <= self.steps, "momentum_cooldown", f"1 to {self.steps}", reason)
         steps, given = self.newton_schulz_steps, len(self.newton_schulz)
         self._require(given in (3, 3 * steps), "newton_schulz", f"3 or {3 * steps} numbers", "each step takes three")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
         even = self.layers % 2 == 0 and self.layers >= 6
         self._require(even, "layers", "even, at least 6", "each block of the second half but the last adds one before")
 
@@ -151,8 +154,8 @@ class Record40(SpeedrunRecipe):
 
     @property
     def fp8_scales(self) -> tuple[float, float, float]:
-        """Factors of x, the weight and the gradient (of a row's mean loss) before they are rounded to 8 bits."""
-        return 448 / self.dim**0.5, 2.0**9, 448.0 * self.context
+        """Factors of x, the weight and the gradient (of the sum of a row's losses), before 8-bit rounding."""
+        return 448 / self.dim**0.5, 2.0**9, 448.0
 
     @property
     def no_attention_layer(self) -> int:
@@ -204,7 +207,12 @@ class Record40(SpeedrunRecipe):
 
     @functools.cached_property
     def attention_stages(self) -> tuple[AttentionStage, ...]:
-        """The stages of training in order, and that of the evaluation after the last step.
+        """The stages of training in order, and that of the evaluation after the last step."""
+        *stages, last = self.adapted_stages()
+        return *stages, last._replace(long=self.eval_window * self.block)
+
+    def adapted_stages(self) -> list[AttentionStage]:
+        """Those of `windows` and of `final_window`.
 
         Rotary begins with K / 4 frequencies base^(-i / (K / 4 - 1)) and as many zeros; YaRN (record 31) adapts them,
         and the scale, to every wider window.
@@ -217,8 +225,7 @@ class Record40(SpeedrunRecipe):
             scale *= 1 + 0.2 * math.log(blocks / before)
             long, short = blocks * self.block, blocks // 2 * self.block
             stages.append(AttentionStage(long, short, tuple(frequencies), scale))
-        stages[-1] = stages[-1]._replace(long=self.eval_window * self.block)
-        return tuple(stages)
+        return stages
 
     def attention_stage(self, step: int) -> int:
         """Equal parts of the steps that the schedules count; after the last step that of evaluation."""

@@ -60,6 +60,19 @@ class SpeedrunRecipe(Recipe):
         expected = f"a multiple of {multiple}, at least {least}"
         self._require(fits, "head_dim", expected, "rotary rotates pairs of channels")
 
+    def group_betas(self, group: str) -> tuple[float, float]:
+        """Adam's averaging factors for a parameter group."""
+        return self.betas
+
+    def cautious_decay(self, group: str, step: int) -> float:
+        """The decay of a group's weights where it has the sign of their update, as a fraction of the learning rate."""
+        return 0.0
+
+    def tied_until(self, group: str) -> int:
+        """The last step at which the weights of a group, first drawn alike, share the sum of their gradients; -1: they
+        never do."""
+        return -1
+
     def momentum_at(self, step: int) -> float:
         """Muon's momentum at a step."""
         return self.momentum

@@ -90,15 +90,21 @@ def serve(spec: str) -> None:
     """The other end of Worker: prints the tokens of a step, then a list of seconds for every number it reads."""
     from parity.program import with_step
 
-    recipe, program, state, batch = prepared(*json.loads(spec))
-    for stage in recipe.window_stages():  # compiles what each of them needs
-        state, _ = program.step(with_step(program, state, stage), batch)
+    recipe, program, state, _ = prepared(*json.loads(spec))
+    shapes = [(segment.tokens, segment.seq_len) for segment in recipe.plan for _ in range(segment.steps)]
+    batches = {shape: random_batch(recipe, program, *shape) for shape in dict.fromkeys(shapes)}
+    forms = {
+        (shapes[step], sum(first <= step for first in recipe.window_stages())): step for step in range(len(shapes))
+    }
+    for (shape, _), step in forms.items():  # compiles what each of them needs
+        state, _ = program.step(with_step(program, state, step), batches[shape])
         program.wait(state)
-    print(recipe.batch_tokens, flush=True)
+    print(round(sum(tokens for tokens, _ in shapes) / len(shapes)), flush=True)
     for line in sys.stdin:
         seconds, count = [], int(line)
         for i in range(count):  # spread over the run, for attention whose window grows
-            state = with_step(program, state, (2 * i + 1) * recipe.steps // (2 * count))
+            step = (2 * i + 1) * recipe.steps // (2 * count)
+            state, batch = with_step(program, state, step), batches[shapes[step]]
             begin_s = time.perf_counter()
             state, metrics = program.step(state, batch)
             program.fetch(metrics["loss"])
@@ -111,8 +117,6 @@ def prepared(
     name: str, scale: str, backend: str, build: dict[str, Any], fields: dict[str, int] | None = None
 ) -> tuple[Any, Any, Any, Any]:
     """Recipe, program, state and a batch of random tokens; the backend "plain" is plain_gpt.py."""
-    import numpy as np
-
     from parity.program import build as build_program
     from parity.recipes import recipe_for
 
@@ -123,6 +127,13 @@ def prepared(
         program: Any = Plain(recipe, **build)
     else:
         program = build_program(backend, recipe, **build)
-    tokens = np.random.default_rng(0).integers(0, recipe.tokenizer_size, recipe.batch_tokens + 1).astype(np.int32)
-    inputs_BT, targets_BT = (x.reshape(-1, recipe.context) for x in (tokens[:-1], tokens[1:]))
-    return recipe, program, program.init(0), program.put_global_batch(inputs_BT, targets_BT)
+    batch = random_batch(recipe, program, recipe.batch_tokens, recipe.context)
+    return recipe, program, program.init(0), batch
+
+
+def random_batch(recipe: Any, program: Any, tokens: int, length: int) -> Any:
+    """A batch of so many random tokens in rows of a length."""
+    import numpy as np
+
+    tokens_N = np.random.default_rng(0).integers(0, recipe.tokenizer_size, tokens + 1).astype(np.int32)
+    return program.put_global_batch(*(x.reshape(-1, length) for x in (tokens_N[:-1], tokens_N[1:])))

@@ -21,6 +21,7 @@ class Pieces:
     layers: ModuleType
     fp8: ModuleType
     optim: ModuleType
+    transforms: ModuleType
 
     def dtype(self, name: str) -> Any:
         """The backend's type of a name."""
@@ -59,7 +60,7 @@ def pieces(request: pytest.FixtureRequest) -> Pieces:
         request.param,
         *(
             importlib.import_module(f"{request.param}.{name}")
-            for name in ("attention", "layers", "kernels.fp8", "optim")
+            for name in ("attention", "layers", "kernels.fp8", "optim", "transforms")
         ),
     )
 

@@ -154,12 +154,14 @@ def test_orthogonalize_gives_the_orthogonal_factor_of_the_singular_value_decompo
     x = (
         (u * np.linspace(0.1, 1.0, min(shape))) @ vt * 5
     )  # singular values apart from zero, so that U V^T is well defined
-    found = pieces.get(pieces.optim.newton_schulz(pieces.put(x), 12, (2.0, -1.5, 0.5), pieces.dtype("float64")))
+    found = pieces.get(pieces.transforms.newton_schulz(pieces.put(x), 12, (2.0, -1.5, 0.5), pieces.dtype("float64")))
     np.testing.assert_allclose(found, u @ vt, rtol=0, atol=1e-12)
 
 
 def test_orthogonalize_leaves_zero_at_zero(pieces):
-    found = pieces.optim.newton_schulz(pieces.put(np.zeros((1, 4, 6))), 12, (2.0, -1.5, 0.5), pieces.dtype("float64"))
+    found = pieces.transforms.newton_schulz(
+        pieces.put(np.zeros((1, 4, 6))), 12, (2.0, -1.5, 0.5), pieces.dtype("float64")
+    )
     assert np.array_equal(pieces.get(found), np.zeros((1, 4, 6)))
 
 

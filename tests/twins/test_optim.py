@@ -48,7 +48,7 @@ def odd_adam_after(pieces, weights, grads, betas=(0.65, 0.95), eps=1e-8, dtype="
     if pieces.name == "jaxrun":
         return optax_after(pieces.optim.odd_adam(RATES, betas, eps, dtype), weights, grads)
     return by_group_after(
-        pieces, lambda groups: pieces.optim.odd_adam(groups, betas, eps, pieces.dtype(dtype)), weights, grads
+        pieces, lambda groups: pieces.optim.odd_adam(groups, {"all": betas}, eps, pieces.dtype(dtype)), weights, grads
     )
 
 
@@ -141,7 +141,7 @@ def test_coefficients_of_every_step_in_turn_and_another_norm(pieces, rng):
     x = rng.standard_normal((2, 5, 9))
     coefficients = (2.0, -1.5, 0.5, 3.0, -2.0, 0.25)
     found = pieces.get(
-        pieces.optim.newton_schulz(pieces.put(x), 2, coefficients, pieces.dtype("float64"), norm=(1.02, 1e-6))
+        pieces.transforms.newton_schulz(pieces.put(x), 2, coefficients, pieces.dtype("float64"), norm=(1.02, 1e-6))
     )
     for matrix, result in zip(x, found, strict=True):
         y = matrix / (1.02 * np.linalg.norm(matrix) + 1e-6)
@@ -157,7 +157,9 @@ def test_polar_express_makes_singular_values_alike(pieces, rng):
     v, _ = np.linalg.qr(rng.standard_normal((16, 16)))
     x = (u * np.geomspace(1, 0.01, 16)) @ v
     found = pieces.get(
-        pieces.optim.newton_schulz(pieces.put(x[None]), 5, POLAR_EXPRESS, pieces.dtype("float64"), norm=(1.02, 1e-6))
+        pieces.transforms.newton_schulz(
+            pieces.put(x[None]), 5, POLAR_EXPRESS, pieces.dtype("float64"), norm=(1.02, 1e-6)
+        )
     )[0]
     assert np.abs(np.linalg.svd(found, compute_uv=False) - 1).max() < 0.3
 
@@ -192,13 +194,13 @@ def test_adam_corrects_its_moments_to_float32s_rounding_at_any_step(rng):
     import jax
     import jax.numpy as jnp
 
-    from jaxrun import optim
+    from jaxrun import transforms
 
     moment = {"a": jnp.ones(1, jnp.float32)}
     for count in (0, 1, 9, 999, 99_999):
         for betas in ((0.9, 0.95), (0.0, 0.9999)):
-            adam = optim.scale_by_adam(betas, 0.0)
-            state = optim.AdamState(jnp.asarray(count, jnp.int32), moment, moment)
+            adam = transforms.scale_by_adam(betas, 0.0)
+            state = transforms.AdamState(jnp.asarray(count, jnp.int32), moment, moment)
             u, _ = jax.jit(adam.update)(moment, state)
             c1, c2 = (1 - beta ** (count + 1.0) for beta in betas)  # with all moments and gradients at 1
             np.testing.assert_allclose(u["a"], (1 / c1) / math.sqrt(1 / c2), rtol=2e-6)
@@ -319,13 +321,13 @@ def test_scale_by_muon_agrees_once_the_correction_has_died_away(rng):
     import jax.numpy as jnp
     from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-    from jaxrun import optim
+    from jaxrun import transforms
 
     moment, g = (jnp.asarray(rng.standard_normal((8, 24))) for _ in range(2))
     peer = scale_by_muon(NEWTON_SCHULZ, 12, 0.95, 1e-7, weight_dimension_numbers={"a": MuonDimensionNumbers()})
     state = peer.init({"a": g})._replace(count=jnp.int32(5000), mu={"a": moment})  # 0.95^5000 is 0
     expected, _ = jax.jit(peer.update)({"a": g}, state)
-    ours = optax.chain(optim.momentum(0.95), optim.orthogonalize(12, NEWTON_SCHULZ, "float64"))
+    ours = optax.chain(transforms.momentum(0.95), transforms.orthogonalize(12, NEWTON_SCHULZ, "float64"))
     first, second = ours.init({"a": g})
     result, _ = jax.jit(ours.update)({"a": g}, (first._replace(momentum={"a": moment}), second))
     np.testing.assert_allclose(result["a"], expected["a"], rtol=0, atol=1e-12)
@@ -340,13 +342,13 @@ def test_momentum_as_a_sum_is_that_of_sgd(pieces, rng, nesterov):
     if pieces.name == "jaxrun":
         import optax
 
-        piece = optax.chain(pieces.optim.momentum(0.9, **options), pieces.optim.scale_by_learning_rate(RATES))
+        piece = optax.chain(pieces.transforms.momentum(0.9, **options), pieces.transforms.scale_by_learning_rate(RATES))
         same(optax_after(piece, weights, grads), peer)
         return
     w, m = torch.from_numpy(weights["a"].copy()), torch.zeros(3, 4, dtype=torch.float64)
     for rate, gradients in zip(RATES, grads, strict=True):
-        updates = pieces.optim.momentum([torch.from_numpy(gradients["a"])], [m], 0.9, **options)
-        w += pieces.optim.scale_by_learning_rate(updates, float(rate))[0]
+        updates = pieces.transforms.momentum([torch.from_numpy(gradients["a"])], [m], 0.9, **options)
+        w += pieces.transforms.scale_by_learning_rate(updates, float(rate))[0]
     same({"a": w.numpy()}, peer)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from parity.errors import InputError
 from parity.recipes import Recipe
-from torchref.models import muon, nanogpt, record_11, record_21, record_40
+from torchref.models import muon, nanogpt, record_11, record_21, record_40, record_58
 
 MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "nanogpt": nanogpt.Model,
@@ -15,6 +15,7 @@ MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "record-11": record_11.Model,
     "record-21": record_21.Model,
     "record-40": record_40.Model,
+    "record-58": record_58.Model,
 }
 
 

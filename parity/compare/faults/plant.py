@@ -10,10 +10,10 @@ from parity.capture import replaced
 from parity.recipes import Recipe
 
 MODELS = "models"  # as a patch's module: every module of a backend's models that has the name
-MODEL_FILES = ("nanogpt", "muon", "record_11", "record_21", "record_40")
+MODEL_FILES = ("nanogpt", "muon", "record_11", "record_21", "record_40", "record_58")
 Change = Callable[[Any], Any]
 Patches = Callable[[str], "list[Patch]"]
-ALL = ("nanogpt", "muon", "record-11", "record-21")  # record-40 has a list of its own
+ALL = ("nanogpt", "muon", "record-11", "record-21")  # record-40 and record-58 have lists of their own
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def targets(change: Patch, backend: str) -> list[tuple[Any, str]]:
         names = [f"{backend}.models.{file}" for file in MODEL_FILES]
     else:
         names = [change.module if change.module.startswith("parity.") else f"{backend}.{change.module}"]
+        names += [f"{backend}.transforms"] if change.module == "optim" else []  # whose functions optim has, too
     pairs = []
     for module in names:
         owner: Any = importlib.import_module(module)
         *owners, name = change.name.split(".")
         for attribute in owners:
             owner = getattr(owner, attribute, None)
-        if change.module != MODELS or hasattr(owner, name):
+        if len(names) == 1 or hasattr(owner, name):
             pairs.append((owner, name))
     return pairs
 

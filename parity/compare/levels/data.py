@@ -46,9 +46,11 @@ def observe(program: Guarded, case: Case) -> Iterator[Observation]:
     yield from _batches(program, "across shard ends", shards, actual, expected)
 
     shard, start, _ = case.slice.part("val")
+    length = case.recipe.eval_context
+    tokens = length * max(n for n in range(1, 9) if case.track.val_tokens % (n * length) == 0)
     count = case.track.val_tokens // tokens
-    scored: Spans = [*stream.eval_spans(start, case.track.val_tokens, tokens, case.recipe.context)]
-    plain: Spans = [stream.Span(i, 0, start + i * tokens, tokens, case.recipe.context) for i in range(count)]
+    scored: Spans = [*stream.eval_spans(start, case.track.val_tokens, tokens, length)]
+    plain: Spans = [stream.Span(i, 0, start + i * tokens, tokens, length) for i in range(count)]
     yield from _batches(program, "val", [shard], scored[:count], plain, ranks=(1,))
 
 

@@ -86,4 +86,7 @@ def _moments(program: Guarded, case: Case, state: Any) -> Iterator[Observation]:
         line = kind if kind == "momentum" else f"{kind} moment"
         for name, value in program.arrays(moments, f"{kind} of").items():
             single = hasattr(recipe, "clip_norm")  # one factor's error is that of all
-            yield Observation(line, name, value, bounds.update(recipe), single=single)
+            bound = bounds.update(recipe)
+            if kind == "squares":  # of what was orthogonalized
+                bound = bounds.orthogonalization(recipe, recipe.newton_schulz_steps)
+            yield Observation(line, name, value, bound, single=single)

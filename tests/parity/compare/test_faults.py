@@ -32,6 +32,7 @@ QUICK = [
     ("window-short-rounded-up", "torchref", "record-21"),
     ("value-embeddings-late", "jaxrun", "record-21"),
     ("yarn-scale-missing", "torchref", "record-40"),
+    ("pair-positions-by-row", "torchref", "record-58"),
 ]
 
 
@@ -50,6 +51,7 @@ def test_the_records_have_faults_of_their_own():
     assert len([f for f in own if "record-11" in f.recipes]) >= 15
     assert len([f for f in own if "record-21" in f.recipes]) >= 30
     assert len([f for f in own if "record-40" in f.recipes]) >= 30
+    assert len([f for f in own if "record-58" in f.recipes]) >= 30
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +135,10 @@ def test_every_fault_is_caught_and_named_at_the_right_place(case, backend, recip
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOW_PRECISION_FAULTS)
 @pytest.mark.parametrize("backend", ["torchref", "jaxrun"])
-def test_a_fault_in_8_bits_is_caught_in_bfloat16(compare, name, backend):
-    """Only there are 8 bits in use; the tests over eight draws see more rounding, and less, than was recorded."""
+def test_a_fault_in_8_bits_or_16_is_caught_in_bfloat16(compare, name, backend):
+    """Only there are so few in use; the tests over eight draws see more rounding, and less, than was recorded."""
+    recipe = LOW_PRECISION_FAULTS[name].recipes[0]
     result = compare(
-        "--recipe", "record-21", "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend
+        "--recipe", recipe, "--dtype", "bfloat16", "--levels", "loss,gradients", "--plant", name, "--in", backend
     )
     assert result.code == 1 and f", {LOW_PRECISION_FAULTS[name].level} (" in result.out, result.out

@@ -106,5 +106,7 @@ def test_logs_of_a_proposal_are_not_set_against_those_of_the_program_that_was_me
     merged, proposed = row("89")[2], row("90")[2]
     assert merged.p_time is merged.p_lower is None and "on an older program and are not compared" in merged.sure
     assert len(own("89")) == row("89")[0].runs == 5 and {run.steps for run in own("89")} == {1285}
-    assert proposed.beside and "its logs are of the proposal" in proposed.sure and {r.steps for r in own("90")} == {1315}
+    assert (
+        proposed.beside and "its logs are of the proposal" in proposed.sure and {r.steps for r in own("90")} == {1315}
+    )
     assert row("92")[0].title == "ANVIL2" and row("92")[0].seconds == 39.9
