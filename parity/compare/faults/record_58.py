@@ -317,7 +317,7 @@ OF_RECORD_58 = (
         parts.with_fields(equalizer=0.9), only=OWN),
     Fault("equalizer-not-rescaled", "NorMuon leaves another norm than the update had", "update",
         "weights after a step: *", FIFTY_EIGHT, patches=in_module("optim", "equalize", change=_unscaled), only=OWN),
-    Fault("no-equalizer", "q, k, v, o and the first matrix of the MLP have Muon, not NorMuon", "update", "*", FIFTY_EIGHT,
+    Fault("no-equalizer", "all matrices but the second of the MLP have Muon, not NorMuon", "update", "*", FIFTY_EIGHT,
         _optimizers(matrix="MuonUnscaled"), only=OWN),
     Fault("betas-alike", "all of Adam's groups have the same averaging factors", "update", "weights on the way: *",
         FIFTY_EIGHT, lambda recipe: parts.with_class(recipe, betas_of={}), only=OWN),

@@ -267,6 +267,7 @@ VARIATIONS = (
     Honest("record-11", ("--recipe", "record-11", "--layers", "2")),
     Honest("record-21", ("--recipe", "record-21", "--layers", "2", "--window", "16", "--val-context", "64")),
     Honest("record-40", ("--recipe", "record-40", "--layers", "6", "--context", "64", "--max-len", "32")),
+    Honest("record-58", ("--recipe", "record-58", "--layers", "5", "--context", "96", "--batch-tokens", "768")),
     Honest("muon-bfloat16", ("--precision", "bfloat16")),
     Honest("nanogpt-bfloat16", ("--recipe", "nanogpt", "--precision", "bfloat16")),
     Honest("muon-float64", ("--precision", "float64")),
