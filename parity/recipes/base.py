@@ -237,8 +237,13 @@ class Recipe(abc.ABC):
 
     @property
     def separate_documents(self) -> bool:
-        """Whether no position sees another document."""
+        """Whether attention sees no other document."""
         return False
+
+    @property
+    def seen_before_document(self) -> int | None:
+        """How many tokens before a document's start its positions may depend on; None: any number."""
+        return 0 if self.separate_documents else None
 
     def attention_window(self, step: int) -> int | None:
         """The window of attention in blocks after so many updates; None where attention has no window."""

@@ -149,6 +149,10 @@ class Record40(SpeedrunRecipe):
         return True
 
     @property
+    def seen_before_document(self) -> int | None:
+        return 1  # smear
+
+    @property
     def plan(self) -> tuple[Segment, ...]:
         return (Segment(self.steps, self.batch_tokens, self.context, self.max_len),)
 

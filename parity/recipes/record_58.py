@@ -129,6 +129,10 @@ class Record58(Record40):
         return tuple(Segment(parts.count(i), rows * T, T, self.max_len) for i, T in enumerate(lengths))
 
     @property
+    def seen_before_document(self) -> int | None:
+        return None  # by the key offset, which takes from a key that has seen the document before
+
+    @property
     def no_attention_layer(self) -> int:
         """The block that has no attention, to which the output of another is added."""
         return 7 * (self.layers + 1) // 12 - 1

@@ -233,7 +233,8 @@ def independent_rows(context: Context) -> Finding:
 def independent_documents(context: Context) -> Finding:
     p = context.once(Probe)
     recipe, length = p.program.recipe, context.evidence.eval_context
-    if not recipe.get("separate_documents"):
+    seen = recipe.get("seen_before_document")
+    if not isinstance(seen, int):
         return holds("the recipe does not separate documents")
     tried = prefixes(length, context.random("document starts"), 4 * p.count, recipe.get("block"))
     worst = (0.0, 0)
@@ -245,7 +246,7 @@ def independent_documents(context: Context) -> Finding:
             inputs[row, start] = recipe.get("end_of_text")
         before = p.token_losses(Rows(inputs, p.rows.targets))
         for row, start in enumerate(starts):
-            inputs[row, :start] = other[row, :start]
+            inputs[row, : max(0, start - seen)] = other[row, : max(0, start - seen)]
         moved = np.abs(p.token_losses(Rows(inputs, p.rows.targets)) - before)
         worst = max([worst, *((float(moved[row, start:].max()), start) for row, start in enumerate(starts))])
         if worst[0] > p.allowed:

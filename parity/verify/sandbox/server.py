@@ -69,7 +69,7 @@ class Server:
             "tokenizer_size": built.tokenizer_size,
             "eval_context": built.eval_context,
             "block": getattr(built, "block", None),
-            "separate_documents": built.separate_documents,
+            "seen_before_document": built.seen_before_document,
             "end_of_text": built.end_of_text,
             "token_ids": str(getattr(self.program, "token_ids", "")),
             "eval_steps": list(built.eval_steps()),
