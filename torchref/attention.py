@@ -121,7 +121,8 @@ def pair_heads(x_BTHK):
 def pair_tables(cos, sin, heads: int):
     """Tables of 2 T positions (2 T, 1, n) for heads that attend in pairs: token t has position 2 t in even heads and
     2 t + 1 in odd ones: (T, H, n)."""
-    return tuple(table.reshape(-1, 2, table.shape[-1]).repeat(1, heads // 2, 1) for table in (cos, sin))
+    cos, sin = (table.reshape(-1, 2, table.shape[-1]).repeat(1, heads // 2, 1) for table in (cos, sin))
+    return cos, sin
 
 
 @_constant

@@ -43,8 +43,8 @@ class Stage(NamedTuple):
 
     long: Any
     short: Any
-    tables: tuple
-    paired_tables: tuple
+    tables: tuple[Any, Any]
+    paired_tables: tuple[Any, Any]
     scale: Any
 
 
@@ -78,12 +78,12 @@ class Attention(nnx.Module):
             v_BTHK = v_BTHK + 2 * self.value_gate(x_BTD)[..., None] * split_heads(value_BTD, self.head_dim)
         window = (stage.long if self.long else stage.short) + 1  # with the query's own position
         if self.paired:
-            pairs, segments_BT = (pair_heads(y) for y in (q_BTHK, k_BTHK, v_BTHK)), jnp.repeat(segments_BT, 2, axis=1)
-            y_BTHK: Any = window_attention(*pairs, 1.0, segments_BT, window, 1, self.max_window + 1)
-            y_BTHK = y_BTHK.reshape(v_BTHK.shape)
-        else:
-            k_BTHK = offset_keys(k_BTHK, self.offset_channels) if self.long else k_BTHK
-            y_BTHK = window_attention(q_BTHK, k_BTHK, v_BTHK, 1.0, segments_BT, window, 1, self.max_window + 1)
+            q_BTHK, k_BTHK, v_BTHK = (pair_heads(y_BTHK) for y_BTHK in (q_BTHK, k_BTHK, v_BTHK))
+            segments_BT = jnp.repeat(segments_BT, 2, axis=1)
+        elif self.long:
+            k_BTHK = offset_keys(k_BTHK, self.offset_channels)
+        y_BTHK: Any = window_attention(q_BTHK, k_BTHK, v_BTHK, 1.0, segments_BT, window, 1, self.max_window + 1)
+        y_BTHK = y_BTHK.reshape(*x_BTD.shape[:2], -1, self.head_dim)  # pairs as heads again
         return self.proj(merge_heads(y_BTHK * self.gate(x_BTD)[..., None]), self.factors(x_BTD, 1))
 
 

@@ -41,8 +41,8 @@ class Stage(NamedTuple):
 
     long: int
     short: int
-    tables: tuple
-    paired_tables: tuple
+    tables: tuple[Any, Any]
+    paired_tables: tuple[Any, Any]
     scale: float
 
 
@@ -77,15 +77,12 @@ class Attention(nn.Module):
         window = (stage.long if self.long else stage.short) + 1  # with the query's own position
         window_tensor = torch.tensor(window, dtype=torch.int32, device=x_BTD.device)
         if self.paired:
-            pairs, segments_BT = (
-                (pair_heads(y) for y in (q_BTHK, k_BTHK, v_BTHK)),
-                segments_BT.repeat_interleave(2, dim=1),
-            )
-            y_BTHK: Any = window_attention(*pairs, 1.0, segments_BT, window_tensor, 1, window)
-            y_BTHK = y_BTHK.reshape(v_BTHK.shape)
-        else:
-            k_BTHK = offset_keys(k_BTHK, self.offset_channels) if self.long else k_BTHK
-            y_BTHK = window_attention(q_BTHK, k_BTHK, v_BTHK, 1.0, segments_BT, window_tensor, 1, window)
+            q_BTHK, k_BTHK, v_BTHK = (pair_heads(y_BTHK) for y_BTHK in (q_BTHK, k_BTHK, v_BTHK))
+            segments_BT = segments_BT.repeat_interleave(2, dim=1)
+        elif self.long:
+            k_BTHK = offset_keys(k_BTHK, self.offset_channels)
+        y_BTHK: Any = window_attention(q_BTHK, k_BTHK, v_BTHK, 1.0, segments_BT, window_tensor, 1, window)
+        y_BTHK = y_BTHK.reshape(*x_BTD.shape[:2], -1, self.head_dim)  # pairs as heads again
         return self.proj(merge_heads(y_BTHK * self.gate(x_BTD)[..., None]), self.factors(x_BTD, 1))
 
 

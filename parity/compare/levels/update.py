@@ -81,7 +81,7 @@ def _updates(program: Guarded, case: Case) -> Iterator[Observation]:
 
 
 def _moments(program: Guarded, case: Case, state: Any) -> Iterator[Observation]:
-    recipe = case.recipe
+    recipe: Any = case.recipe
     for kind, moments in sorted(program.moments(state).items()):
         line = kind if kind == "momentum" else f"{kind} moment"
         for name, value in program.arrays(moments, f"{kind} of").items():
