@@ -2,7 +2,7 @@
 targets, the head's untying, stages of rows, NorMuon, cautious decay."""
 
 from parity.compare.faults import layers as parts
-from parity.compare.faults.plant import MODELS, Change, Fault, Patch, by_backend, in_module
+from parity.compare.faults.plant import MODELS, Change, Fault, by_backend, in_module
 from parity.recipes.record_40 import Record40
 
 FIFTY_EIGHT = ("record-58",)
@@ -235,17 +235,6 @@ def _tied_never(recipe):
     return parts.with_class(recipe, tied_until=lambda self, group: -1)
 
 
-def _rounded(backend: str) -> list[Patch]:
-    """Matrices are rounded to bfloat16, not cut off."""
-    return [
-        Patch(
-            "layers",
-            "cast_weight",
-            lambda original: lambda w, dtype, truncate, factor=None: original(w, dtype, False, factor),
-        )
-    ]
-
-
 # fmt: off
 OF_RECORD_58 = (
     Fault("embedding-drawn-apart", "embedding and head do not begin alike", "init", "bytes: embed.weight",
@@ -330,9 +319,5 @@ OF_RECORD_58 = (
     Fault("momentum-short-of-its-end", "the momentum stays short of 0.95, as that of record 40", "update",
         "schedule: momentum", FIFTY_EIGHT,
         lambda recipe: parts.with_class(recipe, momentum_at=Record40.momentum_at), only=OWN),
-)
-NARROW_58 = (
-    Fault("rounded-matrices", "matrices are rounded to bfloat16, not cut off", "loss", "*", FIFTY_EIGHT,
-        patches=_rounded, only=OWN, dtype="bfloat16"),
 )
 # fmt: on
