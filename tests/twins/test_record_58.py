@@ -152,7 +152,7 @@ def test_losses_are_those_of_the_description_in_every_stage(backend, recipe, wei
             np.testing.assert_allclose(found[row], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param("jaxrun", marks=pytest.mark.slow), "torchref"])
 def test_the_training_loss_counts_several_targets_of_each_position_within_the_row(backend, recipe, weights, x64):
     """The sum of a row's losses, the mean of rows; some 1,500 terms: 1e-12. A gradient's prefix ends the row there."""
     pytest.importorskip("jax" if backend == "jaxrun" else "torch")

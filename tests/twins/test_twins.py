@@ -114,7 +114,12 @@ class Pair:
         return [p.fetch(function(p, p.load(self.start), p.put_global_batch(*self.batches[0]))) for p in self.programs]
 
 
-@pytest.fixture(scope="module", params=list(RECIPES))
+SLOW = ("record-40", "record-58")  # whose formulas test_record_40.py and test_record_58.py hold in both backends
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RECIPES]
+)
 def pair(request, x64):
     return Pair(request.param)
 
