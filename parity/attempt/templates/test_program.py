@@ -26,7 +26,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def program():
     base = recipe_for(read_declaration(FOLDER / "declaration.json").recipe, "tiny")
-    base = dataclasses.replace(base, **{name: value for name, value in SMALL.items() if hasattr(base, name)})
+    if not hasattr(base, "max_len"):  # of the late records the sizes fit together, and are small enough
+        base = dataclasses.replace(base, **{name: value for name, value in SMALL.items() if hasattr(base, name)})
     module = user_program.load(FOLDER / "program.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHDYNAMO_DISABLE", "1")  # without torch.compile, which would take longer than the test
