@@ -75,7 +75,7 @@ class Inspector:
         schedules = {group: optim.learning_rates(self.recipe, group) for group in groups}
         if hasattr(self.recipe, "momentum"):
             schedules["momentum"] = optim.momentum_schedule(self.recipe)
-        for group in groups if hasattr(self.recipe, "cautious_decay") else ():
+        for group in groups:
             if (table := optim.cautious_decay(self.recipe, group)) is not None:
                 schedules[f"decay of {group}"] = table
         for k, table in enumerate(zip(*map(self.program.target_weights, range(self.recipe.steps)), strict=True)):

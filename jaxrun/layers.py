@@ -203,9 +203,7 @@ def token_losses(raw_logits_BTV, targets_BT, softcap: Callable = lambda raw_logi
     return cross_entropy(softcap, raw_logits_BTV, targets_BT)
 
 
-def weighted_token_losses(
-    raw_logits_BTV, targets_BTN, weights_BTN, softcap: Callable = lambda raw_logits: raw_logits
-):  # fmt: skip
+def weighted_token_losses(raw_logits_BTV, targets_BTN, weights_BTN, softcap: Callable = lambda raw_logits: raw_logits):
     """The sum of N targets' losses at each position, each times its weight: (B, T), in the type of the capped
     logits."""
     return cross_entropy(softcap, raw_logits_BTV, targets_BTN, weights_BTN)

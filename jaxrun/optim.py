@@ -118,7 +118,6 @@ def odd_adam(
     then have one shape, have the sum of their gradients (record 53).
     """
     b1, b2 = betas
-    decayed = add_cautious_decay(np.zeros(1) if decay is None else decay)
 
     def init(params):
         first, second = (jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), params) for _ in betas)
@@ -140,7 +139,7 @@ def odd_adam(
 
         updates = jax.tree.map(update, first, second)
         if decay is not None:
-            updates, _ = decayed.update(updates, optax.ScaleByScheduleState(state.count), params)
+            updates, _ = add_cautious_decay(decay).update(updates, optax.ScaleByScheduleState(state.count), params)
         updates = jax.tree.map(lambda u: -at_step(learning_rates, state.count, u.dtype) * u, updates)
         first, second = as_stored(first, state.first), as_stored(second, state.second)
         return updates, OddAdamState(state.count + 1, first, second, state.pending)
@@ -268,7 +267,7 @@ def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
-def cautious_decay(recipe: Any, group: str) -> np.ndarray | None:
+def cautious_decay(recipe: Recipe, group: str) -> np.ndarray | None:
     """(steps,) float64: the group's cautious decay at every step of the plan; None where it has none."""
     table = np.array([recipe.cautious_decay(group, step) for step in range(recipe.steps)])
     return table if table.any() else None

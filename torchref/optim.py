@@ -361,7 +361,7 @@ def learning_rates(recipe: Recipe, group: str) -> np.ndarray:
     return np.array([recipe.learning_rates(step)[group] for step in range(recipe.steps)])
 
 
-def cautious_decay(recipe: Any, group: str) -> np.ndarray | None:
+def cautious_decay(recipe: Recipe, group: str) -> np.ndarray | None:
     """(steps,) float64: the group's cautious decay at every step of the plan; None where it has none."""
     table = np.array([recipe.cautious_decay(group, step) for step in range(recipe.steps)])
     return table if table.any() else None

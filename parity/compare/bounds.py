@@ -92,8 +92,10 @@ def updated(recipe: Any, steps: int, group: str, shape: tuple[int, ...], largest
 
 def decay(recipe: Recipe) -> Bound:
     """What decay takes from a weight in one step, as the difference of two weights."""
-    rates, cautious = recipe.learning_rates(0), getattr(recipe, "cautious_decay", lambda group, step: 0.0)
-    parts = [rate * (recipe.group_weight_decay(group) or cautious(group, 0)) for group, rate in rates.items()]
+    rates = recipe.learning_rates(0)
+    parts = [
+        rate * (recipe.group_weight_decay(group) or recipe.cautious_decay(group, 0)) for group, rate in rates.items()
+    ]
     if not any(parts):
         return rounding(8)
     return rounding(8, 1 / min(part for part in parts if part), "a step takes so small a part of a weight")

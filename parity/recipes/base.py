@@ -286,6 +286,10 @@ class Recipe(abc.ABC):
         """Decoupled weight decay of a parameter group."""
         return 0.0
 
+    def cautious_decay(self, group: str, step: int) -> float:
+        """Decoupled weight decay of a parameter group where weight and update have one sign."""
+        return 0.0
+
     @property
     def plan(self) -> tuple[Segment, ...]:
         """The batch plan: segments of (steps, tokens a batch, row length)."""

@@ -54,8 +54,6 @@ class Record58(Record40):
     )  # fmt: skip
     row_parts: ClassVar[tuple[int, ...]] = (1, 2, 3)
     """The lengths of rows in the stages, as parts of the last; batches have eight rows throughout."""
-    fp8_scales: ClassVar[tuple[float, float, float]] = (448 / 100, 448 / 1.6, 448 / 0.75)  # pyright: ignore
-    """Factors of x, the weight and the gradient (of the sum of a row's losses) before they are rounded to 8 bits."""
 
     paired_layers: tuple[int, ...] = (0, 2, 5, 9)
     """The blocks of the model whose heads attend in pairs."""
@@ -127,6 +125,10 @@ class Record58(Record40):
         rows = self.batch_tokens // self.context
         lengths = [part * self.context // self.row_parts[-1] for part in self.row_parts]
         return tuple(Segment(parts.count(i), rows * T, T, self.max_len) for i, T in enumerate(lengths))
+
+    @property
+    def fp8_scales(self) -> tuple[float, float, float]:
+        return 448 / 100, 448 / 1.6, 448 / 0.75
 
     @property
     def seen_before_document(self) -> int | None:

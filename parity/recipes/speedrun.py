@@ -64,10 +64,6 @@ class SpeedrunRecipe(Recipe):
         """Adam's averaging factors for a parameter group."""
         return self.betas
 
-    def cautious_decay(self, group: str, step: int) -> float:
-        """The decay of a group's weights where it has the sign of their update, as a fraction of the learning rate."""
-        return 0.0
-
     def tied_until(self, group: str) -> int:
         """The last step at which the weights of a group, first drawn alike, share the sum of their gradients; -1: they
         never do."""
